@@ -1,0 +1,30 @@
+"""tuili: an inference-optimised model server.
+
+>>> from app import LLM
+>>> llm = LLM("smollm2-135m")
+>>> llm.generate("The capital of France is")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.llm import LLM
+    from app.types import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: `tuili --help` and the API process must not pay for (or even see) torch.
+    if name == "LLM":
+        from app.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from app.types import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(name)

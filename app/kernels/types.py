@@ -1,0 +1,128 @@
+"""Tensors that travel between kernels, and the step arena they are taken from.
+
+Shape suffixes: T tokens of a step, R rows (sequences) of a step, L rows of logits, D model width, H query heads,
+G key/value heads, E head width, V vocabulary, N / K output / input features of a linear layer, B block size.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ActFormat(enum.Enum):
+    """The format in which a linear layer wants its input."""
+
+    FLOAT = "float"
+    INT8 = "int8"
+    """Per-token symmetric int8 with an fp32 scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` [T] fp32."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeight:
+    """Weight of a linear layer: ``values`` [N, K], row n the weights of output n.
+
+    int8 weights carry ``scale`` [N] fp32. ``bias`` [N] is added in fp32 before the epilogue. A SiLU·mul layer stacks
+    the gate's N/2 rows above the up projection's N/2 rows.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def act_format(self) -> ActFormat:
+        return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVCache:
+    """One layer's pages: ``values`` [num_blocks, 2, G, B, E] (0 keys, 1 values); int8 pages carry ``scale``
+    [num_blocks, 2, G, B] fp16.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    @property
+    def block_size(self) -> int:
+        return self.values.shape[3]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Where the step's tokens stand, for every attention layer alike.
+
+    Row r owns tokens ``query_start_loc[r]:query_start_loc[r + 1]``; they are the last tokens of its ``seq_lens[r]``,
+    whose keys and values lie in blocks ``block_tables[r]``.
+    """
+
+    query_start_loc: Tensor
+    """[R + 1] int32."""
+    seq_lens: Tensor
+    """[R] int32, this step's tokens included."""
+    block_tables: Tensor
+    """[R, max_blocks] int32; entries past a row's last block are not read."""
+    slot_mapping: Tensor
+    """[T] int64: block * B + offset at which each token's key and value are written."""
+    max_query_len: int
+    max_seq_len: int
+
+
+class StepArena:
+    """Activations of one step, each at the same address in every step.
+
+    ``take`` hands out a view of the first T rows of a buffer that holds ``max_rows``; calls must come in the same
+    order with the same widths in every step (a recorded step replays the addresses). Nothing is zeroed.
+    """
+
+    def __init__(self, max_rows: int, device: torch.device) -> None:
+        self._max_rows = max_rows
+        self._device = device
+        self._buffers: list[Tensor] = []
+        self._next = 0
+        self._rows = 0
+
+    def begin(self, rows: int) -> None:
+        """Starts a step of ``rows`` tokens; what was taken before may be overwritten from here on.
+
+        Raises:
+            ValueError: more rows than the arena holds.
+        """
+        if rows > self._max_rows:
+            raise ValueError(f"a step of {rows} rows does not fit an arena of {self._max_rows}")
+        self._next = 0
+        self._rows = rows
+
+    def take(self, width: int, dtype: torch.dtype) -> Tensor:
+        """The step's next buffer, [T, width]."""
+        if self._next == len(self._buffers):
+            self._buffers.append(torch.empty(self._max_rows, width, dtype=dtype, device=self._device))
+        buffer = self._buffers[self._next]
+        if buffer.shape[1] != width or buffer.dtype != dtype:
+            raise ValueError(
+                f"arena buffer {self._next} is [{buffer.shape[1]}] {buffer.dtype}, asked for [{width}] {dtype}"
+            )
+        self._next += 1
+        return buffer[: self._rows]
+
+    def take_act(self, width: int, dtype: torch.dtype, fmt: ActFormat) -> Act:
+        """An :class:`Act` [T, width] in the format that its consumer asks for."""
+        if fmt is ActFormat.FLOAT:
+            return Act(self.take(width, dtype))
+        return Act(self.take(width, torch.int8), self.take(1, torch.float32).view(-1))
+
+    def nbytes(self) -> int:
+        """Bytes held by the buffers handed out so far."""
+        return sum(b.numel() * b.element_size() for b in self._buffers)

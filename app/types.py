@@ -1,0 +1,345 @@
+"""Records that the API process and the engine process share.
+
+Everything that crosses the socketpair between the two processes, and everything that crosses from the
+scheduler to a runner, is one of these ``msgspec`` structs: typed, validated on decode, never pickled. Nothing
+here knows torch, HTTP or text; token ids are plain ints.
+
+Units: times are seconds, instants are :func:`time.monotonic` (one clock for every process of a machine), sizes
+are bytes. A *position* is a 0-based index into a request's prompt + output tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class RequestStatus(enum.StrEnum):
+    """Where a request stands inside the engine."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one sequence is sampled. Validated by the API layer and again by the engine.
+
+    ``stop`` is matched on text, in the API process only. Logprobs are those of the raw logits, before penalties,
+    bias and temperature.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    """Keep the matched stop string (or stop token's text) in the answer."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    """Alternatives reported for each generated token; 0 reports the token alone, None nothing."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token after the first."""
+    logit_bias: dict[int, float] = {}
+    skip_special_tokens: bool = True
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an engine process needs to know; its first frame."""
+
+    model_dir: str
+    """Directory with ``config.json`` and the weights (safetensors or one ``.gguf``)."""
+    weights: tuple[str, ...] = ()
+    """Weight files, absolute; empty with ``load_format="dummy"``."""
+    load_format: str = "auto"
+    """``auto`` reads the weights, ``dummy`` makes random ones from the config."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    kv_cache_dtype: str = "auto"
+    block_size: int = 16
+    kv_cache_memory: int = 1 << 30
+    """Bytes for the paged KV cache, all layers together."""
+    num_blocks: int | None = None
+    """Exact number of KV blocks instead of a memory budget (tests)."""
+    max_model_len: int | None = None
+    """None takes the model's own context length, cut to what the KV cache can hold."""
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 1024
+    """Token budget of one step."""
+    max_logit_rows: int = 256
+    """Rows of logits one step may ask for; bounds the [rows, vocab] buffer."""
+    enable_prefix_caching: bool = True
+    pipeline_depth: int = 1
+    """Steps that may be under way at once."""
+    threads: int = 0
+    """Compute threads; 0 leaves the choice to the runner."""
+    seed: int = 0
+    """Seed of dummy weights."""
+    eos_token_ids: tuple[int, ...] = ()
+    integrity_checks: bool = False
+    """Check the block allocator's invariants whenever the engine goes idle."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# API process -> engine
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
+    """One sequence to generate. ``n`` choices are ``n`` of these, told apart by ``sample_index``."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    seed: int
+    """64-bit key of the counter RNG: the client's, or drawn at admission."""
+    sample_index: int = 0
+    client_index: int = 0
+    priority: int = 0
+    """Lower runs first; equal priorities in order of arrival."""
+    arrival_time: float = 0.0
+    deadline: float | None = None
+    """Instant after which the request is answered with an error instead of more work."""
+    cache_salt: str = ""
+    """Requests share cached prefixes only under the same salt."""
+
+
+class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
+    """Stop these requests and free what they hold within one step. Unknown ids are ignored: they just finished."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Leave the loop and exit 0."""
+
+
+ClientFrame = EngineRequest | AbortRequests | Shutdown
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# engine -> API process
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token and of the most likely alternatives at its position."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the most likely token."""
+    top: list[tuple[int, float]]
+    """(token id, logprob), most likely first; the caller's number of alternatives."""
+
+
+class EngineError(msgspec.Struct, frozen=True, array_like=True):
+    """Why a request ended in :attr:`FinishReason.ERROR`."""
+
+    code: str
+    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``engine_error``, ``engine_restarted``."""
+    message: str
+
+
+class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
+    """Instants of a request's life in the engine; None where it did not get that far."""
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What one step gave one request."""
+
+    request_id: str
+    new_token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    """One an element of ``new_token_ids``, when asked for."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """For prompt positions 1, 2, …; in one piece, with the first output."""
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The token that ended the request (EOS or of ``stop_token_ids``); it is the last of the generated tokens."""
+    num_cached_tokens: int = 0
+    error: EngineError | None = None
+    timings: RequestTimings | None = None
+    """With the first output and with the last."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """State after a step; ``*_total`` fields count since the engine process started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    blocks_used: int = 0
+    """Blocks held by requests; cached blocks nobody holds are free."""
+    blocks_total: int = 0
+    steps_total: int = 0
+    prompt_tokens_total: int = 0
+    """Prompt tokens computed (cached ones excluded)."""
+    generation_tokens_total: int = 0
+    preemptions_total: int = 0
+    prefix_query_tokens_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    step_tokens: int = 0
+    """Tokens computed in this step."""
+    step_seconds: float = 0.0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """The one frame that a step sends a client."""
+
+    client_index: int
+    outputs: list[EngineOutput]
+    stats: EngineStats
+
+
+class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far start-up has come."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    """0: not countable."""
+    seconds: float = 0.0
+    """Since the phase began."""
+
+
+class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The engine takes requests from here on."""
+
+    max_model_len: int
+    vocab_size: int
+    """Width of the logits: valid token ids are below it."""
+    block_size: int
+    num_blocks: int
+    dtype: str
+    kv_cache_dtype: str
+    device: str
+    num_parameters: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    pid: int
+
+
+class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
+    """The engine cannot go on; one line a person can act on."""
+
+    message: str
+
+
+EngineFrame = StepOutputs | LoadProgress | EngineReady | EngineFatal
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# scheduler -> runner -> scheduler (one step)
+
+
+class KVCacheGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers that share block tables: all full-attention layers, all sliding-window layers, …"""
+
+    kind: str
+    """``full`` today; ``sliding`` and ``cross`` have their place here."""
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    bytes_per_block: int
+    """All layers of the group, keys and values, scales included."""
+
+
+class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model keeps between steps."""
+
+    block_size: int
+    groups: list[KVCacheGroup]
+
+
+class SlotInit(msgspec.Struct, frozen=True, kw_only=True):
+    """Binds a slot to a request, in the first step that schedules it and again when it resumes after preemption.
+
+    The slot's block tables start empty.
+    """
+
+    slot: int
+    sampling: SamplingParams
+    seed: int
+    sample_index: int
+    prompt_len: int
+    stop_token_ids: list[int]
+    """Every id that ends the request (EOS included unless ignored): masked out below ``min_tokens``."""
+    prompt_token_ids: list[int] = []
+    """Only when a penalty needs to count them."""
+    output_token_ids: list[int] = []
+    """Likewise: what a preempted request had generated so far."""
+
+
+class ScheduledRow(msgspec.Struct, frozen=True, kw_only=True):
+    """``num_tokens`` consecutive tokens of one request to compute in this step."""
+
+    slot: int
+    start: int
+    """Position of the row's first token; everything before it is in the KV cache."""
+    num_tokens: int
+    token_ids: list[int] | None
+    """Ids from the host, or None: the one token that the slot sampled last, still on the device."""
+    new_block_ids: list[list[int]]
+    """Blocks appended to the slot's table, a list for each KV cache group."""
+    logits_start: int
+    """Logits are needed for the row's tokens [logits_start, num_tokens); equal to num_tokens when for none."""
+    num_samples: int
+    """The last ``num_samples`` of those positions are sampled: 0 for a chunk in mid-prompt, 1 usually, 1 + drafts.
+    The sampled token of position p (its RNG position) is the one that will stand at p + 1."""
+    logprob_targets: list[int] = []
+    """Token that follows each non-sampled logits position: its logprob is reported (prompt logprobs)."""
+
+
+class SchedulerOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable snapshot of one step: the same bytes for every tensor-parallel rank."""
+
+    step: int
+    slots: list[SlotInit]
+    rows: list[ScheduledRow]
+    num_tokens: int
+    num_logit_rows: int
+
+
+class RowOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner says of one row, in the order of :attr:`SchedulerOutput.rows`."""
+
+    token_ids: list[int] = []
+    """0 to ``num_samples`` tokens: fewer than asked means that drafts were rejected (or nothing could be sampled)."""
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """One an element of ``logprob_targets``."""
+    draft_token_ids: list[int] = []
+    """Guesses for the tokens that follow, to be verified in the row's next step."""
+    error: str | None = None
+    """The row alone failed (non-finite logits); its neighbours are sound."""
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of one step, one :class:`RowOutput` a scheduled row."""
+
+    rows: list[RowOutput]
