@@ -1,0 +1,46 @@
+# Two commands do all: `make serve` and `make test`. Everything lands in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+MODEL  ?= smollm2-135m
+ARGS   ?=
+
+.PHONY: serve test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve [PORT=8000] [MODEL=smollm2-135m] [ARGS=...]   install, fetch the model, serve it"
+	@echo "make test                                                install what tests need, run them all"
+	@echo "make lint                                                ruff, mypy, import-linter"
+
+# A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
+$(VENV)/.serve: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tuili needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/tuili serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,184 @@
+"""Every setting there is, in one frozen tree.
+
+A value comes from, strongest first: command-line flag, environment variable (``TUILI_<NAME>``), YAML file
+(``--config`` or ``TUILI_CONFIG``), default. ``tuili config`` prints each value and where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+from pydantic_settings.sources import NoDecode
+
+ENV_PREFIX = "TUILI_"
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message is one line that names it, its source and what is wrong."""
+
+
+class Settings(BaseSettings):
+    """What ``tuili serve`` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    # Model
+    model: str = Field("smollm2-135m", min_length=1, description="Built-in name, directory, .gguf file or hub id.")
+    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Name(s) that clients use; the model's own name when absent. May repeat."
+    )
+    home: Path | None = Field(None, description="Directory of pulled models; the platform's cache when absent.")
+    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights from the config.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights and activations; auto is float32 on a CPU, bfloat16 on a GPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of dummy weights.")
+
+    # Server
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
+    strict_params: bool = Field(False, description="Refuse unknown request fields instead of naming them back.")
+    keepalive_interval: Seconds = Field(15.0, description="Seconds of silence before a stream gets a comment line.")
+    drain_delay: Seconds = Field(0.0, description="Seconds to keep accepting after SIGTERM, readiness being 503.")
+    drain_timeout: Seconds = Field(30.0, description="Seconds that streams get to finish after that.")
+    stall_timeout: Seconds = Field(60.0, description="Seconds without a step, work waiting, after which /livez fails.")
+
+    # Limits of a request
+    max_queue: Count = Field(256, description="Requests that may wait; more are answered 429.")
+    max_body_bytes: ByteSize = Field(ByteSize(16 << 20), description="Largest request body, e.g. 16MiB.")
+    max_n: Count = Field(16, description="Most choices a prompt.")
+    max_prompts: Count = Field(256, description="Most prompts a request.")
+    max_logprobs: Annotated[int, Field(ge=0)] = Field(20, description="Most alternatives a token.")
+    max_stop: Count = Field(16, description="Most stop strings a request.")
+    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        600.0, description="Seconds after which a request is given up."
+    )
+
+    # Engine
+    max_model_len: Count | None = Field(None, description="Longest prompt + answer; the model's own when absent.")
+    max_num_seqs: Count = Field(64, description="Sequences that run at once.")
+    max_num_batched_tokens: Count = Field(1024, description="Tokens computed in one step.")
+    max_logit_rows: Count = Field(256, description="Rows of logits in one step.")
+    kv_cache_memory: ByteSize = Field(ByteSize(1 << 30), gt=0, description="Memory for the KV cache, e.g. 2GiB.")
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
+    pipeline_depth: Literal[1, 2] = Field(1, description="Steps under way at once.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="Compute threads; 0: all cores.")
+
+    @field_validator("served_model_name", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("pipeline_depth", mode="before")
+    @classmethod
+    def _depth_from_text(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_seqs ({self.max_num_seqs}) may not exceed max_num_batched_tokens "
+                f"({self.max_num_batched_tokens}): every running sequence needs a token a step"
+            )
+        if self.max_num_seqs > self.max_logit_rows:
+            raise ValueError(
+                f"max_num_seqs ({self.max_num_seqs}) may not exceed max_logit_rows ({self.max_logit_rows})"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load() has already merged the sources, to know where each value came from.
+        return (init_settings,)
+
+
+def flag_name(field: str) -> str:
+    """Command-line spelling of a setting."""
+    return "--" + field.replace("_", "-")
+
+
+def load(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """Merges all sources.
+
+    Returns:
+        The settings and, for each field, the source of its value: ``flag --x``, ``environment TUILI_X``,
+        ``file PATH`` or ``default``.
+
+    Raises:
+        SettingsError: a value that does not validate, an unknown key in the file, an unreadable file.
+    """
+    path = config_file or (Path(os.environ["TUILI_CONFIG"]) if os.environ.get("TUILI_CONFIG") else None)
+    layers: list[tuple[str, dict[str, Any]]] = [
+        ("default", {}),
+        (f"file {path}", _from_file(path) if path else {}),
+        ("environment", EnvSettingsSource(Settings)()),
+        ("flag", InitSettingsSource(Settings, init_kwargs=dict(flags))()),
+    ]
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(Settings.model_fields, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            values[key] = value
+            suffix = {"flag": f" {flag_name(key)}", "environment": f" {ENV_PREFIX}{key.upper()}"}.get(source, "")
+            sources[key] = source + suffix
+    try:
+        return Settings(**values), sources
+    except ValidationError as e:
+        raise SettingsError(_one_line(e, sources)) from None
+
+
+def unknown_environment() -> list[str]:
+    """``TUILI_*`` variables that are no setting: probably misspelt."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {"TUILI_CONFIG"}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingsError(f"settings file {path} does not exist")
+    try:
+        values = YamlConfigSettingsSource(Settings, yaml_file=path)()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise SettingsError(f"settings file {path}: {' '.join(str(e).split())}") from None
+    except (TypeError, ValueError):
+        raise SettingsError(f"settings file {path}: not a mapping of settings to values") from None
+    return values
+
+
+def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name!r} ({sources.get(name, 'settings file')})"
+    return f"bad setting {name} = {first['input']!r} ({sources.get(name, 'default')}): {message}"

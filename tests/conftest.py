@@ -1,0 +1,27 @@
+"""Fixtures shared by every room. The real model is pulled once, like a user would: without it tests fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.store import ModelFiles, SilentProgress, Store, pull
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none; nothing else may skip."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelFiles:
+    """The embedded default model, in the user's own store."""
+    return pull(DEFAULT_MODEL, Store(), SilentProgress())
