@@ -1,0 +1,274 @@
+"""Every Prometheus collector there is, on a registry of their own.
+
+Each series that dashboards already know under a ``vllm:`` name is recorded once and exported under both names.
+Counters never go back: totals of an engine process enter as differences, so a restarted engine adds to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
+
+ENGINE_STATES = ("loading", "ready", "draining", "dead")
+M = TypeVar("M", bound=MetricWrapperBase)
+HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_TOKEN_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+_FIRST_TOKEN_SECONDS = (
+    0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0,
+)  # fmt: skip
+_REQUEST_SECONDS = (
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0, 1800.0,
+)  # fmt: skip
+_STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+# Own name (counters without _total) -> the name others already read.
+_ALIASES = {
+    "tuili_requests_running": "vllm:num_requests_running",
+    "tuili_requests_waiting": "vllm:num_requests_waiting",
+    "tuili_kv_cache_usage_ratio": "vllm:kv_cache_usage_perc",
+    "tuili_cache_config_info": "vllm:cache_config_info",
+    "tuili_prompt_tokens": "vllm:prompt_tokens",
+    "tuili_generated_tokens": "vllm:generation_tokens",
+    "tuili_preemptions": "vllm:num_preemptions",
+    "tuili_prefix_cache_queries": "vllm:prefix_cache_queries",
+    "tuili_prefix_cache_hits": "vllm:prefix_cache_hits",
+    "tuili_request_success": "vllm:request_success",
+    "tuili_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
+    "tuili_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
+    "tuili_request_seconds": "vllm:e2e_request_latency_seconds",
+    "tuili_request_queue_seconds": "vllm:request_queue_time_seconds",
+    "tuili_request_prefill_seconds": "vllm:request_prefill_time_seconds",
+    "tuili_request_decode_seconds": "vllm:request_decode_time_seconds",
+    "tuili_step_tokens": "vllm:iteration_tokens_total",
+}
+
+
+class _Aliases(Collector):
+    """Exports collectors a second time, under other names."""
+
+    def __init__(self, sources: dict[str, MetricWrapperBase]) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterable[Metric]:
+        for alias, source in self._sources.items():
+            for family in source.collect():
+                renamed = Metric(alias, family.documentation, family.type)
+                renamed.samples = [_rename(sample, family.name, alias) for sample in family.samples]
+                yield renamed
+
+
+def _rename(sample: Sample, name: str, alias: str) -> Sample:
+    return sample._replace(name=alias + sample.name.removeprefix(name))
+
+
+class Metrics:
+    """What the server counts.
+
+    Args:
+        model_name: value of the label ``model_name`` on every series but those of HTTP and of the process.
+        version: of the program, for ``tuili_build_info``.
+    """
+
+    def __init__(self, model_name: str, *, version: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self.model_name = model_name
+        self._aliased: dict[str, MetricWrapperBase] = {}
+        self._last = EngineStats()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        Gauge("tuili_build_info", "Version of the server.", ["version"], registry=self.registry).labels(version).set(1)
+        self._make_http()
+        self._make_engine()
+        self._make_requests()
+        self.registry.register(_Aliases(self._aliased))
+        self.observe_state("loading")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return self._alias(name, Counter(name, text, ["model_name", *labels], registry=self.registry))
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return self._alias(name, Gauge(name, text, ["model_name", *labels], registry=self.registry))
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        metric = Histogram(name, text, ["model_name"], registry=self.registry, buckets=buckets)
+        return self._alias(name, metric).labels(self.model_name)
+
+    def _alias(self, name: str, metric: M) -> M:
+        if name in _ALIASES:
+            self._aliased[_ALIASES[name]] = metric
+        return metric
+
+    def _make_http(self) -> None:
+        self._http_requests = Counter(
+            "tuili_http_requests", "HTTP requests answered.", ["route", "method", "status"], registry=self.registry
+        )
+        self._http_seconds = Histogram(
+            "tuili_http_request_seconds",
+            "Time from a request's headers to its last byte.",
+            ["route", "method"],
+            registry=self.registry,
+            buckets=_REQUEST_SECONDS,
+        )
+
+    def _make_engine(self) -> None:
+        name = self.model_name
+        self._running = self._gauge("tuili_requests_running", "Sequences that are being computed.").labels(name)
+        self._waiting = self._gauge("tuili_requests_waiting", "Sequences that wait for their turn.").labels(name)
+        self._kv_usage = self._gauge("tuili_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.").labels(name)
+        self._cache_config = self._gauge(
+            "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks"
+        )
+        self._state = self._gauge("tuili_engine_state", "1 for the engine's present state.", "state")
+        self._load_seconds = self._gauge("tuili_engine_load_seconds", "Time the last start took.").labels(name)
+        self._restarts = self._counter("tuili_engine_restarts", "Engine processes started after one died.").labels(name)
+        self._steps = self._counter("tuili_engine_steps", "Steps computed.").labels(name)
+        self._step_tokens = self._histogram("tuili_step_tokens", "Tokens computed in one step.", _STEP_TOKENS)
+        self._step_seconds = self._histogram("tuili_step_seconds", "Duration of one step.", _TOKEN_SECONDS)
+        totals = {
+            "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
+            "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
+            "preemptions_total": ("tuili_preemptions", "Sequences that had to give their KV blocks back."),
+            "prefix_query_tokens_total": ("tuili_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
+            "prefix_hit_tokens_total": ("tuili_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+        }
+        self._totals = {field: self._counter(*texts).labels(name) for field, texts in totals.items()}
+
+    def _make_requests(self) -> None:
+        name = self.model_name
+        self._requests = self._counter(
+            "tuili_requests", "Requests that ended, by outcome: ok, aborted or an error code.", "endpoint", "outcome"
+        )
+        self._refusals = self._counter("tuili_requests_refused", "Requests refused at admission.", "endpoint", "reason")
+        self._success = self._counter("tuili_request_success", "Choices that ended, by reason.", "finished_reason")
+        for reason in FinishReason:
+            self._success.labels(name, reason.value)
+        self._prompt = self._counter("tuili_prompt_tokens", "Prompt tokens of ended requests.").labels(name)
+        self._cached = self._counter("tuili_cached_tokens", "Those of them that the prefix cache held.").labels(name)
+        self._generated = self._counter(
+            "tuili_generated_tokens", "Tokens received from the engine, those past a stop match included."
+        ).labels(name)
+        self._delivered = self._counter("tuili_delivered_tokens", "Tokens of the text that clients got.").labels(name)
+        self._first_token = self._histogram(
+            "tuili_time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_SECONDS
+        )
+        self._inter_token = self._histogram(
+            "tuili_inter_token_latency_seconds", "Between successive tokens of a choice.", _TOKEN_SECONDS
+        )
+        self._seconds = self._histogram("tuili_request_seconds", "Arrival to end.", _REQUEST_SECONDS)
+        self._queue = self._histogram("tuili_request_queue_seconds", "Arrival to first schedule.", _REQUEST_SECONDS)
+        self._prefill = self._histogram(
+            "tuili_request_prefill_seconds", "First schedule to first token.", _REQUEST_SECONDS
+        )
+        self._decode = self._histogram("tuili_request_decode_seconds", "First token to last.", _REQUEST_SECONDS)
+
+    # -- HTTP ----------------------------------------------------------------------------------------------------
+
+    def observe_http(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts one HTTP answer. ``route`` is the route's template, never the raw path."""
+        method = method if method in HTTP_METHODS else "other"
+        self._http_requests.labels(route, method, str(status)).inc()
+        self._http_seconds.labels(route, method).observe(seconds)
+
+    # -- engine --------------------------------------------------------------------------------------------------
+
+    def observe_state(self, state: str) -> None:
+        """Shows one of :data:`ENGINE_STATES` as the present one."""
+        for known in ENGINE_STATES:
+            self._state.labels(self.model_name, known).set(known == state)
+
+    def observe_ready(self, ready: EngineReady, load_seconds: float) -> None:
+        """An engine process came up."""
+        self._cache_config.clear()
+        self._cache_config.labels(self.model_name, str(ready.block_size), str(ready.num_blocks)).set(1)
+        self._load_seconds.set(load_seconds)
+
+    def observe_restart(self) -> None:
+        """An engine process is started in place of one that died."""
+        self._restarts.inc()
+
+    def observe_engine_lost(self) -> None:
+        """No engine from here on; the totals of the next one start at 0."""
+        self._last = EngineStats()
+        for gauge in (self._running, self._waiting, self._kv_usage):
+            gauge.set(0)
+
+    def observe_step(self, stats: EngineStats) -> None:
+        """Takes over the engine's state after a step."""
+        last, self._last = self._last, stats
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
+        for field, counter in self._totals.items():
+            counter.inc(getattr(stats, field) - getattr(last, field))
+        if (steps := stats.steps_total - last.steps_total) > 0:
+            self._steps.inc(steps)
+            self._step_tokens.observe(stats.step_tokens)
+            self._step_seconds.observe(stats.step_seconds)
+
+    # -- requests (fed by the ledger) ----------------------------------------------------------------------------
+
+    def observe_refusal(self, endpoint: str, reason: str) -> None:
+        """Counts one request that was refused before anything was sent to the engine."""
+        self._refusals.labels(self.model_name, endpoint, reason).inc()
+
+    def observe_tokens(self, *, generated: int, delivered: int) -> None:
+        """Counts tokens as they come, so that the rate of a long stream shows while it runs."""
+        self._generated.inc(generated)
+        self._delivered.inc(delivered)
+
+    def observe_request(
+        self,
+        *,
+        endpoint: str,
+        outcome: str,
+        finish_reasons: Sequence[FinishReason],
+        prompt_tokens: int,
+        cached_tokens: int,
+        seconds: float,
+        timings: RequestTimings | None,
+        token_intervals: Sequence[float],
+    ) -> None:
+        """Counts one request that ended; its tokens went to :meth:`observe_tokens`."""
+        self._requests.labels(self.model_name, endpoint, outcome).inc()
+        for reason in finish_reasons:
+            self._success.labels(self.model_name, reason.value).inc()
+        self._prompt.inc(prompt_tokens)
+        self._cached.inc(cached_tokens)
+        self._seconds.observe(seconds)
+        for interval in token_intervals:
+            self._inter_token.observe(interval)
+        if timings is not None:
+            _observe_span(self._queue, timings.arrival, timings.first_scheduled)
+            _observe_span(self._first_token, timings.arrival, timings.first_token)
+            _observe_span(self._prefill, timings.first_scheduled, timings.first_token)
+            _observe_span(self._decode, timings.first_token, timings.finished)
+
+    def render(self) -> tuple[bytes, str]:
+        """The page that Prometheus scrapes and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def _observe_span(histogram: Histogram, start: float | None, end: float | None) -> None:
+    if start is not None and end is not None:
+        histogram.observe(max(0.0, end - start))
