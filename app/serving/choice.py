@@ -1,0 +1,133 @@
+"""One choice of a request: tokens from the engine in, final text out."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from app.serving.detokenizer import IncrementalDetokenizer
+from app.serving.stop import StopMatcher
+from app.serving.tokenizer import Tokenizer
+from app.serving.types import ChoiceDelta, TokenLogprob
+from app.types import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
+
+
+class _PendingToken(NamedTuple):
+    due: int
+    """Characters that must be released before the token may be."""
+    token_id: int
+    logprob: TokenLogprob | None
+
+
+class Choice:
+    """Holds back what is not final yet: unfinished characters and what may become a stop string.
+
+    The token that ends a choice (EOS or of ``stop_token_ids``) is listed with the others, in token ids and in
+    logprobs, so that both always have as many elements as ``usage.completion_tokens`` counts. Its text is left out
+    unless ``include_stop``. Of a matched stop string every token is listed, up to the one that completed it.
+    Stop strings are looked for once ``min_tokens`` tokens are there. With ``max_tokens`` 0 the one token that the
+    engine makes is not part of the answer.
+
+    Raises:
+        ValueError: a stop string is empty.
+    """
+
+    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self.last_arrival: float | None = None
+        """When its last token came."""
+        self._params = params
+        self._tokenizer = tokenizer
+        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop, params.include_stop)
+        self._stop_reason: str | int | None = None
+        self._num_tokens = 0
+        self._decoded = 0
+        self._text = ""
+        self._pending: deque[_PendingToken] = deque()
+        self._finish_sent = False
+
+    def push(self, output: EngineOutput) -> None:
+        """Takes the engine's next output; nothing that comes after the end counts."""
+        if self.finish_reason is not None:
+            return
+        if self._params.max_tokens == 0:
+            self._finish(FinishReason.LENGTH, None)
+            return
+        logprobs = output.logprobs or [None] * len(output.new_token_ids)
+        ends = output.stop_token_id is not None
+        for left, (token_id, logprob) in enumerate(zip(output.new_token_ids, logprobs, strict=True)):
+            is_stop_token = ends and left == len(output.new_token_ids) - 1
+            self._push_token(token_id, logprob, with_text=not is_stop_token or self._params.include_stop)
+            if self.finish_reason is not None:
+                return
+        if output.finish_reason is not None:
+            self._flush()
+            if self.finish_reason is None:
+                by_request = output.stop_token_id in self._params.stop_token_ids
+                self._finish(output.finish_reason, output.stop_token_id if by_request else None)
+
+    def take(self) -> ChoiceDelta | None:
+        """What became final since the last call; None if nothing did."""
+        released = self._decoded - self._matcher.held_chars
+        tokens: list[_PendingToken] = []
+        while self._pending and (self.finish_reason is not None or self._pending[0].due <= released):
+            tokens.append(self._pending.popleft())
+        ends = self.finish_reason is not None and not self._finish_sent
+        if not (self._text or tokens or ends):
+            return None
+        self._finish_sent = ends
+        text, self._text = self._text, ""
+        return ChoiceDelta(
+            index=self.index,
+            text=text,
+            token_ids=[token.token_id for token in tokens],
+            tokens=[token.logprob for token in tokens if token.logprob is not None],
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+
+    def _push_token(self, token_id: int, logprob: TokenLogprobs | None, *, with_text: bool) -> None:
+        start = self._decoded
+        piece = self._detokenizer.push([token_id]) if with_text else ""
+        silent = not with_text or self._is_silent(token_id)
+        described = describe(self._tokenizer, logprob) if logprob is not None else None
+        self._pending.append(_PendingToken(start if silent else start + 1, token_id, described))
+        self._num_tokens += 1
+        self._decoded += len(piece)
+        self._release(piece)
+
+    def _is_silent(self, token_id: int) -> bool:
+        if self._params.skip_special_tokens and self._tokenizer.is_special(token_id):
+            return True
+        return not self._tokenizer.token_bytes(token_id)
+
+    def _release(self, piece: str) -> None:
+        if self._num_tokens <= self._params.min_tokens:
+            self._text += piece
+            return
+        result = self._matcher.push(piece)
+        self._text += result.text
+        if result.stop is not None:
+            self._finish(FinishReason.STOP, result.stop)
+
+    def _flush(self) -> None:
+        self._release(self._detokenizer.flush())
+        self._text += self._matcher.flush()
+
+    def _finish(self, reason: FinishReason, stop_reason: str | int | None) -> None:
+        self.finish_reason = reason
+        self._stop_reason = stop_reason
+
+
+def describe(tokenizer: Tokenizer, logprob: TokenLogprobs) -> TokenLogprob:
+    """The engine's log-probabilities of one position, as text."""
+    top = [
+        TokenLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), value, rank)
+        for rank, (token_id, value) in enumerate(logprob.top, start=1)
+    ]
+    token_id = logprob.token_id
+    return TokenLogprob(
+        token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob.logprob, logprob.rank, top
+    )

@@ -1,0 +1,347 @@
+"""The API process's side of the engine: one connection at a time, outputs routed to whoever asked.
+
+``submit`` and ``abort`` only queue frames, so they work in a ``finally`` of a cancelled task. A connection that ends
+answers every request in flight with ``engine_restarted``; the client itself lives on and serves the next connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from app.ipc import FrameTooLarge
+from app.serving.errors import RequestError
+from app.telemetry.metrics import Metrics
+from app.types import (
+    AbortRequests,
+    ClientFrame,
+    EngineError,
+    EngineFatal,
+    EngineFrame,
+    EngineOutput,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    LoadProgress,
+    Shutdown,
+    StepOutputs,
+)
+
+MAX_BACKLOG = 4096
+_LOADING_GUESS = 5.0
+_MIN_ENDS = 4
+_MIN_RATE_WINDOW = 0.1
+
+
+class EngineConnection(Protocol):
+    """A way to an engine: a socket to its process, or the same engine in a thread of this one."""
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Hands a frame over. Raises :class:`ConnectionError` when the engine is gone."""
+
+    async def receive(self) -> EngineFrame:
+        """The engine's next frame. Raises :class:`ConnectionError` when the engine is gone."""
+
+    async def close(self) -> None:
+        """Ends the connection."""
+
+
+class EngineState(enum.StrEnum):
+    """What the engine can do for a new request."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class EngineFailedError(Exception):
+    """The engine cannot be used any more; one line a person can act on."""
+
+
+class Arrival(NamedTuple):
+    """An output and the instant it was read."""
+
+    time: float
+    output: EngineOutput
+
+
+class Mailbox:
+    """Outputs that wait for the one task that reads them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Arrival] = []
+        self._filled = asyncio.Event()
+        self.tokens = 0
+        """Tokens that wait."""
+
+    def put(self, output: EngineOutput) -> None:
+        """Adds an output, stamped with the present instant."""
+        self._waiting.append(Arrival(time.monotonic(), output))
+        self.tokens += len(output.new_token_ids)
+        self._filled.set()
+
+    async def take(self) -> list[Arrival]:
+        """Everything that waits, oldest first; at least one output."""
+        await self._filled.wait()
+        arrivals, self._waiting, self.tokens = self._waiting, [], 0
+        self._filled.clear()
+        return arrivals
+
+
+class EngineClient:
+    """Routes frames between requests and the engine that is connected at the moment.
+
+    Args:
+        metrics: gets the engine's state and its counters, which go on over restarts.
+        max_backlog: tokens that may wait for the reader of one request; then that request alone is aborted.
+        on_progress: called with each step of a start.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        max_backlog: int = MAX_BACKLOG,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        self.ready: EngineReady | None = None
+        """What the engine said when it came up; kept while the next one loads."""
+        self.stats = EngineStats()
+        self.progress: LoadProgress | None = None
+        """How far a start under way has come."""
+        self.busy_since: float | None = None
+        """Instant since which there has always been a request in flight; None when there is none."""
+        self._metrics = metrics
+        self._max_backlog = max_backlog
+        self._on_progress = on_progress
+        self._state = EngineState.LOADING
+        self._reason = "the engine is starting"
+        self._draining = False
+        self._routes: dict[str, Mailbox] = {}
+        self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
+        self._settled = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ends: deque[float] = deque(maxlen=64)
+        self._load_started = time.monotonic()
+        self._load_seconds: float | None = None
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        """The present state; draining hides all but death."""
+        if self._draining and self._state is not EngineState.DEAD:
+            return EngineState.DRAINING
+        return self._state
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences sent to the engine that have not ended."""
+        return len(self._routes)
+
+    def completion_rate(self) -> float | None:
+        """Sequences that ended of late, a second; None before there is anything to measure."""
+        if len(self._ends) < _MIN_ENDS:
+            return None
+        return len(self._ends) / max(time.monotonic() - self._ends[0], _MIN_RATE_WINDOW)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether new requests are taken, and why not (a phrase; empty when they are)."""
+        if self._draining:
+            return False, "the server is shutting down"
+        return self._state is EngineState.READY, self._reason
+
+    def unavailable(self) -> RequestError | None:
+        """The 503 for a request that comes now, or None when the engine takes requests."""
+        ok, reason = self.readiness()
+        if ok:
+            return None
+        return RequestError(
+            f"The model is not available: {reason}.",
+            status=503,
+            type="server_error",
+            code=f"engine_{self.state.value}",
+            retry_after=self._retry_after(),
+        )
+
+    def drain(self) -> None:
+        """Refuses new requests from here on; those in flight go on."""
+        self._draining = True
+        self._metrics.observe_state(self.state)
+
+    def fail(self, reason: str) -> None:
+        """There will be no engine any more."""
+        self._change(EngineState.DEAD, reason)
+
+    async def wait_ready(self) -> EngineReady:
+        """Waits for the engine to come up. Raises :class:`EngineFailedError` when it never will."""
+        await self._settled.wait()
+        if self._state is EngineState.DEAD or self.ready is None:
+            raise EngineFailedError(self._reason)
+        return self.ready
+
+    async def wait_idle(self) -> None:
+        """Waits until no request is in flight."""
+        await self._idle.wait()
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[EngineRequest]) -> Mailbox:
+        """Sends the sequences of one request; their outputs all come to the mailbox that is returned.
+
+        Raises:
+            RequestError: 503, the engine takes no requests now. Nothing was sent.
+        """
+        if (error := self.unavailable()) is not None:
+            raise error
+        mailbox = Mailbox()
+        for request in requests:
+            self._routes[request.request_id] = mailbox
+            self._outbox.put_nowait(request)
+        if self.busy_since is None and self._routes:
+            self.busy_since = time.monotonic()
+            self._idle.clear()
+        return mailbox
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forgets these sequences and frees what they hold in the engine. Ids that ended already are ignored."""
+        known = [request_id for request_id in request_ids if self._forget(request_id)]
+        if known:
+            self._outbox.put_nowait(AbortRequests(known))
+
+    def shut_down(self) -> None:
+        """Asks the engine to leave."""
+        self._outbox.put_nowait(Shutdown())
+
+    # -- connection ----------------------------------------------------------------------------------------------
+
+    async def serve(self, connection: EngineConnection) -> str:
+        """Serves one connection until it ends, then answers what is in flight. Closes the connection.
+
+        Returns:
+            Why it ended: the engine's own last words, or what the connection said.
+        """
+        self._outbox = asyncio.Queue()
+        self._load_started = time.monotonic()
+        self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
+        writer = asyncio.create_task(self._write(connection))
+        try:
+            return await self._read(connection)
+        finally:
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            self._lose_engine()
+            await connection.close()
+
+    async def _read(self, connection: EngineConnection) -> str:
+        last_words: str | None = None
+        while True:
+            try:
+                frame = await connection.receive()
+            except ConnectionError as error:
+                return last_words or str(error)
+            if isinstance(frame, StepOutputs):
+                self._route(frame)
+            elif isinstance(frame, LoadProgress):
+                self._note_progress(frame)
+            elif isinstance(frame, EngineReady):
+                self._note_ready(frame)
+            else:
+                last_words = self._last_words(frame)
+
+    async def _write(self, connection: EngineConnection) -> None:
+        # The reader notices a connection that ended; here it only means that there is nobody to write to.
+        with contextlib.suppress(ConnectionError):
+            while True:
+                frame = await self._outbox.get()
+                try:
+                    await connection.send(frame)
+                except FrameTooLarge as error:
+                    if isinstance(frame, EngineRequest):
+                        self._end(frame.request_id, EngineError("invalid_request", f"The prompt is too long: {error}."))
+
+    def _route(self, frame: StepOutputs) -> None:
+        self.stats = frame.stats
+        self._metrics.observe_step(frame.stats)
+        for output in frame.outputs:
+            mailbox = self._routes.get(output.request_id)
+            if mailbox is None:
+                continue  # aborted while its output was under way
+            mailbox.put(output)
+            if output.finish_reason is not None:
+                self._forget(output.request_id)
+            elif mailbox.tokens > self._max_backlog:
+                self._drop_slow_reader(mailbox)
+
+    def _drop_slow_reader(self, mailbox: Mailbox) -> None:
+        request_ids = [request_id for request_id, other in self._routes.items() if other is mailbox]
+        self.abort(request_ids)
+        error = EngineError(
+            "slow_consumer", f"The answer was not read for too long: over {self._max_backlog} tokens waited for it."
+        )
+        mailbox.put(EngineOutput(request_id=request_ids[0], finish_reason=FinishReason.ERROR, error=error))
+
+    def _end(self, request_id: str, error: EngineError) -> None:
+        mailbox = self._routes.get(request_id)
+        if mailbox is not None:
+            mailbox.put(EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error))
+            self._forget(request_id)
+
+    def _forget(self, request_id: str) -> bool:
+        known = self._routes.pop(request_id, None) is not None
+        if known:
+            self._ends.append(time.monotonic())
+        if not self._routes:
+            self.busy_since = None
+            self._idle.set()
+        return known
+
+    def _note_progress(self, progress: LoadProgress) -> None:
+        self.progress = progress
+        self._reason = f"the engine is loading ({progress.phase})"
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+    def _note_ready(self, ready: EngineReady) -> None:
+        self.ready = ready
+        self.progress = None
+        self._load_seconds = time.monotonic() - self._load_started
+        self._metrics.observe_ready(ready, self._load_seconds)
+        self._change(EngineState.READY, "")
+
+    @staticmethod
+    def _last_words(frame: EngineFatal) -> str:
+        return frame.message
+
+    def _lose_engine(self) -> None:
+        self.stats = EngineStats()
+        self._metrics.observe_engine_lost()
+        if self._state is EngineState.READY:
+            self._change(EngineState.LOADING, "the engine stopped and is being restarted")
+        error = EngineError("engine_restarted", "The engine stopped while it worked on this request.")
+        for request_id in list(self._routes):
+            self._end(request_id, error)
+
+    def _change(self, state: EngineState, reason: str) -> None:
+        self._state, self._reason = state, reason
+        if state is EngineState.LOADING:
+            self._settled.clear()
+        else:
+            self._settled.set()
+        self._metrics.observe_state(self.state)
+
+    def _retry_after(self) -> float:
+        """Seconds until a load as long as the last one is over; for another replica to answer when draining."""
+        if self.state is EngineState.DRAINING:
+            return 1.0
+        expected = _LOADING_GUESS if self._load_seconds is None else self._load_seconds
+        return max(1.0, expected - (time.monotonic() - self._load_started))

@@ -1,0 +1,326 @@
+"""Text generation over the engine: admission, fan-out into choices, token ids back to text."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from app.serving.admission import Admission, request_error
+from app.serving.chat_template import ChatTemplate
+from app.serving.choice import Choice, describe
+from app.serving.engine_client import Arrival, EngineClient, Mailbox
+from app.serving.errors import RequestError
+from app.serving.ledger import Ledger, LedgerEntry
+from app.serving.tokenizer import Tokenizer
+from app.serving.types import ChoiceDelta, GenerationRequest, TokenLogprob, Usage
+from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
+
+# The engine answers a deadline itself; this much later the client no longer waits for it to.
+_DEADLINE_GRACE = 2.0
+_DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_serial = itertools.count()
+
+
+@dataclass(slots=True)
+class Completion:
+    """One whole choice."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    """The EOS or stop token that ended it included."""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    """One a token of ``token_ids``, when logprobs were asked for."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Appends what came next."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.tokens += delta.tokens
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+
+
+class Generation:
+    """The choices of one request as they grow: an async iterator of :class:`ChoiceDelta`, choices interleaved.
+
+    Use it as ``async with generation:``; leaving the block aborts in the engine whatever has not finished. Outputs
+    that wait are merged, one delta a choice, so a reader that falls behind catches up.
+
+    Raises (from the iterator):
+        RequestError: the engine gave up on the request. What was generated before comes first.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        sequences: Sequence[EngineRequest],
+        choices: Sequence[Choice],
+        *,
+        client: EngineClient,
+        mailbox: Mailbox,
+        tokenizer: Tokenizer,
+        entry: LedgerEntry,
+    ) -> None:
+        self.request = request
+        self.seed = sequences[0].seed
+        """The client's, or the one drawn for it."""
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        """There with the first delta when asked for; the first token's logprob is None."""
+        self._client = client
+        self._mailbox = mailbox
+        self._tokenizer = tokenizer
+        self._entry = entry
+        self._choices = {sequence.request_id: choice for sequence, choice in zip(sequences, choices, strict=True)}
+        self._deltas: deque[ChoiceDelta] = deque()
+        self._error: EngineError | None = None
+        self._watchdog = self._watch_deadline(sequences[0])
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the prompt and tokens delivered so far, all choices together."""
+        return self._entry.usage
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that came from the engine, those past a stop match included."""
+        return self._entry.record.generated_tokens
+
+    @property
+    def timings(self) -> RequestTimings | None:
+        """Instants in the engine of the first choice; None before its first output."""
+        return self._entry.record.timings
+
+    async def collect(self) -> list[Completion]:
+        """Reads to the end and returns the whole choices, by index."""
+        completions = [Completion(choice.index) for choice in self._choices.values()]
+        async with self:
+            async for delta in self:
+                completions[delta.index].add(delta)
+        for completion in completions:
+            completion.prompt_logprobs = self.prompt_logprobs
+        return completions
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ChoiceDelta:
+        while not self._deltas:
+            if self._error is not None:
+                self._close(self._error.code)
+                raise request_error(self._error)
+            if self._entry.closed:
+                raise StopAsyncIteration
+            self._absorb(await self._mailbox.take())
+        delta = self._deltas.popleft()
+        self._entry.add_delivered(len(delta.token_ids))
+        if not self._deltas and self._error is None and not self._unfinished():
+            self._close()
+        return delta
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the request: aborts in the engine what has not finished. Harmless when all has."""
+        self._deltas.clear()
+        self._close()
+
+    def _absorb(self, arrivals: Sequence[Arrival]) -> None:
+        touched: dict[int, Choice] = {}
+        for arrival in arrivals:
+            output = arrival.output
+            choice = self._choices[output.request_id]
+            self._account(choice, arrival)
+            if output.error is not None:
+                self._error = self._error or output.error
+                continue
+            if output.prompt_logprobs is not None:
+                self.prompt_logprobs = self._describe_prompt(output)
+            choice.push(output)
+            touched[choice.index] = choice
+            if choice.finish_reason is not None and output.finish_reason is None:
+                self._client.abort([output.request_id])  # a stop string: the engine does not know of it
+        self._deltas.extend(delta for choice in touched.values() if (delta := choice.take()) is not None)
+
+    def _account(self, choice: Choice, arrival: Arrival) -> None:
+        output = arrival.output
+        if count := len(output.new_token_ids):
+            self._entry.add_generated(count)
+            if choice.last_arrival is not None:
+                self._entry.add_interval(arrival.time - choice.last_arrival, count)
+            choice.last_arrival = arrival.time
+        if choice.index == 0:
+            if output.timings is not None:
+                self._entry.note_timings(output.timings)
+            self.usage.cached_tokens = max(self.usage.cached_tokens, output.num_cached_tokens)
+
+    def _describe_prompt(self, output: EngineOutput) -> list[TokenLogprob]:
+        first = self.request.prompt_token_ids[0]
+        tokenizer = self._tokenizer
+        head = TokenLogprob(first, tokenizer.token_text(first), tokenizer.token_bytes(first), None)
+        return [head, *(describe(tokenizer, logprob) for logprob in output.prompt_logprobs or ())]
+
+    def _unfinished(self) -> list[str]:
+        return [request_id for request_id, choice in self._choices.items() if choice.finish_reason is None]
+
+    def _close(self, error_code: str | None = None) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._client.abort(self._unfinished())
+        cut = FinishReason.ABORT if error_code is None else FinishReason.ERROR
+        self._entry.close([choice.finish_reason or cut for choice in self._choices.values()], error_code)
+
+    def _watch_deadline(self, sequence: EngineRequest) -> asyncio.TimerHandle | None:
+        if sequence.deadline is None:
+            return None
+        error = EngineError("deadline_exceeded", "The request was not done when its time was up.")
+        output = EngineOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=error)
+        delay = sequence.deadline - time.monotonic() + _DEADLINE_GRACE
+        return asyncio.get_running_loop().call_later(delay, self._mailbox.put, output)
+
+
+class Generator:
+    """The text side of the engine: one for each served model.
+
+    Args:
+        model_names: names that clients use; the first is the one answers carry.
+        generation_config: the model's own, for :attr:`default_params`.
+        max_num_seqs, max_queue: sequences that run, and that may wait, at once.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        ledger: Ledger,
+        *,
+        model_names: Sequence[str],
+        chat_template: ChatTemplate | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        max_num_seqs: int,
+        max_queue: int,
+    ) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        self.ledger = ledger
+        self.model_names = list(model_names)
+        self.chat_template = chat_template
+        self.default_params = sampling_defaults(generation_config or {})
+        """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
+        self._admission = Admission(client, max_num_seqs=max_num_seqs, max_queue=max_queue)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together. Raises :class:`RequestError` 503 before the first start."""
+        if self.client.ready is None:
+            raise self.client.unavailable() or RequestError("The model is not available.", status=503)
+        return self.client.ready.max_model_len
+
+    def remaining_tokens(self, prompt_len: int) -> int:
+        """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""
+        return max(0, self.max_model_len - prompt_len)
+
+    def check_accepting(self, request_id: str, *, endpoint: str, n: int = 1) -> None:
+        """Refuses early, before a prompt is rendered or tokenised, what :meth:`submit` would refuse for lack of room.
+
+        Raises:
+            RequestError: 503 or 429; it is in the ledger.
+        """
+        try:
+            self._admission.check_accepting(n)
+        except RequestError as error:
+            self.ledger.refuse(request_id, endpoint, error)
+            raise
+
+    async def submit(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
+        """Admits a request and sends it to the engine.
+
+        Args:
+            endpoint: the route's template, for metrics and log.
+            stream: whether the client reads along, for the log.
+
+        Raises:
+            RequestError: 503 (no engine), 429 (full), 400 (cannot be served), 504 (no time left). Nothing was sent;
+                the refusal is in the ledger.
+        """
+        arrival = time.monotonic()
+        try:
+            sequences = self._admit(request, arrival)
+            choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
+            mailbox = self.client.submit(sequences)
+        except RequestError as error:
+            self.ledger.refuse(request.request_id, endpoint, error)
+            raise
+        return Generation(
+            request,
+            sequences,
+            choices,
+            client=self.client,
+            mailbox=mailbox,
+            tokenizer=self.tokenizer,
+            entry=self.ledger.open(request, endpoint=endpoint, stream=stream, arrival=arrival),
+        )
+
+    def _admit(self, request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+        self._admission.check_accepting(request.n)
+        if request.timeout is not None and request.timeout <= 0:
+            raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+        if "" in request.params.stop:
+            raise RequestError("A stop string must not be empty.", param="stop")
+        if self.client.ready is None:
+            raise RequestError("The model is not available.", status=503)
+        sequences = _fan_out(request, arrival)
+        self._admission.check_request(sequences[0], self.client.ready)
+        return sequences
+
+
+def _fan_out(request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+    """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
+    if request.n < 1:
+        raise RequestError("n must be at least 1.", param="n")
+    params = request.params
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    if params.max_tokens == 0:  # nothing but the prompt's logprobs is wanted, and they come with a first token
+        params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
+    serial = next(_serial)  # clients choose request ids, and may choose one twice
+    return [
+        EngineRequest(
+            request_id=f"{request.request_id}#{serial}-{index}",
+            prompt_token_ids=request.prompt_token_ids,
+            # Prompt logprobs are the same for every choice, and bar the sharing of the prompt's blocks.
+            sampling=params if index == 0 else msgspec.structs.replace(params, prompt_logprobs=None),
+            seed=seed,
+            sample_index=index,
+            priority=request.priority,
+            arrival_time=arrival,
+            deadline=None if request.timeout is None else arrival + request.timeout,
+            cache_salt=request.cache_salt,
+        )
+        for index in range(request.n)
+    ]
+
+
+def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`SamplingParams` that a model's ``generation_config.json`` sets.
+
+    ``do_sample: false`` without a temperature is the library default of those files, not a wish for greedy answers.
+    """
+    return {name: value for name in _DEFAULT_PARAMS if (value := generation_config.get(name)) is not None}

@@ -1,0 +1,147 @@
+"""The one place where a request that ended is written down: usage, metrics and the log line are read from here.
+
+Every request ends here exactly once: finished, aborted, failed, or refused at admission. What was asked and answered
+is never written, only how much of it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from app.serving.errors import RequestError
+from app.serving.types import GenerationRequest, RequestRecord, Usage
+from app.telemetry.metrics import Metrics
+from app.types import FinishReason, RequestTimings
+
+_log = structlog.get_logger("tuili.ledger")
+
+OTHER_ERROR = "error"
+
+
+class LedgerEntry:
+    """The account of one request under way. :meth:`close` it once, whatever happens."""
+
+    def __init__(self, ledger: Ledger, record: RequestRecord, arrival: float) -> None:
+        self.record = record
+        self._ledger = ledger
+        self._arrival = arrival
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the request was written down."""
+        return self._closed
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return self.record.usage
+
+    def add_generated(self, count: int) -> None:
+        """Tokens that came from the engine."""
+        self.record.generated_tokens += count
+        self._ledger.metrics.observe_tokens(generated=count, delivered=0)
+
+    def add_delivered(self, count: int) -> None:
+        """Tokens whose text goes to the client now."""
+        self.record.usage.completion_tokens += count
+        self._ledger.metrics.observe_tokens(generated=0, delivered=count)
+
+    def add_interval(self, seconds: float, tokens: int) -> None:
+        """``tokens`` tokens of a choice came ``seconds`` after the one before them."""
+        self.record.token_intervals.extend([seconds / tokens] * tokens)
+
+    def note_timings(self, timings: RequestTimings) -> None:
+        """Instants of the first choice; later ones complete earlier ones."""
+        self.record.timings = timings
+
+    def close(self, finish_reasons: list[FinishReason], error_code: str | None = None) -> None:
+        """Writes the request down. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.record.finish_reasons = finish_reasons
+        self.record.error_code = error_code
+        self._ledger.write(self.record, time.monotonic() - self._arrival)
+
+
+class Ledger:
+    """Feeds metrics and log from the requests that end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def open(self, request: GenerationRequest, *, endpoint: str, stream: bool, arrival: float) -> LedgerEntry:
+        """Begins the account of a request that was admitted. ``endpoint`` is the route's template."""
+        record = RequestRecord(
+            request_id=request.request_id,
+            model=self.metrics.model_name,
+            endpoint=endpoint,
+            stream=stream,
+            usage=Usage(prompt_tokens=len(request.prompt_token_ids)),
+            generated_tokens=0,
+            finish_reasons=[],
+            error_code=None,
+            timings=None,
+            max_tokens=request.params.max_tokens,
+            n=request.n,
+        )
+        return LedgerEntry(self, record, arrival)
+
+    def refuse(self, request_id: str, endpoint: str, error: RequestError) -> None:
+        """Writes down a request that was refused before anything was sent to the engine."""
+        reason = error.code or OTHER_ERROR
+        self.metrics.observe_refusal(endpoint, reason)
+        _log.info("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+
+    def write(self, record: RequestRecord, seconds: float) -> None:
+        """Called by :meth:`LedgerEntry.close`; ``seconds`` from arrival to end."""
+        usage = record.usage
+        self.metrics.observe_request(
+            endpoint=record.endpoint,
+            outcome=_outcome(record),
+            finish_reasons=record.finish_reasons,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            seconds=seconds,
+            timings=record.timings,
+            token_intervals=record.token_intervals,
+        )
+        _log.info(
+            "request",
+            request_id=record.request_id,
+            endpoint=record.endpoint,
+            model=record.model,
+            stream=record.stream,
+            n=record.n,
+            max_tokens=record.max_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            generated_tokens=record.generated_tokens,
+            finish_reasons=[reason.value for reason in record.finish_reasons],
+            error_code=record.error_code,
+            seconds=round(seconds, 6),
+            **_spans(record.timings),
+        )
+
+
+def _outcome(record: RequestRecord) -> str:
+    if record.error_code is not None:
+        return record.error_code
+    return "aborted" if FinishReason.ABORT in record.finish_reasons else "ok"
+
+
+def _spans(timings: RequestTimings | None) -> dict[str, float]:
+    if timings is None:
+        return {}
+    instants = {
+        "queue_seconds": (timings.arrival, timings.first_scheduled),
+        "first_token_seconds": (timings.arrival, timings.first_token),
+        "decode_seconds": (timings.first_token, timings.finished),
+    }
+    return {
+        name: round(end - start, 6) for name, (start, end) in instants.items() if start is not None and end is not None
+    }
