@@ -1,0 +1,186 @@
+"""Llama-shaped decoders: Llama, Mistral, Qwen2, Qwen3 and SmolLM, told apart by flags of the config.
+
+Pre-norm blocks of grouped-query attention with rotary positions and a SiLU-gated MLP. Nothing here computes:
+``forward`` names buffers and calls layers, each of which is one kernel or two.
+
+T tokens of a step, L rows of logits, D model width, H query heads, G key/value heads, E head width, I MLP width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.kernels.linear import Activation
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache, StepArena
+from app.layers.attention import Attention
+from app.layers.embedding import Embedding, LMHead
+from app.layers.linear import Linear
+from app.layers.norm import RMSNorm
+from app.layers.rotary import rope_table
+from app.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Activations:
+    """The buffers of a step, used by every layer in turn."""
+
+    residual: Tensor
+    """[T, D] the residual stream."""
+    delta: Tensor
+    """[T, D] what a block adds to it."""
+    attention_in: Act
+    """[T, D]"""
+    qkv: Tensor
+    """[T, (H + 2G) * E]"""
+    q: Tensor
+    """[T, H * E]"""
+    attention_out: Act
+    """[T, H * E]"""
+    mlp_in: Act
+    """[T, D]"""
+    gated: Act
+    """[T, I]"""
+    final: Tensor
+    """[T, D]"""
+
+
+class DecoderLayer:
+    """One block: attention, then MLP, each after a norm."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, rope_PE: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        width, eps, head_dim = config.hidden_size, config.rms_norm_eps, config.head_dim
+        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        self._prefix = f"model.layers.{index}"
+        self.input_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.qkv_proj = Linear(
+            {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
+            width,
+            bias=config.qkv_bias,
+            dtype=dtype,
+            device=device,
+        )
+        self.q_norm = RMSNorm(head_dim, eps, dtype=dtype, device=device) if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps, dtype=dtype, device=device) if config.qk_norm else None
+        self.attention = Attention(
+            config.num_heads,
+            head_dim,
+            rope_PE,
+            sliding_window=config.layer_windows[index],
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+        )
+        self.o_proj = Linear({"o_proj": width}, q_size, bias=config.o_proj_bias, dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        inner, bias = config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = Linear({"gate_proj": inner, "up_proj": inner}, width, bias=bias, dtype=dtype, device=device)
+        self.down_proj = Linear({"down_proj": width}, inner, bias=bias, dtype=dtype, device=device)
+
+    def forward(
+        self, acts: _Activations, positions_T: Tensor, kv: LayerKVCache, meta: AttentionMetadata, *, first: bool
+    ) -> None:
+        """Leaves the MLP's contribution in ``acts.delta``; the next norm adds it to the residual stream."""
+        if first:
+            self.input_norm(acts.residual, acts.attention_in)
+        else:
+            self.input_norm(acts.delta, acts.attention_in, residual_TD=acts.residual)
+        self.qkv_proj(acts.attention_in, Act(acts.qkv))
+        self.attention(acts.qkv, positions_T, kv, meta, acts.q, acts.attention_out)
+        self.o_proj(acts.attention_out, Act(acts.delta))
+        self.mlp_norm(acts.delta, acts.mlp_in, residual_TD=acts.residual)
+        self.gate_up_proj(acts.mlp_in, acts.gated, activation=Activation.SILU_MUL)
+        self.down_proj(acts.gated, Act(acts.delta))
+
+    def destinations(self) -> dict[str, Tensor]:
+        """Checkpoint names of the layer's weights and where each goes."""
+        prefix = self._prefix
+        named = self.input_norm.destinations(f"{prefix}.input_layernorm")
+        named |= self.qkv_proj.destinations(f"{prefix}.self_attn")
+        if self.q_norm is not None and self.k_norm is not None:
+            named |= self.q_norm.destinations(f"{prefix}.self_attn.q_norm")
+            named |= self.k_norm.destinations(f"{prefix}.self_attn.k_norm")
+        named |= self.o_proj.destinations(f"{prefix}.self_attn")
+        named |= self.mlp_norm.destinations(f"{prefix}.post_attention_layernorm")
+        named |= self.gate_up_proj.destinations(f"{prefix}.mlp")
+        named |= self.down_proj.destinations(f"{prefix}.mlp")
+        return named
+
+
+class LlamaForCausalLM:
+    """A decoder with its output head; weights are uninitialised until :meth:`destinations` are filled.
+
+    Args:
+        max_positions: positions from 0 that sequences will use; sizes the table of rotary angles.
+    """
+
+    def __init__(self, config: ModelConfig, *, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._config = config
+        self._dtype = dtype
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        rope_PE = rope_table(config.head_dim, config.rope_theta, config.rope_scaling, max_positions, device)
+        self.layers = [DecoderLayer(config, i, rope_PE, dtype, device) for i in range(config.num_layers)]
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        head = self.embedding.table if config.tie_word_embeddings else torch.empty_like(self.embedding.table)
+        self.lm_head = LMHead(head)
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        kv: list[LayerKVCache],
+        meta: AttentionMetadata,
+        arena: StepArena,
+    ) -> Tensor:
+        """Final hidden states [T, D] of the step's tokens, a buffer of ``arena``; writes their keys and values.
+
+        Args:
+            token_ids_T: [T] int64.
+            positions_T: [T] int64.
+            kv: one cache a layer.
+            arena: begun with T rows.
+        """
+        acts = self._take_activations(arena)
+        self.embedding(token_ids_T, acts.residual)
+        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
+            layer.forward(acts, positions_T, layer_kv, meta, first=index == 0)
+        self.final_norm(acts.delta, Act(acts.final), residual_TD=acts.residual)
+        return acts.final
+
+    def logits(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
+        """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave."""
+        self.lm_head(hidden_TD, indices_L, out_LV)
+
+    def destinations(self) -> dict[str, Tensor]:
+        """Every weight of the checkpoint by name, and the tensor that it is to be copied into."""
+        named = {"model.embed_tokens.weight": self.embedding.table}
+        for layer in self.layers:
+            named |= layer.destinations()
+        named |= self.final_norm.destinations("model.norm")
+        if not self._config.tie_word_embeddings:
+            named["lm_head.weight"] = self.lm_head.weight.values
+        return named
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
+        tied_copy = name == "lm_head.weight" and self._config.tie_word_embeddings
+        return tied_copy or name.endswith(".rotary_emb.inv_freq")
+
+    def _take_activations(self, arena: StepArena) -> _Activations:
+        config, dtype, layer = self._config, self._dtype, self.layers[0]
+        width, q_size = config.hidden_size, config.num_heads * config.head_dim
+        return _Activations(
+            residual=arena.take(width, dtype),
+            delta=arena.take(width, dtype),
+            attention_in=arena.take_act(width, dtype, layer.qkv_proj.act_format),
+            qkv=arena.take(layer.qkv_proj.out_features, dtype),
+            q=arena.take(q_size, dtype),
+            attention_out=arena.take_act(q_size, dtype, layer.o_proj.act_format),
+            mlp_in=arena.take_act(width, dtype, layer.gate_up_proj.act_format),
+            gated=arena.take_act(config.intermediate_size, dtype, layer.down_proj.act_format),
+            final=arena.take(width, dtype),
+        )
