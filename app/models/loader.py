@@ -1,0 +1,146 @@
+"""Copies the tensors of safetensors and GGUF files into a model, every one accounted for.
+
+Nothing here unpickles: other formats are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from app.models import gguf
+from app.models.checkpoint import WeightError, read_safetensors_header
+from app.models.gguf_header import read_gguf_header
+
+__all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
+
+_FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
+_NAMES_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor still on disk."""
+
+    name: str
+    """As in a Hugging Face checkpoint, e.g. ``model.layers.0.self_attn.q_proj.weight``."""
+    file: Path
+    shape: tuple[int, ...]
+    nbytes: int
+    """In the file."""
+    read: Callable[[], Tensor]
+    """Reads it: as stored from safetensors, fp32 from GGUF. Raises :class:`WeightError`."""
+
+
+def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
+    """Lists the tensors of ``files`` (``.safetensors``, ``.gguf``); headers are checked, data is not yet read.
+
+    Raises:
+        WeightError: another format, or a file that is unreadable, truncated or malformed.
+    """
+    for file in files:
+        match file.suffix:
+            case ".safetensors":
+                yield from _safetensors(file)
+            case ".gguf":
+                yield from _gguf(file)
+            case _:
+                raise WeightError(f"{file}: only .safetensors and .gguf files are read")
+
+
+def load_weights(
+    destinations: Mapping[str, Tensor],
+    files: Sequence[Path],
+    *,
+    ignore: Callable[[str], bool],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Copies every tensor of ``files`` into the destination of its name, converted to the destination's dtype.
+
+    Names and shapes are checked before the first copy. One tensor at a time is in memory beside the destinations.
+
+    Args:
+        destinations: checkpoint name -> tensor (a view, as a rule) of the checkpoint's shape.
+        ignore: tells which left-over names are no error (tied or computed tensors).
+        progress: called with bytes read so far and in all.
+
+    Raises:
+        WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
+    """
+    wanted = _match(destinations, files, ignore)
+    total = sum(stored.nbytes for stored in wanted)
+    done = 0
+    progress(done, total)
+    with torch.no_grad():
+        for stored in wanted:
+            destinations[stored.name].copy_(stored.read())
+            done += stored.nbytes
+            progress(done, total)
+
+
+def _match(
+    destinations: Mapping[str, Tensor], files: Sequence[Path], ignore: Callable[[str], bool]
+) -> list[StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    left_over: list[StoredTensor] = []
+    for stored in iter_weights(files):
+        if stored.name in found:
+            raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {found[stored.name].file}")
+        if stored.name in destinations:
+            found[stored.name] = stored
+        elif not ignore(stored.name):
+            left_over.append(stored)
+    where = ", ".join(map(str, files[:_NAMES_SHOWN])) + (", …" if len(files) > _NAMES_SHOWN else "")
+    missing = [name for name in destinations if name not in found]
+    if missing:
+        raise WeightError(f"{where}: {_listed(missing)} missing")
+    if left_over:
+        names = _listed([stored.name for stored in left_over])
+        raise WeightError(f"{left_over[0].file}: {names} left over: the model has no place for it")
+    for name, stored in found.items():
+        expected = tuple(destinations[name].shape)
+        if stored.shape != expected:
+            raise WeightError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, the model expects {expected}")
+    return list(found.values())
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    noun = "tensor" if len(names) == 1 else "tensors"
+    return f"{noun} {shown} and {more} more" if more > 0 else f"{noun} {shown}"
+
+
+def _safetensors(file: Path) -> Iterator[StoredTensor]:
+    entries = read_safetensors_header(file)
+    try:
+        handle = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as e:
+        raise WeightError(f"{file}: {e}") from None
+    for entry in entries:
+
+        def read(name: str = entry.name, dtype: str = entry.dtype) -> Tensor:
+            if dtype not in _FLOATS:
+                raise WeightError(f"{file}: tensor {name!r} has type {dtype}; quantised checkpoints are not supported")
+            try:
+                tensor: Tensor = handle.get_tensor(name)  # type: ignore[no-untyped-call]
+            except (SafetensorError, OSError) as e:
+                raise WeightError(f"{file}: tensor {name!r}: {e}") from None
+            return tensor
+
+        yield StoredTensor(entry.name, file, entry.shape, entry.nbytes, read)
+
+
+def _gguf(file: Path) -> Iterator[StoredTensor]:
+    header = read_gguf_header(file)
+    for entry in header.tensors.values():
+        if entry.name != gguf.ROPE_FACTORS:
+            name = gguf.checkpoint_name(entry.name)
+            yield StoredTensor(name, file, entry.shape, entry.nbytes, partial(gguf.read_tensor, header, entry))
