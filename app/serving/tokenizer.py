@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,6 +60,9 @@ class Tokenizer:
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.special_tokens: frozenset[str] = frozenset(token.content for token in added.values() if token.special)
+        breakable = [token for token in self.special_tokens if len(token) > 1]
+        self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token) + 1))
+        self._first_characters = re.compile("|".join({re.escape(token[0]) for token in breakable}) or "(?!)")
         self._bytes: TokenBytes = build_token_bytes(
             json.loads(definition).get("decoder"),
             self._plain.get_vocab(with_added_tokens=True),
@@ -131,6 +135,30 @@ class Tokenizer:
         return await asyncio.to_thread(
             self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special
         )
+
+    def break_control_tokens(self, text: str) -> str:
+        """The text with a :data:`CONTROL_BREAK` inside every control token that it spells or ends in the middle of.
+
+        Encoded on its own or as part of a longer text with ``parse_special=True``, it is plain text throughout, spelt
+        as if the breaks were not there. Text without control tokens comes back as it is.
+        """
+        pieces = []
+        copied = 0
+        for match in self._first_characters.finditer(text):
+            if self._begins_control_token(text, match.start()):
+                pieces.append(text[copied : match.end()])
+                copied = match.end()
+        return CONTROL_BREAK.join([*pieces, text[copied:]])
+
+    def _begins_control_token(self, text: str, start: int) -> bool:
+        """Whether a control token stands at ``start``, or its beginning does and the text ends there."""
+        for end in range(start + 1, len(text) + 1):
+            beginning = text[start:end]
+            if beginning not in self._beginnings:
+                return False
+            if beginning in self.special_tokens:
+                return True
+        return True
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence of ids; bytes that are not UTF-8 become U+FFFD."""
