@@ -1,0 +1,88 @@
+"""Checks on a request before the engine takes it. The engine does not rely on the API process having made them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from app.types import EngineError, EngineRequest, SamplingParams
+
+MAX_LOGPROBS = 1024
+"""Alternatives a token; bounds the size of an answer whatever the API process lets through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request must fit into."""
+
+    vocab_size: int
+    max_model_len: int
+    max_kv_tokens: int
+    """Tokens that the whole KV cache holds."""
+
+
+class _InvalidError(ValueError):
+    """One reason to refuse a request."""
+
+
+def check(request: EngineRequest, limits: Limits) -> EngineError | None:
+    """Why ``request`` cannot be served, or None. A request that passes fits the engine when it is alone in it."""
+    try:
+        _check_tokens(request, limits)
+        _check_sampling(request.sampling, limits)
+        _check_schedule(request)
+    except (_InvalidError, TypeError) as error:
+        return EngineError("invalid_request", str(error))
+    wanted = len(request.prompt_token_ids) + request.sampling.max_tokens
+    capacity = min(limits.max_model_len, limits.max_kv_tokens)
+    if wanted > capacity:
+        message = (
+            f"{len(request.prompt_token_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} exceed "
+            f"the {capacity} tokens that fit (context {limits.max_model_len}, KV cache {limits.max_kv_tokens})"
+        )
+        return EngineError("context_length_exceeded", message)
+    return None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise _InvalidError(message)
+
+
+def _check_tokens(request: EngineRequest, limits: Limits) -> None:
+    _require(bool(request.prompt_token_ids), "the prompt is empty")
+    sampling = request.sampling
+    for name, token_ids in (
+        ("prompt", request.prompt_token_ids),
+        ("stop_token_ids", sampling.stop_token_ids),
+        ("logit_bias", sampling.logit_bias),
+    ):
+        if token_ids:
+            low, high = min(token_ids), max(token_ids)
+            _require(low >= 0 and high < limits.vocab_size, f"{name}: token ids go from 0 to {limits.vocab_size - 1}")
+
+
+def _check_sampling(params: SamplingParams, limits: Limits) -> None:
+    _require(math.isfinite(params.temperature) and params.temperature >= 0, "temperature must be finite and >= 0")
+    _require(0 < params.top_p <= 1, "top_p must be in (0, 1]")
+    _require(params.top_k >= 0, "top_k must be >= 0")
+    _require(0 <= params.min_p <= 1, "min_p must be in [0, 1]")
+    _require(
+        math.isfinite(params.repetition_penalty) and params.repetition_penalty > 0,
+        "repetition_penalty must be finite and > 0",
+    )
+    _require(math.isfinite(params.presence_penalty), "presence_penalty must be finite")
+    _require(math.isfinite(params.frequency_penalty), "frequency_penalty must be finite")
+    _require(all(math.isfinite(bias) for bias in params.logit_bias.values()), "logit_bias values must be finite")
+    _require(params.max_tokens >= 1, "max_tokens must be >= 1")
+    _require(0 <= params.min_tokens <= params.max_tokens, "min_tokens must be in [0, max_tokens]")
+    most = min(MAX_LOGPROBS, limits.vocab_size)
+    for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        _require(count is None or 0 <= count <= most, f"{name} must be in [0, {most}]")
+
+
+def _check_schedule(request: EngineRequest) -> None:
+    _require(-(1 << 63) <= request.seed < 1 << 64, "seed must fit in 64 bits")
+    _require(request.sample_index >= 0, "sample_index must be >= 0")
+    _require(math.isfinite(request.arrival_time), "arrival_time must be finite")
+    _require(request.deadline is None or math.isfinite(request.deadline), "deadline must be finite")

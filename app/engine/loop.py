@@ -1,0 +1,199 @@
+"""The engine's life: load, say ready, then drain inbox → step → send, until told to stop.
+
+Written against a :class:`Port`, so the same loop runs over a socket (``process.py``) and in a thread (``inproc.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.engine.core import EngineCore, EngineFailedError, Runner
+from app.ipc import ChannelClosedError, FrameError, ProgressStamp
+from app.types import (
+    AbortRequests,
+    ClientFrame,
+    EngineConfig,
+    EngineError,
+    EngineFatal,
+    EngineFrame,
+    EngineOutput,
+    EngineReady,
+    EngineRequest,
+    LoadProgress,
+    StepOutputs,
+)
+
+MakeRunner = Callable[[EngineConfig, Callable[[LoadProgress], None]], Runner]
+
+# What loading raises for reasons that a person can act on; anything else is a bug and shows its traceback.
+_LOAD_ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
+_FLUSH_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BadFrame:
+    """A frame that does not decode; answered if it at least names its request."""
+
+    message: str
+    request_id: str | None = None
+    client_index: int = 0
+
+
+class Port(Protocol):
+    """The engine's side of a connection. Every method raises :class:`ChannelClosedError` once the client is gone."""
+
+    @property
+    def congested(self) -> bool:
+        """The client does not read: the engine should not produce more."""
+
+    def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
+        """Frames that have come, at once if there are any. Otherwise waits up to ``timeout`` seconds (None: for ever)
+        for a frame, or for a congested client to read on."""
+
+    def send(self, frame: EngineFrame) -> None:
+        """Queues a frame."""
+
+    def flush(self, timeout: float) -> None:
+        """Waits until what is queued is with the client, ``timeout`` seconds at most."""
+
+
+class EngineLoop:
+    """One thread's work: never computes for a client that does not read, never spins while idle."""
+
+    def __init__(self, core: EngineCore, port: Port, stamp: ProgressStamp | None) -> None:
+        self._core = core
+        self._port = port
+        self._stamp = stamp
+        self._clients = {0}
+        self._reported = core.stats()
+
+    def run(self) -> None:
+        """Returns on a :class:`~app.types.Shutdown` frame; raises what ends the engine otherwise."""
+        core, port = self._core, self._port
+        while True:
+            can_step = core.has_work and not port.congested
+            if not can_step:
+                self._report_idle()
+            self._mark(has_work=can_step)
+            for frame in port.poll(0 if can_step else None):
+                if not self._handle(frame):
+                    return
+            if core.has_work and not port.congested:
+                self._mark(has_work=True)
+                try:
+                    outputs = core.step()
+                except EngineFailedError:
+                    self._send(core.take_outputs())
+                    raise
+                self._send(outputs)
+
+    def _mark(self, *, has_work: bool) -> None:
+        if self._stamp is not None:
+            self._stamp.write(self._core.stats().steps_total, has_work=has_work)
+
+    def _handle(self, frame: ClientFrame | BadFrame) -> bool:
+        """Acts on one frame; False when it says to stop."""
+        match frame:
+            case EngineRequest():
+                self._clients.add(frame.client_index)
+                try:
+                    self._core.add_request(frame)
+                except Exception:  # noqa: BLE001 - a bug that one request meets is that request's error
+                    _log.exception("request %s could not be admitted", frame.request_id)
+                    error = EngineError("engine_error", "the engine could not take this request")
+                    self._core.reject(frame.request_id, frame.client_index, error)
+            case AbortRequests():
+                self._core.abort(frame.request_ids)
+            case BadFrame():
+                _log.error("frame dropped: %s", frame.message)
+                if frame.request_id is not None:
+                    error = EngineError("invalid_request", frame.message)
+                    self._core.reject(frame.request_id, frame.client_index, error)
+            case _:
+                return False
+        return True
+
+    def _send(self, outputs: dict[int, list[EngineOutput]]) -> None:
+        if not outputs:
+            return
+        self._reported = self._core.stats()
+        for client_index, client_outputs in outputs.items():
+            self._port.send(StepOutputs(client_index=client_index, outputs=client_outputs, stats=self._reported))
+
+    def _report_idle(self) -> None:
+        """Lets every client see the final state when the last step changed it without an output."""
+        stats = self._core.stats()
+        if stats == self._reported or self._core.has_work:
+            return
+        self._reported = stats
+        for client_index in sorted(self._clients):
+            self._port.send(StepOutputs(client_index=client_index, outputs=[], stats=stats))
+
+
+def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:
+    """Loads, runs, and answers every way that can end with an exit code: 0 for a shutdown or a client that has gone,
+    1 after an :class:`~app.types.EngineFatal`. A traceback on stderr means a bug."""
+    try:
+        return _serve(port, config, make_runner, stamp)
+    except ChannelClosedError:
+        return 0
+    except FrameError as error:
+        _log.error("connection lost: %s", error)
+        return 1
+    except EngineFailedError as error:
+        return _die(port, _one_line(error))
+    except Exception as error:  # noqa: BLE001 - the last boundary of the process
+        traceback.print_exc()
+        return _die(port, f"engine bug: {type(error).__name__}: {_one_line(error)}")
+
+
+def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:
+    try:
+        runner = make_runner(config, port.send)
+        core = EngineCore(runner, config)
+    except ConnectionError:
+        raise
+    except _LOAD_ERRORS as error:
+        return _die(port, _one_line(error))
+    port.send(_ready(runner, config))
+    EngineLoop(core, port, stamp).run()
+    port.flush(_FLUSH_SECONDS)
+    return 0
+
+
+def _ready(runner: Runner, config: EngineConfig) -> EngineReady:
+    spec = runner.kv_cache_spec
+    return EngineReady(
+        max_model_len=runner.max_model_len,
+        vocab_size=runner.vocab_size,
+        block_size=spec.block_size,
+        num_blocks=runner.num_blocks,
+        dtype=config.dtype,
+        kv_cache_dtype=spec.groups[0].dtype,
+        device=config.device,
+        num_parameters=runner.num_parameters,
+        weight_bytes=runner.weight_bytes,
+        kv_cache_bytes=runner.kv_cache_bytes,
+        pid=os.getpid(),
+    )
+
+
+def _die(port: Port, message: str) -> int:
+    with contextlib.suppress(ConnectionError):  # nobody left to tell
+        port.send(EngineFatal(message))
+        port.flush(_FLUSH_SECONDS)
+    return 1
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of what an exception says, or its name if it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

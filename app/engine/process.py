@@ -1,0 +1,157 @@
+"""The engine as a process of its own, at the far end of an inherited socketpair."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import threading
+import time
+
+import msgspec
+
+from app.engine.loop import BadFrame, MakeRunner, serve
+from app.ipc import (
+    ChannelClosedError,
+    FrameChannel,
+    FrameError,
+    FrameTooLargeError,
+    ProgressStamp,
+    decode_client_frame,
+    decode_engine_config,
+    encode,
+)
+from app.types import (
+    ClientFrame,
+    EngineConfig,
+    EngineError,
+    EngineFatal,
+    EngineFrame,
+    EngineOutput,
+    FinishReason,
+    StepOutputs,
+)
+
+OUTBOX_BYTES = 8 << 20
+"""Unread output above which the engine stops stepping."""
+
+
+class _Salvaged(msgspec.Struct):
+    """What of a malformed request is needed to answer it."""
+
+    request_id: str | None = None
+    client_index: int = 0
+
+
+class SocketPort:
+    """:class:`~app.engine.loop.Port` over a socket: one selector, no thread."""
+
+    def __init__(self, channel: FrameChannel) -> None:
+        self._channel = channel
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel, selectors.EVENT_READ)
+
+    @property
+    def congested(self) -> bool:
+        return self._channel.pending_bytes > OUTBOX_BYTES
+
+    def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
+        return [_decode(payload) for payload in self.poll_payloads(timeout)]
+
+    def poll_payloads(self, timeout: float | None) -> list[bytes]:
+        """:meth:`poll` before decoding."""
+        self._channel.flush()
+        payloads = self._channel.receive()
+        if payloads or timeout == 0:
+            return payloads
+        self._wait(timeout)
+        self._channel.flush()
+        return self._channel.receive()
+
+    def _wait(self, timeout: float | None) -> None:
+        events = selectors.EVENT_READ
+        if self._channel.pending_bytes:
+            events |= selectors.EVENT_WRITE
+        self._selector.modify(self._channel, events)
+        self._selector.select(timeout)
+
+    def send(self, frame: EngineFrame) -> None:
+        try:
+            self._channel.send(encode(frame))
+        except FrameTooLargeError:
+            if not isinstance(frame, StepOutputs):
+                raise
+            self._send_in_parts(frame)
+
+    def _send_in_parts(self, frame: StepOutputs) -> None:
+        """An answer too large for one frame goes out in halves; a single output that is too large is an error."""
+        outputs = frame.outputs
+        middle = len(outputs) // 2
+        parts = [outputs[:middle], outputs[middle:]] if middle else [[_too_large(outputs[0])]]
+        for part in parts:
+            self.send(StepOutputs(client_index=frame.client_index, outputs=part, stats=frame.stats))
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self._channel.flush()
+        while self._channel.pending_bytes and (left := deadline - time.monotonic()) > 0:
+            self._selector.modify(self._channel, selectors.EVENT_WRITE)
+            self._selector.select(left)
+            self._channel.flush()
+
+    def close(self) -> None:
+        """Closes the selector and the socket."""
+        self._selector.close()
+        self._channel.close()
+
+
+def _decode(payload: bytes) -> ClientFrame | BadFrame:
+    try:
+        return decode_client_frame(payload)
+    except msgspec.DecodeError as error:
+        message = str(error)
+    try:
+        salvaged = msgspec.msgpack.decode(payload, type=_Salvaged)
+    except msgspec.DecodeError:
+        return BadFrame(message)
+    return BadFrame(message, salvaged.request_id, salvaged.client_index)
+
+
+def _too_large(output: EngineOutput) -> EngineOutput:
+    return EngineOutput(
+        request_id=output.request_id,
+        finish_reason=FinishReason.ERROR,
+        error=EngineError("engine_error", "the answer is too large for one message"),
+        timings=output.timings,
+    )
+
+
+def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStamp | None = None) -> int:
+    """Runs an engine over ``sock`` and returns the exit code of its process (see :func:`~app.engine.loop.serve`).
+
+    The first frame is the :class:`~app.types.EngineConfig`. SIGINT is left to the parent, which hears of the same
+    Ctrl-C and shuts down in order; SIGTERM ends the process as usual.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    port = SocketPort(FrameChannel(sock))
+    try:
+        config = _read_config(port)
+        return 1 if config is None else serve(port, config, make_runner, stamp)
+    except ChannelClosedError:
+        return 0
+    except FrameError:
+        return 1
+    finally:
+        port.close()
+
+
+def _read_config(port: SocketPort) -> EngineConfig | None:
+    payloads: list[bytes] = []
+    while not payloads:
+        payloads = port.poll_payloads(None)
+    try:
+        return decode_engine_config(payloads[0])
+    except msgspec.DecodeError as error:
+        port.send(EngineFatal(f"engine configuration not understood: {error}"))
+        return None

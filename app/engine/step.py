@@ -1,0 +1,93 @@
+"""One step: filled under a budget, then in flight until its results are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.engine.request import Request
+from app.types import ScheduledRow, SchedulerOutput, SlotInit
+
+
+class PlannedRow(NamedTuple):
+    """A row and the state of its request that makes its result count."""
+
+    request: Request
+    row: ScheduledRow
+    epoch: int
+
+
+class Publication(NamedTuple):
+    """A block put on offer before the step that writes it has run."""
+
+    block_id: int
+    request: Request
+    epoch: int
+
+
+class Hold(NamedTuple):
+    """What a request that has left keeps until its last step is collected."""
+
+    block_ids: list[int]
+    slot: int
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """A scheduled step and what hangs on its outcome."""
+
+    id: int
+    rows: list[PlannedRow] = field(default_factory=list)
+    slots: list[SlotInit] = field(default_factory=list)
+    published: list[Publication] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(planned.row.num_tokens for planned in self.rows)
+
+    def snapshot(self) -> SchedulerOutput:
+        """What the runner is told."""
+        rows = [planned.row for planned in self.rows]
+        return SchedulerOutput(
+            step=self.id,
+            slots=self.slots,
+            rows=rows,
+            num_tokens=self.num_tokens,
+            num_logit_rows=sum(row.num_tokens - row.logits_start for row in rows),
+        )
+
+
+class Budget:
+    """What is left of a step while it is being filled."""
+
+    def __init__(self, tokens: int, logit_rows: int, num_decodes: int) -> None:
+        self.tokens = tokens
+        self.logit_rows = logit_rows
+        self.reserved = num_decodes
+        """Decode rows still to come, each with a claim on one token and one logits row."""
+
+    def chunk(self, request: Request, wanted: int) -> int:
+        """How many of the ``wanted`` tokens of ``request`` this step can take."""
+        num_tokens = min(wanted, self.tokens - self.reserved)
+        logit_rows = self.logit_rows - self.reserved
+        if request.wants_prompt_logprobs:
+            num_tokens = min(num_tokens, logit_rows)
+        elif num_tokens == wanted and logit_rows < 1:
+            num_tokens -= 1  # everything but the position that is sampled
+        return max(0, num_tokens)
+
+    def drafts(self, request: Request) -> list[int]:
+        """As many of the request's drafts as can be verified along with its last token."""
+        room = min(
+            self.tokens - self.reserved - 1,
+            self.logit_rows - self.reserved - 1,
+            request.max_num_tokens - request.num_tokens - 1,
+        )
+        return request.draft_token_ids[: max(0, room)]
+
+    def spend(self, row: ScheduledRow) -> None:
+        """Takes a row's tokens and logits rows off."""
+        self.tokens -= row.num_tokens
+        self.logit_rows -= row.num_tokens - row.logits_start
