@@ -1,0 +1,37 @@
+"""Residual addition and RMSNorm in one pass, with optional quantisation for the linear layer that follows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.kernels.add_norm.reference import add_norm_reference
+from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.types import Act
+
+__all__ = ["add_norm"]
+
+
+def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: Tensor | None = None) -> None:
+    """RMSNorm of x, or of x added to a residual stream.
+
+    Without ``residual``: ``out = x / sqrt(mean(x²) + eps) * weight``. With it: ``residual += x`` in place (summed
+    in fp32, rounded once to the stream's dtype), and ``out`` is the norm of that sum. Computed in fp32; an int8
+    ``out`` is quantised per token.
+
+    Args:
+        x_TD: [T, D] floating.
+        weight_D: [D] floating.
+        eps: added to the mean square.
+        out: [T, D].
+        residual: [T, D] of x's dtype.
+
+    Raises:
+        ValueError: an argument's shape or dtype does not fit.
+    """
+    shape = (x_TD.shape[0], weight_D.numel())
+    check_tensor("add_norm", "x", x_TD, shape, *FLOATING)
+    check_tensor("add_norm", "weight", weight_D, shape[1:], *FLOATING)
+    check_act("add_norm", "out", out, shape)
+    if residual is not None:
+        check_tensor("add_norm", "residual", residual, shape, x_TD.dtype)
+    add_norm_reference(x_TD, weight_D, eps, out, residual)

@@ -1,0 +1,54 @@
+"""Cheap argument checks of the public kernels: what a native kernel would turn into a stray memory access."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.kernels.types import Act, LayerKVCache
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
+    """Checks that ``tensor`` is contiguous, has ``shape`` and one of ``dtypes``.
+
+    Raises:
+        ValueError: it has not; the message names the op and the argument.
+    """
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{op}: {name} is not contiguous")
+
+
+def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:
+    """Checks that ``act`` is [T, K] ``shape``: floating without a scale, or int8 with an fp32 scale [T].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if act.scale is None:
+        check_tensor(op, name, act.values, shape, *FLOATING)
+    else:
+        check_tensor(op, name, act.values, shape, torch.int8)
+        check_tensor(op, f"{name}.scale", act.scale, shape[:1], torch.float32)
+
+
+def check_kv_cache(op: str, kv: LayerKVCache, head_dim: int) -> None:
+    """Checks that ``kv`` holds pages [num_blocks, 2, G, B, E] of heads of ``head_dim`` elements.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if kv.values.dim() != 5:
+        raise ValueError(f"{op}: kv has shape {list(kv.values.shape)}, expected [num_blocks, 2, G, B, E]")
+    blocks, _, kv_heads, block_size, _ = kv.values.shape
+    shape = (blocks, 2, kv_heads, block_size, head_dim)
+    if kv.scale is None:
+        check_tensor(op, "kv", kv.values, shape, *FLOATING)
+    else:
+        check_tensor(op, "kv", kv.values, shape, torch.int8)
+        check_tensor(op, "kv.scale", kv.scale, shape[:4], torch.float16)

@@ -1,0 +1,28 @@
+"""Token embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.kernels.check import FLOATING, check_tensor
+from app.kernels.embed.reference import embed_reference
+
+__all__ = ["embed"]
+
+
+def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
+    """Copies the table's row of each token: ``out[t] = table[token_ids[t]]``.
+
+    Args:
+        token_ids_T: [T] int64, each below V (not checked here).
+        table_VD: [V, D] floating.
+        out_TD: [T, D] of the table's dtype.
+
+    Raises:
+        ValueError: an argument's shape or dtype does not fit.
+    """
+    check_tensor("embed", "token_ids", token_ids_T, (token_ids_T.numel(),), torch.int64)
+    check_tensor("embed", "table", table_VD, (table_VD.shape[0], table_VD.shape[-1]), *FLOATING)
+    check_tensor("embed", "out", out_TD, (token_ids_T.numel(), table_VD.shape[1]), table_VD.dtype)
+    embed_reference(token_ids_T, table_VD, out_TD)

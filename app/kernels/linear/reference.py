@@ -1,0 +1,50 @@
+"""Specification of ``linear`` in plain torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.kernels.int8 import store_act
+from app.kernels.types import Act, LinearWeight
+
+
+def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, silu_mul: bool) -> None:
+    if x.scale is None and not silu_mul and _matmul_into(x.values, weight, out, residual):
+        return
+    y_TN = matmul_fp32(x, weight)
+    if weight.bias is not None:
+        y_TN = y_TN + weight.bias.float()
+    if silu_mul:
+        gate, up = y_TN.chunk(2, dim=-1)
+        y_TN = F.silu(gate) * up
+    if residual is not None:
+        y_TN = y_TN + residual.float()
+    store_act(y_TN, out)
+
+
+def _matmul_into(x_TK: Tensor, weight: LinearWeight, out: Act, residual: Tensor | None) -> bool:
+    """The layers that are one library call straight into ``out``; False for the others."""
+    addend = residual if residual is not None else weight.bias
+    if out.values.dtype != x_TK.dtype or (residual is not None and weight.bias is not None):
+        return False
+    if addend is None:
+        torch.mm(x_TK, weight.values.t(), out=out.values)
+    elif addend.dtype == torch.float32 == x_TK.dtype:
+        torch.addmm(addend, x_TK, weight.values.t(), out=out.values)
+    else:
+        return False
+    return True
+
+
+def matmul_fp32(x: Act, weight: LinearWeight) -> Tensor:
+    """``x @ weight.T`` in fp32, scales applied, bias not."""
+    if x.scale is None or weight.scale is None:
+        return torch.mm(x.values, weight.values.t()).float()
+    if x.values.device.type == "cpu":
+        accumulator = torch._int_mm(x.values, weight.values.t())
+    else:
+        # CUDA's int8 matmul refuses small and odd shapes; doubles hold these sums exactly too.
+        accumulator = torch.mm(x.values.double(), weight.values.double().t())
+    return accumulator.float() * x.scale[:, None] * weight.scale[None, :]

@@ -1,0 +1,58 @@
+"""Causal grouped-query attention over paged keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor
+from app.kernels.paged_attention.reference import paged_attention_reference
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+
+__all__ = ["paged_attention"]
+
+_OP = "paged_attention"
+
+
+def paged_attention(
+    q: Tensor,
+    kv: LayerKVCache,
+    meta: AttentionMetadata,
+    out: Act,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> None:
+    """Each token attends to the tokens of its row up to and including itself.
+
+    One call serves a step's decodes, prefills, chunks behind a cached prefix and any mixture. The step's own keys
+    and values are in the pages already. A page entry at or past a row's ``seq_len`` is never read, nor one that has
+    left the window of every query. Softmax and sums are fp32.
+
+    Args:
+        q: [T, H, E] floating; query head h reads KV head h // (H / G).
+        kv: pages [num_blocks, 2, G, B, E].
+        meta: where the tokens stand.
+        out: [T, H * E].
+        scale: factor of the dot products.
+        sliding_window: tokens a query sees, itself included; None sees all.
+
+    Raises:
+        ValueError: an argument's shape or dtype does not fit.
+    """
+    tokens, heads, head_dim = q.shape
+    check_tensor(_OP, "q", q, (tokens, heads, head_dim), *FLOATING)
+    check_kv_cache(_OP, kv, head_dim)
+    if heads % kv.values.shape[2]:
+        raise ValueError(f"{_OP}: {heads} query heads do not divide into {kv.values.shape[2]} KV heads")
+    rows = meta.seq_lens.numel()
+    check_tensor(_OP, "meta.seq_lens", meta.seq_lens, (rows,), torch.int32)
+    check_tensor(_OP, "meta.query_start_loc", meta.query_start_loc, (rows + 1,), torch.int32)
+    if meta.block_tables.dtype != torch.int32 or meta.block_tables.shape[0] != rows:
+        raise ValueError(f"{_OP}: meta.block_tables is not int32 with {rows} rows")
+    if meta.block_tables.shape[1] * kv.block_size < meta.max_seq_len:
+        raise ValueError(f"{_OP}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"{_OP}: sliding_window is {sliding_window}, expected at least 1")
+    check_act(_OP, "out", out, (tokens, heads * head_dim))
+    paged_attention_reference(q, kv, meta, out, scale, sliding_window)
