@@ -48,33 +48,36 @@ class Choice:
         self._pending: deque[_PendingToken] = deque()
         self._finish_sent = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has a finish reason."""
+        return self.finish_reason is not None
+
     def push(self, output: EngineOutput) -> None:
         """Takes the engine's next output; nothing that comes after the end counts."""
-        if self.finish_reason is not None:
+        if self.ended:
             return
         if self._params.max_tokens == 0:
             self._finish(FinishReason.LENGTH, None)
             return
-        logprobs = output.logprobs or [None] * len(output.new_token_ids)
-        ends = output.stop_token_id is not None
-        for left, (token_id, logprob) in enumerate(zip(output.new_token_ids, logprobs, strict=True)):
-            is_stop_token = ends and left == len(output.new_token_ids) - 1
-            self._push_token(token_id, logprob, with_text=not is_stop_token or self._params.include_stop)
-            if self.finish_reason is not None:
+        last = len(output.new_token_ids) - 1
+        for place, token_id in enumerate(output.new_token_ids):
+            logprob = output.logprobs[place] if output.logprobs is not None else None
+            is_stop_token = place == last and output.stop_token_id is not None
+            if self._push_token(token_id, logprob, with_text=not is_stop_token or self._params.include_stop):
                 return
-        if output.finish_reason is not None:
-            self._flush()
-            if self.finish_reason is None:
-                by_request = output.stop_token_id in self._params.stop_token_ids
-                self._finish(output.finish_reason, output.stop_token_id if by_request else None)
+        if output.finish_reason is not None and not self._release(self._detokenizer.flush()):
+            self._text += self._matcher.flush()
+            by_request = output.stop_token_id in self._params.stop_token_ids
+            self._finish(output.finish_reason, output.stop_token_id if by_request else None)
 
     def take(self) -> ChoiceDelta | None:
         """What became final since the last call; None if nothing did."""
         released = self._decoded - self._matcher.held_chars
         tokens: list[_PendingToken] = []
-        while self._pending and (self.finish_reason is not None or self._pending[0].due <= released):
+        while self._pending and (self.ended or self._pending[0].due <= released):
             tokens.append(self._pending.popleft())
-        ends = self.finish_reason is not None and not self._finish_sent
+        ends = self.ended and not self._finish_sent
         if not (self._text or tokens or ends):
             return None
         self._finish_sent = ends
@@ -88,33 +91,31 @@ class Choice:
             stop_reason=self._stop_reason,
         )
 
-    def _push_token(self, token_id: int, logprob: TokenLogprobs | None, *, with_text: bool) -> None:
+    def _push_token(self, token_id: int, logprob: TokenLogprobs | None, *, with_text: bool) -> bool:
+        """Takes one token; True when it completes a stop string."""
         start = self._decoded
         piece = self._detokenizer.push([token_id]) if with_text else ""
         silent = not with_text or self._is_silent(token_id)
         described = describe(self._tokenizer, logprob) if logprob is not None else None
         self._pending.append(_PendingToken(start if silent else start + 1, token_id, described))
         self._num_tokens += 1
-        self._decoded += len(piece)
-        self._release(piece)
+        return self._release(piece)
 
     def _is_silent(self, token_id: int) -> bool:
         if self._params.skip_special_tokens and self._tokenizer.is_special(token_id):
             return True
         return not self._tokenizer.token_bytes(token_id)
 
-    def _release(self, piece: str) -> None:
+    def _release(self, piece: str) -> bool:
+        self._decoded += len(piece)
         if self._num_tokens <= self._params.min_tokens:
             self._text += piece
-            return
+            return False
         result = self._matcher.push(piece)
         self._text += result.text
         if result.stop is not None:
             self._finish(FinishReason.STOP, result.stop)
-
-    def _flush(self) -> None:
-        self._release(self._detokenizer.flush())
-        self._text += self._matcher.flush()
+        return result.stop is not None
 
     def _finish(self, reason: FinishReason, stop_reason: str | int | None) -> None:
         self.finish_reason = reason

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from app.ipc import FrameTooLarge
+import msgspec
+
+from app.ipc import ChannelClosedError, FrameTooLargeError
 from app.serving.errors import RequestError
 from app.telemetry.metrics import Metrics
 from app.types import (
@@ -223,11 +225,11 @@ class EngineClient:
 
     # -- connection ----------------------------------------------------------------------------------------------
 
-    async def serve(self, connection: EngineConnection) -> str:
+    async def serve(self, connection: EngineConnection) -> str | None:
         """Serves one connection until it ends, then answers what is in flight. Closes the connection.
 
         Returns:
-            Why it ended: the engine's own last words, or what the connection said.
+            Why it ended, if the engine said so or did not keep to the protocol; None if it is just gone.
         """
         self._outbox = asyncio.Queue()
         self._load_started = time.monotonic()
@@ -242,21 +244,24 @@ class EngineClient:
             self._lose_engine()
             await connection.close()
 
-    async def _read(self, connection: EngineConnection) -> str:
+    async def _read(self, connection: EngineConnection) -> str | None:
         last_words: str | None = None
         while True:
             try:
                 frame = await connection.receive()
+            except ChannelClosedError:
+                return last_words
             except ConnectionError as error:
                 return last_words or str(error)
-            if isinstance(frame, StepOutputs):
-                self._route(frame)
-            elif isinstance(frame, LoadProgress):
-                self._note_progress(frame)
-            elif isinstance(frame, EngineReady):
-                self._note_ready(frame)
-            else:
-                last_words = self._last_words(frame)
+            match frame:
+                case StepOutputs():
+                    self._route(frame)
+                case LoadProgress():
+                    self._note_progress(frame)
+                case EngineReady():
+                    self._note_ready(frame)
+                case EngineFatal(message):
+                    last_words = message
 
     async def _write(self, connection: EngineConnection) -> None:
         # The reader notices a connection that ended; here it only means that there is nobody to write to.
@@ -265,9 +270,9 @@ class EngineClient:
                 frame = await self._outbox.get()
                 try:
                     await connection.send(frame)
-                except FrameTooLarge as error:
+                except (FrameTooLargeError, msgspec.ValidationError) as error:
                     if isinstance(frame, EngineRequest):
-                        self._end(frame.request_id, EngineError("invalid_request", f"The prompt is too long: {error}."))
+                        self._end(frame.request_id, EngineError("invalid_request", str(error)))
 
     def _route(self, frame: StepOutputs) -> None:
         self.stats = frame.stats
@@ -317,10 +322,6 @@ class EngineClient:
         self._load_seconds = time.monotonic() - self._load_started
         self._metrics.observe_ready(ready, self._load_seconds)
         self._change(EngineState.READY, "")
-
-    @staticmethod
-    def _last_words(frame: EngineFatal) -> str:
-        return frame.message
 
     def _lose_engine(self) -> None:
         self.stats = EngineStats()

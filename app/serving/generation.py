@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -23,6 +23,9 @@ from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, TokenLogprob, Usage
 from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
+
+if TYPE_CHECKING:
+    from app.store import ModelFiles
 
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
@@ -222,10 +225,40 @@ class Generator:
         self.tokenizer = tokenizer
         self.ledger = ledger
         self.model_names = list(model_names)
-        self.chat_template = chat_template
+        self.chat_template = chat_template or ChatTemplate(None)
         self.default_params = sampling_defaults(generation_config or {})
         """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
         self._admission = Admission(client, max_num_seqs=max_num_seqs, max_queue=max_queue)
+
+    @classmethod
+    def for_model(
+        cls,
+        files: ModelFiles,
+        client: EngineClient,
+        ledger: Ledger,
+        *,
+        model_names: Sequence[str] = (),
+        max_num_seqs: int,
+        max_queue: int,
+    ) -> Self:
+        """With the tokenizer, template and defaults that came with a model.
+
+        Raises:
+            TokenizerError: the tokenizer cannot be used.
+        """
+        tokenizer = Tokenizer.load(
+            files.tokenizer_file, add_bos=files.add_bos, bos_token=files.bos_token, eos_token=files.eos_token
+        )
+        return cls(
+            client,
+            tokenizer,
+            ledger,
+            model_names=model_names or (files.name,),
+            chat_template=ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token),
+            generation_config=files.generation_config,
+            max_num_seqs=max_num_seqs,
+            max_queue=max_queue,
+        )
 
     @property
     def max_model_len(self) -> int:

@@ -68,10 +68,15 @@ class LedgerEntry:
 
 
 class Ledger:
-    """Feeds metrics and log from the requests that end."""
+    """Feeds metrics and log from the requests that end.
 
-    def __init__(self, metrics: Metrics) -> None:
+    Args:
+        log_requests: write a line for each; metrics are fed in any case.
+    """
+
+    def __init__(self, metrics: Metrics, *, log_requests: bool = True) -> None:
         self.metrics = metrics
+        self._log = _log.info if log_requests else _discard
 
     def open(self, request: GenerationRequest, *, endpoint: str, stream: bool, arrival: float) -> LedgerEntry:
         """Begins the account of a request that was admitted. ``endpoint`` is the route's template."""
@@ -94,7 +99,7 @@ class Ledger:
         """Writes down a request that was refused before anything was sent to the engine."""
         reason = error.code or OTHER_ERROR
         self.metrics.observe_refusal(endpoint, reason)
-        _log.info("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+        self._log("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
 
     def write(self, record: RequestRecord, seconds: float) -> None:
         """Called by :meth:`LedgerEntry.close`; ``seconds`` from arrival to end."""
@@ -109,7 +114,7 @@ class Ledger:
             timings=record.timings,
             token_intervals=record.token_intervals,
         )
-        _log.info(
+        self._log(
             "request",
             request_id=record.request_id,
             endpoint=record.endpoint,
@@ -126,6 +131,10 @@ class Ledger:
             seconds=round(seconds, 6),
             **_spans(record.timings),
         )
+
+
+def _discard(event: str, **values: object) -> None:
+    """Logs nothing."""
 
 
 def _outcome(record: RequestRecord) -> str:
