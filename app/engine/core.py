@@ -139,11 +139,16 @@ class EngineCore:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def step(self) -> dict[int, list[EngineOutput]]:
+    def step(self) -> list[EngineOutput]:
+        """:meth:`advance`, and what it gave all clients."""
+        self.advance()
+        return [output for outputs in self.take_outputs().values() for output in outputs]
+
+    def advance(self) -> None:
         """Starts the next step and, once as many are under way as the depth allows, finishes the oldest.
 
-        Returns outputs by client index. Raises :class:`EngineFailedError` after too many failed steps in a row; what is
-        answered by then is had from :meth:`take_outputs`.
+        Outputs are had from :meth:`take_outputs`. Raises :class:`EngineFailedError` after too many failed steps in a
+        row; their requests have been answered all the same.
         """
         started = self._clock()
         self._expire(started)
@@ -157,7 +162,6 @@ class EngineCore:
         self._step_seconds = self._clock() - started
         if self._config.integrity_checks and not self._requests and not in_flight:
             self.check_integrity()
-        return self.take_outputs()
 
     def take_outputs(self) -> dict[int, list[EngineOutput]]:
         """Outputs since the last call, by client index."""

@@ -89,11 +89,9 @@ class EngineLoop:
             if core.has_work and not port.congested:
                 self._mark(has_work=True)
                 try:
-                    outputs = core.step()
-                except EngineFailedError:
+                    core.advance()
+                finally:  # also when this was the engine's last step
                     self._send(core.take_outputs())
-                    raise
-                self._send(outputs)
 
     def _mark(self, *, has_work: bool) -> None:
         if self._stamp is not None:
