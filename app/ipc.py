@@ -36,7 +36,7 @@ decode_engine_frame: Callable[[bytes], EngineFrame] = msgspec.msgpack.Decoder(En
 decode_engine_config: Callable[[bytes], EngineConfig] = msgspec.msgpack.Decoder(EngineConfig).decode
 
 
-class ChannelClosed(ConnectionError):  # noqa: N818 - an event, like StopIteration
+class ChannelClosedError(ConnectionError):
     """The peer is gone; the last frame it sent was whole."""
 
 
@@ -44,14 +44,14 @@ class FrameError(ConnectionError):
     """What arrives is not a sequence of frames: an impossible length, or an end in mid-frame."""
 
 
-class FrameTooLarge(ValueError):  # noqa: N818 - as above
+class FrameTooLargeError(ValueError):
     """A frame to be sent exceeds the size cap; the connection itself is sound."""
 
 
 def frame_bytes(payload: bytes, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
-    """``payload`` with its length in front. Raises :class:`FrameTooLarge`."""
+    """``payload`` with its length in front. Raises :class:`FrameTooLargeError`."""
     if len(payload) > max_frame_bytes:
-        raise FrameTooLarge(f"frame of {len(payload)} bytes exceeds the limit of {max_frame_bytes}")
+        raise FrameTooLargeError(f"frame of {len(payload)} bytes exceeds the limit of {max_frame_bytes}")
     return _HEADER.pack(len(payload)) + payload
 
 
@@ -89,13 +89,13 @@ class FrameAssembler:
         """The error to raise at the end of the stream."""
         if self.in_frame:
             return FrameError("connection closed in the middle of a frame")
-        return ChannelClosed("connection closed by the other process")
+        return ChannelClosedError("connection closed by the other process")
 
 
 class FrameChannel:
     """The engine's end of the socketpair: never blocks, keeps what the socket does not take yet.
 
-    Raises :class:`ChannelClosed` from any call once the peer is gone and :class:`FrameError` on a broken stream.
+    Raises :class:`ChannelClosedError` from any call once the peer is gone and :class:`FrameError` on a broken stream.
     """
 
     def __init__(self, sock: socket.socket, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -124,7 +124,7 @@ class FrameChannel:
             except BlockingIOError:
                 break
             except ConnectionError as error:
-                raise ChannelClosed("connection closed by the other process") from error
+                raise ChannelClosedError("connection closed by the other process") from error
             if not data:
                 # Frames that came before the end are still worth answering; the end is seen again by the next call.
                 if payloads:
@@ -134,7 +134,7 @@ class FrameChannel:
         return payloads
 
     def send(self, payload: bytes) -> None:
-        """Queues one frame and writes what the socket takes. Raises :class:`FrameTooLarge` before queueing."""
+        """Queues one frame and writes what the socket takes. Raises :class:`FrameTooLargeError` before queueing."""
         frame = frame_bytes(payload, self._max_frame_bytes)
         self._outbox.append(memoryview(frame))
         self._pending_bytes += len(frame)
@@ -154,7 +154,7 @@ class FrameChannel:
         except BlockingIOError:
             return
         except ConnectionError as error:
-            raise ChannelClosed("connection closed by the other process") from error
+            raise ChannelClosedError("connection closed by the other process") from error
 
     def close(self) -> None:
         """Closes the socket; what is still queued is lost."""
@@ -181,19 +181,19 @@ class AsyncFrameChannel:
     async def send(self, payload: bytes) -> None:
         """Sends one frame; waits while the write buffer is above its high-water mark.
 
-        Raises :class:`FrameTooLarge`, or :class:`ConnectionError` when the peer is gone. A cancelled send has
+        Raises :class:`FrameTooLargeError`, or :class:`ConnectionError` when the peer is gone. A cancelled send has
         still queued the frame whole.
         """
         self._writer.write(frame_bytes(payload, self._max_frame_bytes))
         await self._writer.drain()
 
     async def receive(self) -> bytes:
-        """The next payload. Raises :class:`ChannelClosed` or :class:`FrameError`; cancelling loses nothing."""
+        """The next payload. Raises :class:`ChannelClosedError` or :class:`FrameError`; cancelling loses nothing."""
         while not self._received:
             try:
                 data = await self._reader.read(_READ_BYTES)
             except ConnectionError as error:
-                raise ChannelClosed("connection closed by the other process") from error
+                raise ChannelClosedError("connection closed by the other process") from error
             if not data:
                 raise self._assembler.end()
             self._received.extend(self._assembler.feed(data))

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 
 from app.engine.loop import BadFrame, MakeRunner, serve
-from app.ipc import ChannelClosed, decode_client_frame, decode_engine_frame, encode
+from app.ipc import ChannelClosedError, decode_client_frame, decode_engine_frame, encode
 from app.types import ClientFrame, EngineConfig, EngineFrame
 
 OUTBOX_FRAMES = 1024
@@ -39,7 +39,7 @@ class _ThreadPort:
                     lambda: self._inbox or self._client_gone or (was_congested and not self.congested), timeout
                 )
             if self._client_gone:
-                raise ChannelClosed("the connection was closed")
+                raise ChannelClosedError("the connection was closed")
             frames: list[ClientFrame | BadFrame] = list(self._inbox)
             self._inbox.clear()
             return frames
@@ -49,7 +49,7 @@ class _ThreadPort:
         copy = decode_engine_frame(encode(frame))
         with self._changed:
             if self._client_gone:
-                raise ChannelClosed("the connection was closed")
+                raise ChannelClosedError("the connection was closed")
             self._outbox.append(copy)
             self._wake_reader()
 
@@ -77,7 +77,7 @@ class _ThreadPort:
     def put(self, frame: ClientFrame) -> None:
         with self._changed:
             if self._engine_gone:
-                raise ChannelClosed("the engine is gone")
+                raise ChannelClosedError("the engine is gone")
             self._inbox.append(frame)
             self._changed.notify_all()
 
@@ -89,7 +89,7 @@ class _ThreadPort:
                     self._changed.notify_all()
                     return frame
                 if self._engine_gone:
-                    raise ChannelClosed("the engine is gone")
+                    raise ChannelClosedError("the engine is gone")
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
                 self._reader = (loop, future)

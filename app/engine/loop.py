@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.engine.core import EngineCore, EngineFailedError, Runner
-from app.ipc import ChannelClosed, FrameError, ProgressStamp
+from app.ipc import ChannelClosedError, FrameError, ProgressStamp
 from app.types import (
     AbortRequests,
     ClientFrame,
@@ -48,7 +48,7 @@ class BadFrame:
 
 
 class Port(Protocol):
-    """The engine's side of a connection. Every method raises :class:`ChannelClosed` once the client is gone."""
+    """The engine's side of a connection. Every method raises :class:`ChannelClosedError` once the client is gone."""
 
     @property
     def congested(self) -> bool:
@@ -141,7 +141,7 @@ def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Prog
     1 after an :class:`~app.types.EngineFatal`. A traceback on stderr means a bug."""
     try:
         return _serve(port, config, make_runner, stamp)
-    except ChannelClosed:
+    except ChannelClosedError:
         return 0
     except FrameError as error:
         _log.error("connection lost: %s", error)

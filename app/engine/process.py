@@ -12,10 +12,10 @@ import msgspec
 
 from app.engine.loop import BadFrame, MakeRunner, serve
 from app.ipc import (
-    ChannelClosed,
+    ChannelClosedError,
     FrameChannel,
     FrameError,
-    FrameTooLarge,
+    FrameTooLargeError,
     ProgressStamp,
     decode_client_frame,
     decode_engine_config,
@@ -78,7 +78,7 @@ class SocketPort:
     def send(self, frame: EngineFrame) -> None:
         try:
             self._channel.send(encode(frame))
-        except FrameTooLarge:
+        except FrameTooLargeError:
             if not isinstance(frame, StepOutputs):
                 raise
             self._send_in_parts(frame)
@@ -138,7 +138,7 @@ def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStam
     try:
         config = _read_config(port)
         return 1 if config is None else serve(port, config, make_runner, stamp)
-    except ChannelClosed:
+    except ChannelClosedError:
         return 0
     except FrameError:
         return 1
