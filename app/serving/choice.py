@@ -80,7 +80,7 @@ class Choice:
         ends = self.ended and not self._finish_sent
         if not (self._text or tokens or ends):
             return None
-        self._finish_sent = ends
+        self._finish_sent = self.ended
         text, self._text = self._text, ""
         return ChoiceDelta(
             index=self.index,

@@ -12,12 +12,13 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
-from app.ipc import ChannelClosedError, FrameTooLargeError
+from app.ipc import ChannelClosed, FrameTooLarge, ProgressStamp
 from app.serving.errors import RequestError
+from app.serving.mailbox import Mailbox
 from app.telemetry.metrics import Metrics
 from app.types import (
     AbortRequests,
@@ -67,36 +68,6 @@ class EngineFailedError(Exception):
     """The engine cannot be used any more; one line a person can act on."""
 
 
-class Arrival(NamedTuple):
-    """An output and the instant it was read."""
-
-    time: float
-    output: EngineOutput
-
-
-class Mailbox:
-    """Outputs that wait for the one task that reads them."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Arrival] = []
-        self._filled = asyncio.Event()
-        self.tokens = 0
-        """Tokens that wait."""
-
-    def put(self, output: EngineOutput) -> None:
-        """Adds an output, stamped with the present instant."""
-        self._waiting.append(Arrival(time.monotonic(), output))
-        self.tokens += len(output.new_token_ids)
-        self._filled.set()
-
-    async def take(self) -> list[Arrival]:
-        """Everything that waits, oldest first; at least one output."""
-        await self._filled.wait()
-        arrivals, self._waiting, self.tokens = self._waiting, [], 0
-        self._filled.clear()
-        return arrivals
-
-
 class EngineClient:
     """Routes frames between requests and the engine that is connected at the moment.
 
@@ -118,8 +89,9 @@ class EngineClient:
         self.stats = EngineStats()
         self.progress: LoadProgress | None = None
         """How far a start under way has come."""
-        self.busy_since: float | None = None
-        """Instant since which there has always been a request in flight; None when there is none."""
+        self._busy_since: float | None = None
+        self._last_step = 0.0
+        self._stamp: ProgressStamp | None = None
         self._metrics = metrics
         self._max_backlog = max_backlog
         self._on_progress = on_progress
@@ -148,6 +120,13 @@ class EngineClient:
     def in_flight(self) -> int:
         """Sequences sent to the engine that have not ended."""
         return len(self._routes)
+
+    def progress_age(self) -> float:
+        """Seconds for which the engine had work and showed no progress; 0 while it has none, or loads."""
+        if self._busy_since is None:
+            return 0.0
+        stamped = self._stamp.read().time if self._stamp is not None else 0.0
+        return max(0.0, time.monotonic() - max(self._busy_since, self._last_step, stamped))
 
     def completion_rate(self) -> float | None:
         """Sequences that ended of late, a second; None before there is anything to measure."""
@@ -208,8 +187,8 @@ class EngineClient:
         for request in requests:
             self._routes[request.request_id] = mailbox
             self._outbox.put_nowait(request)
-        if self.busy_since is None and self._routes:
-            self.busy_since = time.monotonic()
+        if self._busy_since is None and self._routes:
+            self._busy_since = time.monotonic()
             self._idle.clear()
         return mailbox
 
@@ -225,13 +204,17 @@ class EngineClient:
 
     # -- connection ----------------------------------------------------------------------------------------------
 
-    async def serve(self, connection: EngineConnection) -> str | None:
+    async def serve(self, connection: EngineConnection, stamp: ProgressStamp | None = None) -> str | None:
         """Serves one connection until it ends, then answers what is in flight. Closes the connection.
+
+        Args:
+            stamp: where the engine notes its progress; without one its frames are the only sign of it.
 
         Returns:
             Why it ended, if the engine said so or did not keep to the protocol; None if it is just gone.
         """
         self._outbox = asyncio.Queue()
+        self._stamp = stamp
         self._load_started = time.monotonic()
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
         writer = asyncio.create_task(self._write(connection))
@@ -249,7 +232,7 @@ class EngineClient:
         while True:
             try:
                 frame = await connection.receive()
-            except ChannelClosedError:
+            except ChannelClosed:
                 return last_words
             except ConnectionError as error:
                 return last_words or str(error)
@@ -270,12 +253,13 @@ class EngineClient:
                 frame = await self._outbox.get()
                 try:
                     await connection.send(frame)
-                except (FrameTooLargeError, msgspec.ValidationError) as error:
+                except (FrameTooLarge, msgspec.ValidationError) as error:
                     if isinstance(frame, EngineRequest):
                         self._end(frame.request_id, EngineError("invalid_request", str(error)))
 
     def _route(self, frame: StepOutputs) -> None:
         self.stats = frame.stats
+        self._last_step = time.monotonic()
         self._metrics.observe_step(frame.stats)
         for output in frame.outputs:
             mailbox = self._routes.get(output.request_id)
@@ -306,7 +290,7 @@ class EngineClient:
         if known:
             self._ends.append(time.monotonic())
         if not self._routes:
-            self.busy_since = None
+            self._busy_since = None
             self._idle.set()
         return known
 
@@ -324,6 +308,7 @@ class EngineClient:
         self._change(EngineState.READY, "")
 
     def _lose_engine(self) -> None:
+        self._stamp = None
         self.stats = EngineStats()
         self._metrics.observe_engine_lost()
         if self._state is EngineState.READY:

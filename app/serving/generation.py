@@ -17,9 +17,10 @@ import msgspec
 from app.serving.admission import Admission, request_error
 from app.serving.chat_template import ChatTemplate
 from app.serving.choice import Choice, describe
-from app.serving.engine_client import Arrival, EngineClient, Mailbox
+from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
+from app.serving.mailbox import Arrival, Mailbox
 from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, TokenLogprob, Usage
 from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings

@@ -76,7 +76,7 @@ class Ledger:
 
     def __init__(self, metrics: Metrics, *, log_requests: bool = True) -> None:
         self.metrics = metrics
-        self._log = _log.info if log_requests else _discard
+        self._log_requests = log_requests
 
     def open(self, request: GenerationRequest, *, endpoint: str, stream: bool, arrival: float) -> LedgerEntry:
         """Begins the account of a request that was admitted. ``endpoint`` is the route's template."""
@@ -100,6 +100,10 @@ class Ledger:
         reason = error.code or OTHER_ERROR
         self.metrics.observe_refusal(endpoint, reason)
         self._log("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+
+    def _log(self, event: str, **values: object) -> None:
+        if self._log_requests:
+            _log.info(event, **values)
 
     def write(self, record: RequestRecord, seconds: float) -> None:
         """Called by :meth:`LedgerEntry.close`; ``seconds`` from arrival to end."""
@@ -131,10 +135,6 @@ class Ledger:
             seconds=round(seconds, 6),
             **_spans(record.timings),
         )
-
-
-def _discard(event: str, **values: object) -> None:
-    """Logs nothing."""
 
 
 def _outcome(record: RequestRecord) -> str:

@@ -55,7 +55,7 @@ class SocketConnection:
         return cls(channel)
 
     async def send(self, frame: ClientFrame) -> None:
-        """Raises :class:`ConnectionError` when the engine is gone, ``FrameTooLargeError`` when it stays out of the frame."""
+        """Raises :class:`ConnectionError` when the engine is gone, ``FrameTooLarge`` before anything is sent."""
         await self._channel.send(encode(frame))
 
     async def receive(self) -> EngineFrame:
@@ -101,7 +101,6 @@ class Supervisor:
         self._on_give_up = on_give_up
         self._policy = policy or RestartPolicy()
         self._process: asyncio.subprocess.Process | None = None
-        self._stamp: ProgressStamp | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -125,13 +124,6 @@ class Supervisor:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-
-    def progress_age(self) -> float:
-        """Seconds for which the engine had work and made no step; 0 while it has none, or loads."""
-        busy_since, stamp = self._client.busy_since, self._stamp
-        if busy_since is None or stamp is None:
-            return 0.0
-        return max(0.0, time.monotonic() - max(busy_since, stamp.read().time))
 
     async def _supervise(self) -> None:
         failures: deque[float] = deque()
@@ -162,17 +154,17 @@ class Supervisor:
     async def _run_once(self) -> str:
         """One life of an engine process; returns why it ended, and only after it has been reaped."""
         ours, theirs = socket.socketpair()
-        self._stamp = ProgressStamp.create()
+        stamp = ProgressStamp.create()
         try:
             with theirs:
-                self._process = await self._spawn(theirs.fileno(), self._stamp.fd)
-            return await self._watch(self._process, ours)
+                self._process = await self._spawn(theirs.fileno(), stamp.fd)
+            return await self._watch(self._process, ours, stamp)
         except OSError as error:
             return f"the engine process could not be started: {error}"
         finally:
             ours.close()
-            self._stamp.close()
-            self._process = self._stamp = None
+            stamp.close()
+            self._process = None
 
     async def _spawn(self, socket_fd: int, stamp_fd: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -185,9 +177,9 @@ class Supervisor:
             start_new_session=True,
         )
 
-    async def _watch(self, process: asyncio.subprocess.Process, sock: socket.socket) -> str:
+    async def _watch(self, process: asyncio.subprocess.Process, sock: socket.socket, stamp: ProgressStamp) -> str:
         connection = await SocketConnection.open(sock, self._config)
-        serving = asyncio.create_task(self._client.serve(connection))
+        serving = asyncio.create_task(self._client.serve(connection, stamp))
         exited = asyncio.create_task(process.wait())
         try:
             await asyncio.wait([serving, exited], return_when=asyncio.FIRST_COMPLETED)
