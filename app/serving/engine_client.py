@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from app.ipc import ChannelClosed, FrameTooLarge, ProgressStamp
+from app.ipc import ChannelClosedError, FrameTooLargeError, ProgressStamp
 from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
 from app.telemetry.metrics import Metrics
@@ -232,7 +232,7 @@ class EngineClient:
         while True:
             try:
                 frame = await connection.receive()
-            except ChannelClosed:
+            except ChannelClosedError:
                 return last_words
             except ConnectionError as error:
                 return last_words or str(error)
@@ -253,7 +253,7 @@ class EngineClient:
                 frame = await self._outbox.get()
                 try:
                     await connection.send(frame)
-                except (FrameTooLarge, msgspec.ValidationError) as error:
+                except (FrameTooLargeError, msgspec.ValidationError) as error:
                     if isinstance(frame, EngineRequest):
                         self._end(frame.request_id, EngineError("invalid_request", str(error)))
 

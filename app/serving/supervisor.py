@@ -55,7 +55,7 @@ class SocketConnection:
         return cls(channel)
 
     async def send(self, frame: ClientFrame) -> None:
-        """Raises :class:`ConnectionError` when the engine is gone, ``FrameTooLarge`` before anything is sent."""
+        """Raises :class:`ConnectionError` when the engine is gone, ``FrameTooLargeError`` before anything is sent."""
         await self._channel.send(encode(frame))
 
     async def receive(self) -> EngineFrame:
