@@ -70,8 +70,8 @@ def _yarn(periods: Tensor, head_dim: int, theta: float, scaling: YarnScaling) ->
     if low == high:
         high += 0.001
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    interpolated, kept = 1.0 / (scaling.factor * periods), 1.0 / periods
-    return interpolated * ramp + kept * (1 - ramp)
+    keep = 1 - ramp
+    return 1.0 / (scaling.factor * periods) * (1 - keep) + 1.0 / periods * keep
 
 
 def _yarn_amplitude(scaling: YarnScaling) -> float:

@@ -1,0 +1,63 @@
+"""Where a model runs and in which number format; what is asked is checked against what is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from app.runner.errors import RunnerError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MEMINFO = Path("/proc/meminfo")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name`` (``cpu``, ``cuda``, ``cuda:1``).
+
+    Raises:
+        RunnerError: no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RunnerError(f"device = {name!r} is not a device; use 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RunnerError(f"device = {name!r} is not supported; use 'cpu' or 'cuda'")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise RunnerError(f"device = {name!r}: this machine has {count} CUDA devices that torch can use")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype called ``name``.
+
+    Raises:
+        RunnerError: unknown, or too slow and inexact to be of use on the device.
+    """
+    if name not in DTYPES:
+        raise RunnerError(f"dtype = {name!r} is not supported; use one of {', '.join(DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        raise RunnerError("dtype = 'float16' is for CUDA devices only; use 'bfloat16' or 'float32' on a CPU")
+    return DTYPES[name]
+
+
+def set_threads(threads: int) -> None:
+    """Sets the compute threads of this process; 0 keeps torch's choice (all cores, or ``OMP_NUM_THREADS``)."""
+    if threads > 0:
+        torch.set_num_threads(threads)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that could be allocated on the device now without swapping: an estimate on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # No such figure on macOS: all memory there is.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,186 @@
+"""A step's rows as the tensors that the kernels read.
+
+All buffers are allocated once; a step writes into numpy views of them, whole batches at a time.
+T tokens of a step, R rows (sequences) of a step, L rows of logits, S slots, B block size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.kernels.types import AttentionMetadata
+from app.runner.errors import RunnerError
+from app.types import ScheduledRow, SchedulerOutput
+
+
+class StagedBuffer:
+    """A buffer that numpy fills on the host and kernels read on the device: on a CPU the same memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        self._host = host
+        self._device = host if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+        self.array: NDArray[np.int64 | np.int32] = host.numpy()
+
+    def upload(self, count: int) -> Tensor:
+        """The first ``count`` entries on the device, as they stand in :attr:`array` now."""
+        if self._device is not self._host:
+            self._device[:count].copy_(self._host[:count])
+        return self._device[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What one step feeds the model: views of the batch's buffers, valid until the next step is prepared."""
+
+    token_ids: Tensor
+    """[T] int64."""
+    positions: Tensor
+    """[T] int64."""
+    logit_indices: Tensor
+    """[L] int64: tokens whose logits are wanted, row by row."""
+    meta: AttentionMetadata
+
+
+class BlockTables:
+    """Blocks of every slot's sequence, [S, max_blocks]."""
+
+    def __init__(self, num_slots: int, max_blocks: int) -> None:
+        self.array = np.zeros((num_slots, max_blocks), dtype=np.int32)
+        self.lengths = np.zeros(num_slots, dtype=np.int64)
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot's table."""
+        self.lengths[slot] = 0
+
+    def append(self, slot: int, block_ids: list[int]) -> None:
+        """Adds blocks at the end of a slot's table.
+
+        Raises:
+            RunnerError: more blocks than the longest sequence has.
+        """
+        start = int(self.lengths[slot])
+        end = start + len(block_ids)
+        if end > self.array.shape[1]:
+            raise RunnerError(f"slot {slot} was given {end} blocks, its table holds {self.array.shape[1]}")
+        self.array[slot, start:end] = block_ids
+        self.lengths[slot] = end
+
+
+class InputBatch:
+    """Persistent step buffers and the slots' block tables."""
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_tokens: int,
+        max_logit_rows: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        self._block_size = block_size
+        self._max_tokens = max_tokens
+        self._max_logit_rows = max_logit_rows
+        self._tables = BlockTables(num_slots, max_blocks)
+        self._arange = np.arange(max_tokens + 1)
+        self._token_ids = StagedBuffer((max_tokens,), torch.int64, device)
+        self._positions = StagedBuffer((max_tokens,), torch.int64, device)
+        self._slot_mapping = StagedBuffer((max_tokens,), torch.int64, device)
+        self._logit_indices = StagedBuffer((max_logit_rows,), torch.int64, device)
+        self._query_start_loc = StagedBuffer((num_slots + 1,), torch.int32, device)
+        self._seq_lens = StagedBuffer((num_slots,), torch.int32, device)
+        self._block_tables = StagedBuffer((num_slots, max_blocks), torch.int32, device)
+        self._carried_tokens = StagedBuffer((num_slots,), torch.int64, device)
+        self._carried_slots = StagedBuffer((num_slots,), torch.int64, device)
+
+    def prepare(self, step: SchedulerOutput, last_token_S: Tensor) -> StepInputs:
+        """Binds the step's slots, appends its blocks and fills the buffers.
+
+        Args:
+            last_token_S: [S] int64, the token that each slot sampled last: the input of rows without host tokens.
+
+        Raises:
+            RunnerError: the step is larger than the buffers, or a row's blocks than its table.
+        """
+        self._check_size(step)
+        rows = step.rows
+        for init in step.slots:
+            self._tables.clear(init.slot)
+        for row in rows:
+            if row.new_block_ids and row.new_block_ids[0]:
+                self._tables.append(row.slot, row.new_block_ids[0])
+        slots = np.array([row.slot for row in rows])
+        starts = np.array([row.start for row in rows])
+        counts = np.array([row.num_tokens for row in rows])
+        ends = np.cumsum(counts)
+        meta = self._fill_metadata(slots, starts, counts, ends)
+        token_ids = self._fill_token_ids(rows, ends - counts, last_token_S)
+        indices = self._fill_logit_indices(rows, ends, counts)
+        return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
+
+    def _check_size(self, step: SchedulerOutput) -> None:
+        if not 0 < step.num_tokens <= self._max_tokens:
+            raise RunnerError(f"a step of {step.num_tokens} tokens, the buffers hold 1 to {self._max_tokens}")
+        if step.num_logit_rows > self._max_logit_rows:
+            raise RunnerError(f"a step of {step.num_logit_rows} logit rows, the buffers hold {self._max_logit_rows}")
+        if sum(row.num_tokens for row in step.rows) != step.num_tokens:
+            raise RunnerError(f"a step of {step.num_tokens} tokens whose rows have another number of them")
+
+    def _fill_metadata(
+        self, slots: NDArray[np.int_], starts: NDArray[np.int_], counts: NDArray[np.int_], ends: NDArray[np.int_]
+    ) -> AttentionMetadata:
+        num_rows, num_tokens = len(slots), int(ends[-1])
+        seq_lens = starts + counts
+        if (seq_lens > self._tables.lengths[slots] * self._block_size).any():
+            raise RunnerError("a row's tokens reach beyond the blocks of its slot")
+        row_of_token = np.repeat(self._arange[:num_rows], counts)
+        positions = self._arange[:num_tokens] + (starts - (ends - counts))[row_of_token]
+        width = -(-int(seq_lens.max()) // self._block_size)
+        tables = self._tables.array[slots, :width]
+        blocks = tables[row_of_token, positions // self._block_size].astype(np.int64)
+        self._positions.array[:num_tokens] = positions
+        self._slot_mapping.array[:num_tokens] = blocks * self._block_size + positions % self._block_size
+        self._query_start_loc.array[1 : num_rows + 1] = ends
+        self._seq_lens.array[:num_rows] = seq_lens
+        self._block_tables.array[:num_rows, :width] = tables
+        return AttentionMetadata(
+            query_start_loc=self._query_start_loc.upload(num_rows + 1),
+            seq_lens=self._seq_lens.upload(num_rows),
+            block_tables=self._block_tables.upload(num_rows),
+            slot_mapping=self._slot_mapping.upload(num_tokens),
+            max_query_len=int(counts.max()),
+            max_seq_len=int(seq_lens.max()),
+        )
+
+    def _fill_token_ids(self, rows: list[ScheduledRow], begins: NDArray[np.int_], last_token_S: Tensor) -> Tensor:
+        buffer, num_carried = self._token_ids.array, 0
+        for row, begin in zip(rows, begins.tolist(), strict=True):
+            if row.token_ids is not None:
+                buffer[begin : begin + row.num_tokens] = row.token_ids
+                continue
+            if row.num_tokens != 1:
+                raise RunnerError(f"slot {row.slot} carries one sampled token over, not {row.num_tokens}")
+            self._carried_tokens.array[num_carried] = begin
+            self._carried_slots.array[num_carried] = row.slot
+            num_carried += 1
+        token_ids = self._token_ids.upload(int(begins[-1]) + rows[-1].num_tokens)
+        if num_carried:
+            carried = last_token_S.index_select(0, self._carried_slots.upload(num_carried))
+            token_ids.index_copy_(0, self._carried_tokens.upload(num_carried), carried)
+        return token_ids
+
+    def _fill_logit_indices(self, rows: list[ScheduledRow], ends: NDArray[np.int_], counts: NDArray[np.int_]) -> Tensor:
+        wanted = counts - np.array([row.logits_start for row in rows])
+        total = int(wanted.sum())
+        # Each row's wanted tokens are its last ones: ends - wanted .. ends.
+        offsets = np.cumsum(wanted) - wanted
+        self._logit_indices.array[:total] = np.repeat(ends - wanted - offsets, wanted) + np.arange(total)
+        return self._logit_indices.upload(total)

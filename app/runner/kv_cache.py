@@ -1,0 +1,94 @@
+"""How much the paged KV cache holds, and its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from app.kernels.types import LayerKVCache
+from app.models.config import ModelConfig
+from app.runner.device import DTYPES
+from app.runner.errors import RunnerError
+from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KVCachePlan:
+    """Size of the cache and of the sequences it allows."""
+
+    spec: KVCacheSpec
+    num_blocks: int
+    max_model_len: int
+    """Tokens of the longest sequence: of the model's context, of what was asked, and of the whole cache."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages of all layers."""
+        return self.num_blocks * sum(group.bytes_per_block for group in self.spec.groups)
+
+
+def plan_kv_cache(model: ModelConfig, config: EngineConfig) -> KVCachePlan:
+    """Splits the memory budget into blocks, or takes the number of blocks that the config names.
+
+    Raises:
+        RunnerError: ``max_model_len`` is beyond the model, or the cache cannot hold one sequence of that length.
+    """
+    asked = config.max_model_len
+    if asked is not None and not 0 < asked <= model.context_length:
+        raise RunnerError(f"max_model_len = {asked} is outside the model's context of {model.context_length} tokens")
+    group = _full_group(model, config)
+    num_blocks = config.num_blocks
+    if num_blocks is None:
+        num_blocks = config.kv_cache_memory // group.bytes_per_block
+    capacity = num_blocks * config.block_size
+    needed = -(-(asked or 1) // config.block_size)
+    if num_blocks < needed:
+        what = f"one sequence of max_model_len = {asked} tokens" if asked else f"{config.block_size} tokens"
+        raise RunnerError(
+            _given(config, num_blocks)
+            + f": {what} need {needed} blocks of {config.block_size} tokens, "
+            + f"{needed * group.bytes_per_block} bytes; raise kv_cache_memory or lower max_model_len"
+        )
+    spec = KVCacheSpec(block_size=config.block_size, groups=[group])
+    return KVCachePlan(spec, num_blocks, asked or min(model.context_length, capacity))
+
+
+def _given(config: EngineConfig, num_blocks: int) -> str:
+    if config.num_blocks is not None:
+        return f"num_blocks = {config.num_blocks} is too small a KV cache"
+    return f"kv_cache_memory = {config.kv_cache_memory} bytes is too small, it gives {num_blocks} blocks"
+
+
+def kv_cache_dtype(config: EngineConfig) -> str:
+    """Name of the pages' dtype; ``auto`` is the model's.
+
+    Raises:
+        RunnerError: not a dtype that pages can have.
+    """
+    name = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    if name not in DTYPES:
+        raise RunnerError(f"kv_cache_dtype = {name!r} is not supported; use auto or one of {', '.join(DTYPES)}")
+    return name
+
+
+def _full_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
+    """All layers in one group: sliding-window layers keep their whole past too."""
+    name = kv_cache_dtype(config)
+    elements = model.num_layers * 2 * model.num_kv_heads * config.block_size * model.head_dim
+    return KVCacheGroup(
+        kind="full",
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=name,
+        bytes_per_block=elements * DTYPES[name].itemsize,
+    )
+
+
+def allocate_kv_cache(plan: KVCachePlan, device: torch.device) -> list[LayerKVCache]:
+    """Zeroed pages for each layer. On a CPU the operating system hands memory out only as pages are written."""
+    (group,) = plan.spec.groups
+    shape = (plan.num_blocks, 2, group.num_kv_heads, plan.spec.block_size, group.head_dim)
+    dtype = DTYPES[group.dtype]
+    return [LayerKVCache(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(group.num_layers)]

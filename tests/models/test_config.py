@@ -1,0 +1,255 @@
+"""ModelConfig reads the config.json of published checkpoints, old and new spelling, and names what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from app.layers.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from app.models.config import SUPPORTED_ARCHITECTURES, ConfigError, ModelConfig
+from app.models.registry import model_class
+
+SMOLLM2: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 1,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 49152,
+}
+LLAMA_3_1: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+MISTRAL_7B: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
+QWEN2_5: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "layer_types": ["full_attention"] * 28,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+def test_smollm2() -> None:
+    config = ModelConfig.from_dict(SMOLLM2)
+    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (30, 9, 3, 64)
+    assert config.rope_theta == 100000.0
+    assert config.rope_scaling is None
+    assert config.tie_word_embeddings
+    assert config.context_length == 8192
+    assert (config.qkv_bias, config.o_proj_bias, config.mlp_bias, config.qk_norm) == (False,) * 4
+    assert config.layer_windows == (None,) * 30
+
+
+def test_llama_3_1_rope_scaling_in_both_spellings() -> None:
+    expected = Llama3Scaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+    )
+    old = ModelConfig.from_dict(LLAMA_3_1)
+    assert old.rope_scaling == expected
+    assert old.rope_theta == 500000.0
+    new_dict = {k: v for k, v in LLAMA_3_1.items() if k not in ("rope_scaling", "rope_theta")}
+    new_dict["rope_parameters"] = {**LLAMA_3_1["rope_scaling"], "rope_theta": 500000.0}
+    assert ModelConfig.from_dict(new_dict) == old
+
+
+def test_llama_biases_follow_the_config() -> None:
+    config = ModelConfig.from_dict({**SMOLLM2, "attention_bias": True, "mlp_bias": True})
+    assert config.qkv_bias
+    assert config.o_proj_bias
+    assert config.mlp_bias
+
+
+def test_mistral_slides_in_every_layer() -> None:
+    assert ModelConfig.from_dict(MISTRAL_7B).layer_windows == (4096,) * 32
+    assert ModelConfig.from_dict({**MISTRAL_7B, "sliding_window": None}).layer_windows == (None,) * 32
+    silent = {k: v for k, v in MISTRAL_7B.items() if k != "sliding_window"}
+    assert ModelConfig.from_dict(silent).layer_windows == (4096,) * 32
+
+
+def test_qwen2_has_qkv_bias_alone_and_slides_only_when_told() -> None:
+    config = ModelConfig.from_dict(QWEN2_5)
+    assert config.qkv_bias
+    assert not config.o_proj_bias
+    assert not config.mlp_bias
+    assert config.layer_windows == (None,) * 24
+    sliding = ModelConfig.from_dict({**QWEN2_5, "use_sliding_window": True, "sliding_window": 1024})
+    assert sliding.layer_windows == (None,) * 21 + (1024,) * 3
+
+
+def test_layer_types_say_which_layers_slide() -> None:
+    types = ["sliding_attention", "full_attention"] * 14
+    config = ModelConfig.from_dict({**QWEN3, "layer_types": types, "use_sliding_window": True, "sliding_window": 64})
+    assert config.layer_windows == (64, None) * 14
+
+
+def test_qwen3_has_qk_norm_and_its_own_head_dim() -> None:
+    config = ModelConfig.from_dict(QWEN3)
+    assert config.qk_norm
+    assert config.head_dim == 128
+    assert config.rope_theta == 1000000.0
+    assert not config.qkv_bias
+    assert ModelConfig.from_dict({k: v for k, v in QWEN3.items() if k != "head_dim"}).head_dim == 128
+
+
+def test_yarn_lengthens_the_context() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = ModelConfig.from_dict({**QWEN2_5, "rope_scaling": scaling})
+    assert config.rope_scaling == YarnScaling(factor=4.0, original_max_position_embeddings=32768)
+    assert config.context_length == 131072
+
+
+def test_yarn_factor_may_be_implied_by_the_two_contexts() -> None:
+    scaling = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 8192, "truncate": False}
+    config = ModelConfig.from_dict({**QWEN2_5, "rope_scaling": scaling})
+    expected = YarnScaling(factor=4.0, original_max_position_embeddings=8192, truncate=False)
+    assert config.rope_scaling == expected
+
+
+def test_linear_and_dynamic_scaling() -> None:
+    linear = {**SMOLLM2, "rope_scaling": {"type": "linear", "factor": 2}}
+    assert ModelConfig.from_dict(linear).rope_scaling == LinearScaling(factor=2.0)
+    dynamic = {**SMOLLM2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    assert ModelConfig.from_dict(dynamic).rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, ["MixtralForCausalLM", *SUPPORTED_ARCHITECTURES]),
+        ({"architectures": []}, ["architectures", "[]"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
+        ({"num_local_experts": 8}, ["num_local_experts", "8", "mixture"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
+        ({"hidden_size": "big"}, ["hidden_size", "int"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers"]),
+        ({"num_key_value_heads": 4}, ["num_key_value_heads = 4", "num_attention_heads = 9"]),
+        ({"hidden_size": 577}, ["num_attention_heads = 9", "hidden_size = 577"]),
+        ({"head_dim": 63}, ["head_dim = 63"]),
+        ({"rope_scaling": {"rope_type": "longrope"}}, ["rope_scaling.rope_type", "longrope", "yarn"]),
+        ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, ["rope_scaling", "factor"]),
+        ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'"]),
+        ({"rope_theta": "x"}, ["rope_theta", "'x'"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["rope_parameters", "layer type"]),
+    ],
+)
+def test_what_is_not_supported_is_named(changes: dict[str, Any], names: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_dict({**SMOLLM2, **changes})
+    message = str(error.value)
+    assert "\n" not in message
+    for name in names:
+        assert name in message
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "max_position_embeddings", "architectures"])
+def test_a_missing_field_is_named(field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        ModelConfig.from_dict({k: v for k, v in SMOLLM2.items() if k != field})
+
+
+@pytest.mark.parametrize(
+    ("types", "match"),
+    [
+        (["full_attention"] * 3, "3 entries"),
+        (["chunked_attention"] * 28, "chunked_attention"),
+        (["sliding_attention"] * 28, "sliding_window"),
+    ],
+)
+def test_bad_layer_types(types: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        ModelConfig.from_dict({**QWEN3, "layer_types": types})
+
+
+def test_every_supported_architecture_has_a_class_and_others_are_an_error() -> None:
+    for name in SUPPORTED_ARCHITECTURES:
+        assert callable(model_class(name))
+    with pytest.raises(ConfigError, match=r"GPT2LMHeadModel.*LlamaForCausalLM"):
+        model_class("GPT2LMHeadModel")
+
+
+def test_the_parser_does_not_import_torch() -> None:
+    code = "import sys, app.models.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

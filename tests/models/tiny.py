@@ -1,0 +1,160 @@
+"""Tiny random models of each supported shape, and their paged execution, for tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from app.kernels.types import LayerKVCache, StepArena
+from app.models.config import ModelConfig
+from app.models.llama import LlamaForCausalLM
+from app.models.loader import load_weights
+from app.models.registry import model_class
+from app.runner.input_batch import InputBatch
+from app.types import ScheduledRow
+from tests.runner.steps import row_of, step_of
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 16
+CONTEXT = 256
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    # Wide enough for attention to be far from uniform.
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+_HEAD_10 = {"hidden_size": 60}
+_HEAD_16 = {"head_dim": 16}
+VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {**_HEAD_10, "tie_word_embeddings": True}),
+    "llama_biases": (LlamaConfig, {**_HEAD_10, "attention_bias": True, "mlp_bias": True}),
+    "llama_linear": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LINEAR}),
+    "llama_llama3": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LLAMA3}),
+    "llama_yarn": (LlamaConfig, {**_HEAD_10, "rope_parameters": _YARN}),
+    "mistral": (MistralConfig, {**_HEAD_16, "sliding_window": 24}),
+    "mistral_full": (MistralConfig, {**_HEAD_16, "sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": (Qwen2Config, {**_HEAD_10, "tie_word_embeddings": True}),
+    "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
+    "qwen3": (Qwen3Config, _HEAD_16),
+    "qwen3_biases": (Qwen3Config, {**_HEAD_16, "attention_bias": True, "tie_word_embeddings": True}),
+}
+
+
+def make_reference(variant: str, **overrides: object) -> PreTrainedModel:
+    """transformers' model of a variant, random weights, biases and norms included: the same in every call."""
+    config_class, changes = VARIANTS[variant]
+    config = config_class(**{**_SHAPE, **changes, **overrides})
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def save(reference: PreTrainedModel, directory: Path) -> Path:
+    """Writes config.json and safetensors, like a published checkpoint; returns ``directory``."""
+    reference.save_pretrained(directory)
+    return directory
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, ModelConfig]:
+    """The served model out of a checkpoint directory, by the way the runner takes."""
+    config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
+    model = model_class(config.architecture)(config, max_positions=CONTEXT, dtype=dtype, device=CPU)
+    files = sorted(directory.glob("*.safetensors"))
+    load_weights(model.destinations(), files, ignore=model.ignores, progress=_no_progress)
+    return model, config
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Loading a tiny model is over before anybody looks."""
+
+
+def reference_logits(reference: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
+    """[T, V] fp32: transformers' logits at every position, in one go."""
+    with torch.no_grad():
+        output = reference(torch.tensor([list(token_ids)]), use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+class PagedExecution:
+    """Runs a model over paged keys and values, step by step, as the runner does; logits of every token."""
+
+    def __init__(
+        self, model: LlamaForCausalLM, config: ModelConfig, dtype: torch.dtype = torch.float32, num_blocks: int = 64
+    ) -> None:
+        self._model = model
+        self._vocab_size = config.vocab_size
+        self._arena = StepArena(CONTEXT, CPU)
+        self._last_token = torch.zeros(8, dtype=torch.int64)
+        self._batch = InputBatch(
+            num_slots=8,
+            max_tokens=CONTEXT,
+            max_logit_rows=CONTEXT,
+            max_model_len=CONTEXT,
+            block_size=BLOCK_SIZE,
+            device=CPU,
+        )
+        shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        # What nobody wrote must not be read: it would show in every logit.
+        self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[ScheduledRow]) -> Tensor:
+        """[L, V]: logits that the rows ask for."""
+        inputs = self._batch.prepare(step_of(rows), self._last_token)
+        self._arena.begin(inputs.token_ids.numel())
+        hidden = self._model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.meta, self._arena)
+        logits = torch.full((inputs.logit_indices.numel(), self._vocab_size), torch.nan)
+        self._model.logits(hidden, inputs.logit_indices, logits)
+        return logits
+
+    def sequence(self, token_ids: Sequence[int], chunks: Sequence[int], blocks: Sequence[int], slot: int = 0) -> Tensor:
+        """[T, V]: logits at every position of one sequence computed in steps of ``chunks`` tokens."""
+        logits, start, held = [], 0, 0
+        for size in chunks:
+            end = start + size
+            needed = -(-end // BLOCK_SIZE)
+            row = row_of(slot, start, token_ids[start:end], blocks=blocks[held:needed], num_logits=size)
+            logits.append(self.step([row]))
+            start, held = end, needed
+        return torch.cat(logits)
