@@ -239,6 +239,7 @@ class EngineClient:
             match frame:
                 case StepOutputs():
                     self._route(frame)
+                    await asyncio.sleep(0)  # a burst of frames must not make its readers look slow: let them run
                 case LoadProgress():
                     self._note_progress(frame)
                 case EngineReady():
