@@ -1,0 +1,43 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from app import __version__
+from app.api import health, metrics
+from app.api.errors import install_error_handlers
+from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
+from app.api.openai import chat, completions, models
+from app.api.openapi import install_openapi
+from app.api.service import Service
+
+_DESCRIPTION = """\
+A model server for one box, with the OpenAI API.
+
+What a request asks for is honoured, refused with an error that names the field, or, where nobody knows the field, named
+back in `X-Ignored-Params`. Every answer carries `X-Request-Id`: the client's own, or one made for it.
+"""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over one service. Reads no environment and keeps no state but what ``service`` holds."""
+    app = FastAPI(
+        title="tuili",
+        version=__version__,
+        summary="An inference-optimised model server.",
+        description=_DESCRIPTION,
+        redirect_slashes=False,
+        default_response_class=Response,
+    )
+    for room in (chat, completions, models, health, metrics):
+        app.include_router(room.router(service))
+    install_openapi(app)
+    install_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=service.settings.max_body_bytes)
+    app.add_middleware(FaultMiddleware)
+    app.add_middleware(HttpMetricsMiddleware, metrics=service.metrics)
+    app.add_middleware(RequestIdMiddleware)
+    return app

@@ -1,0 +1,53 @@
+"""Probes: ``/livez``, ``/readyz``, ``/startupz`` and the aliases ``/health`` and ``/ping``. Never behind auth."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api.json import json_response
+from app.api.openapi import probe_answers
+from app.api.schemas.health import Health
+from app.api.service import Service
+from app.serving.engine_client import EngineState
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, over one service."""
+    routes = APIRouter(tags=["Probes"], responses=probe_answers(Health))
+
+    @routes.get("/livez", summary="Liveness")
+    async def livez() -> Response:
+        """Fails when only a restart helps: no engine any more, or one that has work and makes no step."""
+        if service.client.state is EngineState.DEAD:
+            _, reason = service.client.readiness()
+            return _health(service, reason)
+        if (age := service.progress_age()) > service.settings.stall_timeout:
+            return _health(service, f"the engine has made no step for {age:.0f} s")
+        return _health(service, None)
+
+    @routes.get("/startupz", summary="Start-up")
+    async def startupz() -> Response:
+        """Fails until the model has been loaded once."""
+        if service.client.ready is not None:
+            return _health(service, None)
+        _, reason = service.client.readiness()
+        return _health(service, reason)
+
+    @routes.get("/readyz", summary="Readiness")
+    @routes.get("/health", summary="Readiness (alias)")
+    @routes.get("/ping", summary="Readiness (alias)")
+    async def readyz() -> Response:
+        """Fails while the model loads, while the server drains and without an engine. A full queue does not count."""
+        if service.draining:
+            return _health(service, "the server is shutting down")
+        ok, reason = service.client.readiness()
+        return _health(service, None if ok else reason)
+
+    return routes
+
+
+def _health(service: Service, failure: str | None) -> Response:
+    state = EngineState.DRAINING if service.draining else service.client.state
+    health = Health(status="ok" if failure is None else "unavailable", state=state.value, reason=failure)
+    return json_response(health, 200 if failure is None else 503, {"cache-control": "no-store"})

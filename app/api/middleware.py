@@ -1,0 +1,143 @@
+"""What surrounds every request: its id, its metrics, the last catch for faults, the bound on its body.
+
+Plain ASGI throughout: Starlette's ``BaseHTTPMiddleware`` hides a client's leaving from the routes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import CLIENT_CLOSED_REQUEST, error_response, internal_error
+from app.serving.errors import RequestError
+from app.telemetry.logs import bind_request_id
+from app.telemetry.metrics import Metrics
+
+REQUEST_ID_HEADER = "x-request-id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@\-]{1,128}")
+_UNMATCHED = "unmatched"
+_MAX_LENGTH_DIGITS = 18
+
+_log = structlog.get_logger("tuili.api")
+
+
+def request_id(scope: Scope) -> str:
+    """The id that :class:`RequestIdMiddleware` gave a request."""
+    value: str = scope["state"]["request_id"]
+    return value
+
+
+class RequestIdMiddleware:
+    """Takes the client's ``X-Request-Id`` if it is harmless, else makes one; every answer and log line carries it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forwards with ``scope["state"]["request_id"]`` set."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        value = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = value
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = value
+            await send(message)
+
+        bind_request_id(value)  # a server runs each request in a task of its own
+        await self._app(scope, receive, send_with_id)
+
+
+class HttpMetricsMiddleware:
+    """Counts answers by route template, method and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forwards; a request whose client left before the answer counts as 499."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_CLOSED_REQUEST
+        started = time.monotonic()
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            route = getattr(scope.get("route"), "path", _UNMATCHED)
+            seconds = time.monotonic() - started
+            self._metrics.observe_http(route=route, method=scope["method"], status=status, seconds=seconds)
+
+
+class FaultMiddleware:
+    """Turns a fault of the server into a 500 that says nothing of its inside, and logs all of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forwards; a fault after the answer began goes on up, which cuts the connection."""
+        started = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except Exception:
+            if scope["type"] != "http" or started:
+                raise
+            _log.exception("request failed", path=scope["path"])
+            await error_response(internal_error(request_id(scope)))(scope, receive, send)
+
+
+class BodyLimitMiddleware:
+    """Refuses bodies above ``max_bytes`` with 413, by their declared length or as they come."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forwards; reading past the limit raises in the route."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes):
+            response = error_response(self._too_large())
+            response.headers["connection"] = "close"  # nobody will read the rest
+            await response(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counting() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_counting, send)
+
+    def _too_large(self) -> RequestError:
+        return RequestError(f"The body is larger than {self._max_bytes} bytes.", status=413, code="request_too_large")

@@ -1,0 +1,41 @@
+"""``GET /v1/models``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api.json import json_response
+from app.api.openapi import answers
+from app.api.schemas.models import ModelCard, ModelList
+from app.api.service import Service
+
+OWNER = "tuili"
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, over one service."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.get("/v1/models", summary="Names of the served model", responses=answers(ModelList))
+    async def list_models() -> Response:
+        """Every name under which clients may ask for the model."""
+        return json_response(ModelList(data=[_card(service, name) for name in service.generator.model_names]))
+
+    @routes.get("/v1/models/{model:path}", summary="One served name", responses=answers(ModelCard))
+    async def retrieve_model(model: str) -> Response:
+        """What is known of one name; 404 `model_not_found` for others."""
+        return json_response(_card(service, service.model_name(model)))
+
+    return routes
+
+
+def _card(service: Service, name: str) -> ModelCard:
+    ready = service.client.ready
+    return ModelCard(
+        id=name,
+        created=service.created,
+        owned_by=OWNER,
+        root=service.generator.model_names[0],
+        max_model_len=None if ready is None else ready.max_model_len,
+    )

@@ -1,0 +1,28 @@
+"""``/v1/models``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    """The first of the served names."""
+    parent: str | None = None
+    max_model_len: int | None
+    """Most tokens of prompt and answer together; null until the engine has loaded."""
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every name."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,75 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Self
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Send
+
+COMMENT = b": keep-alive\n\n"
+DONE = b"[DONE]"
+_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    # A proxy that buffers would turn a stream into one late answer.
+    "x-accel-buffering": "no",
+}
+
+
+class EventStream:
+    """Events over one response.
+
+    The response begins with the first event, so that whatever fails before still gets its proper status; a client that
+    waits longer than the keep-alive interval gets the headers and comment lines meanwhile.
+    """
+
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+        self._send = send
+        self._headers = {**_HEADERS, **headers}
+        self._lock = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
+        self._last_write = self._clock()
+        self.started = False
+        """The status is out: errors can only be events from here on."""
+
+    async def event(self, data: bytes) -> None:
+        """Sends one event; ``data`` is a single line."""
+        await self._write(b"data: " + data + b"\n\n")
+
+    async def end(self) -> None:
+        """Ends the response."""
+        await self._write(b"", more=False)
+
+    @contextlib.asynccontextmanager
+    async def kept_alive(self, interval: float) -> AsyncIterator[Self]:
+        """Sends a comment after each ``interval`` seconds of silence while the block runs; 0 sends none."""
+        if not interval:
+            yield self
+            return
+        ticker = asyncio.create_task(self._tick(interval))
+        try:
+            yield self
+        finally:
+            ticker.cancel()
+            await asyncio.wait({ticker})
+
+    async def _tick(self, interval: float) -> None:
+        while True:
+            silent = self._clock() - self._last_write
+            if silent >= interval:
+                await self._write(COMMENT)
+                silent = 0.0
+            await asyncio.sleep(interval - silent)
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        async with self._lock:  # events of several prompts, comments: never into each other
+            if not self.started:
+                self.started = True
+                raw = MutableHeaders(self._headers).raw
+                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            self._last_write = self._clock()
