@@ -1,0 +1,22 @@
+"""Models on this machine, and how they get here. Knows files and JSON; no tensors, no text.
+
+>>> files = resolve("smollm2-135m", Store())  # doctest: +SKIP
+"""
+
+from app.store.errors import ModelNotFound, StoreError
+from app.store.files import ModelFiles
+from app.store.home import Store
+from app.store.models import pull, resolve
+from app.store.progress import ProgressReporter, SilentProgress, TerminalProgress
+
+__all__ = [
+    "ModelFiles",
+    "ModelNotFound",
+    "ProgressReporter",
+    "SilentProgress",
+    "Store",
+    "StoreError",
+    "TerminalProgress",
+    "pull",
+    "resolve",
+]

@@ -1,0 +1,183 @@
+"""A model's files, read from the directory they lie in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.models.checkpoint import WeightError, read_safetensors_header
+from app.models.config import ConfigError, ModelConfig
+from app.store.errors import StoreError
+from app.store.special_tokens import eos_token_ids, token_text
+
+INDEX = "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """All that is needed to serve a model; nothing is read twice."""
+
+    name: str
+    """For clients, unless the settings say otherwise."""
+    directory: Path
+    """Holds ``config.json``."""
+    weights: tuple[Path, ...]
+    """Absolute; safetensors, or one GGUF file."""
+    config: dict[str, Any]
+    """``config.json``."""
+    generation_config: dict[str, Any]
+    """Sampling defaults; empty when the model has none."""
+    tokenizer_file: Path
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    eos_token_ids: tuple[int, ...]
+    """Every id that ends an answer, ascending: those of config, generation config and tokenizer together."""
+    add_bos: bool
+    """Begin texts with BOS even if the tokenizer's own post-processor does not."""
+
+
+def read_model(
+    name: str, directory: Path, weights: Sequence[Path], *, tokenizer_file: Path | None = None
+) -> ModelFiles:
+    """Reads the JSON files of a model directory.
+
+    Raises:
+        StoreError: a file is missing, unreadable or of a shape that cannot be served.
+    """
+    config = read_config(directory)
+    generation = _read_if_there(directory / "generation_config.json")
+    tokenizer = _read_if_there(directory / "special_tokens_map.json") | _read_if_there(
+        directory / "tokenizer_config.json"
+    )
+    tokenizer_file = tokenizer_file or directory / "tokenizer.json"
+    return ModelFiles(
+        name=name,
+        directory=directory,
+        weights=tuple(weights),
+        config=config,
+        generation_config=generation,
+        tokenizer_file=tokenizer_file,
+        chat_template=_chat_template(directory, tokenizer),
+        bos_token=token_text(tokenizer.get("bos_token")),
+        eos_token=token_text(tokenizer.get("eos_token")),
+        pad_token=token_text(tokenizer.get("pad_token")),
+        eos_token_ids=eos_token_ids(directory, config, generation, tokenizer, tokenizer_file),
+        add_bos=tokenizer.get("add_bos_token") is True,
+    )
+
+
+def find_weights(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model directory, their headers and the shard index checked.
+
+    Raises:
+        StoreError: there are none, a shard or one of its tensors is missing, or a header is broken.
+    """
+    single = directory / "model.safetensors"
+    if single.is_file():
+        _tensor_names(single)
+        return (single,)
+    if (directory / INDEX).is_file():
+        return _shards(directory)
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) > 1:
+        raise StoreError(f"{directory}: {len(found)} .safetensors files but no {INDEX}")
+    if not found:
+        raise StoreError(f"{directory}: {_what_instead(directory)}")
+    _tensor_names(found[0])
+    return (found[0],)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Reads ``config.json`` and checks that such a model can be served.
+
+    Raises:
+        StoreError: missing, unreadable or of a shape that cannot be served.
+    """
+    file = directory / "config.json"
+    config = _read_json(file)
+    try:
+        ModelConfig.from_dict(config)
+    except ConfigError as e:
+        raise StoreError(f"{file}: {e}") from None
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        StoreError: missing, unreadable, or something else than an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file") from None
+    except OSError as e:
+        raise StoreError(f"{path}: {e.strerror or e}") from None
+    except (ValueError, RecursionError) as e:
+        raise StoreError(f"{path}: not valid JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: not a JSON object")
+    return value
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.exists() else {}
+
+
+def _shards(directory: Path) -> tuple[Path, ...]:
+    index = directory / INDEX
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise StoreError(f"{index}: weight_map is not an object of file names")
+    shards: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items():
+        shards.setdefault(file, set()).add(tensor)
+    for file, tensors in sorted(shards.items()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise StoreError(f"{index}: {file!r} is no safetensors file of this directory")
+        if not (directory / file).is_file():
+            raise StoreError(f"{directory}: {file} is missing, which {INDEX} names")
+        absent = sorted(tensors - _tensor_names(directory / file))
+        if absent:
+            more = f" and {len(absent) - _NAMES_SHOWN} more" if len(absent) > _NAMES_SHOWN else ""
+            names = ", ".join(map(repr, absent[:_NAMES_SHOWN]))
+            raise StoreError(f"{directory / file}: {names}{more} missing, which {INDEX} names")
+    return tuple(directory / file for file in sorted(shards))
+
+
+def _tensor_names(file: Path) -> set[str]:
+    try:
+        return {entry.name for entry in read_safetensors_header(file)}
+    except WeightError as e:
+        raise StoreError(str(e)) from None
+
+
+def _what_instead(directory: Path) -> str:
+    names = sorted(path.name for path in directory.iterdir())
+    if gguf := [name for name in names if name.endswith(".gguf")]:
+        return f"no safetensors weights; to serve the GGUF file name it: {directory / gguf[0]}"
+    if pickled := [name for name in names if name.endswith(_PICKLED)]:
+        return f"only pickled weights ({pickled[0]}), which are never opened: save the model as safetensors"
+    return "no safetensors weights"
+
+
+def _chat_template(directory: Path, tokenizer: dict[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise StoreError(f"{file}: {e}") from None
+    template = tokenizer.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

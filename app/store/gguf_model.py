@@ -1,0 +1,93 @@
+"""A GGUF file as a model: the JSON files that go with it are derived from its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.models.checkpoint import WeightError
+from app.models.gguf_header import GGUFHeader, read_gguf_header
+from app.store.errors import StoreError
+from app.store.files import ModelFiles, read_model
+from app.store.gguf_config import config_json, generation_config_json, tokenizer_config_json
+from app.store.gguf_tokenizer import GGUFTokenizerError, build_tokenizer
+from app.store.home import FORMAT, Manifest, Store, slug
+from app.store.progress import ProgressReporter
+
+
+class _TokenizerFields(msgspec.Struct, rename=lambda name: f"tokenizer.ggml.{name}"):
+    """Types of the metadata that a tokenizer is built from."""
+
+    tokens: list[str]
+    model: str
+    pre: str | None = None
+    token_type: list[int] | None = None
+    merges: list[str] | None = None
+    scores: list[float] | None = None
+    unknown_token_id: int | None = None
+
+
+def write_derived(gguf: Path, directory: Path) -> None:
+    """Writes ``config.json``, ``generation_config.json``, ``tokenizer_config.json`` and ``tokenizer.json``.
+
+    Raises:
+        StoreError: a file that is broken or cannot be served.
+    """
+    try:
+        header = read_gguf_header(gguf)
+    except WeightError as e:
+        raise StoreError(str(e)) from None
+    _write_json(directory / "config.json", config_json(header))
+    _write_json(directory / "generation_config.json", generation_config_json(header))
+    _write_json(directory / "tokenizer_config.json", tokenizer_config_json(header))
+    (directory / "tokenizer.json").write_text(_tokenizer_json(header), encoding="utf-8")
+
+
+def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
+    """A ``.gguf`` file where it is, with the files derived from it in the store.
+
+    They are derived again when the file's path, size or time of change is another, and what was derived before is deleted.
+
+    Raises:
+        StoreError: a file that is broken or cannot be served.
+    """
+    path = path.resolve()
+    entry = _entry_name(path)
+
+    def build(directory: Path) -> Manifest:
+        with progress.task(f"Reading {path.name}"):
+            write_derived(path, directory)
+        return Manifest(name=path.stem, source=str(path), weights=[str(path)])
+
+    found = store.find(entry)
+    if found is None:
+        found = store.create(entry, build, progress)
+        for other, manifest in list(store.entries()):
+            if manifest.source == str(path) and other != entry:
+                store.remove(other, progress)
+    return read_model(path.stem, found[0], [path])
+
+
+def _entry_name(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as e:
+        raise StoreError(f"{path}: {e.strerror or e}") from None
+    identity = f"{FORMAT}\0{path}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{slug(path.stem)}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _tokenizer_json(header: GGUFHeader) -> str:
+    try:
+        msgspec.convert(header.metadata, _TokenizerFields)
+        return str(build_tokenizer(header.metadata).to_str(pretty=False))
+    except (msgspec.ValidationError, GGUFTokenizerError) as e:
+        raise StoreError(f"{header.path}: {e}") from None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

