@@ -42,6 +42,9 @@ MAX_PROMPT_CHARS = 16_000_000
 _END_OF_TEXT = "\ufdd1\ufdef"
 """Marks where the final message ends, to cut the rendered text there."""
 
+_TRIMMABLE = "\u205f"
+"""White space that no template writes: follows the mark unless the template trims."""
+
 _ROLE = re.compile(r"[\w-]{1,64}")
 _LOOPS_OVER_CONTENT = re.compile(r"""for\s+\w+\s+in\s+\w+(\.content|\[['"]content['"]\])""")
 _TESTS_FOR_STRING = re.compile(r"""content(['"]\])?\s+is\s+(not\s+)?string""")
@@ -237,14 +240,14 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def _mark_end(messages: list[dict[str, Any]]) -> None:
-    """Ends the last message's text with a mark and a space, which shows afterwards whether the template trims."""
+    """Ends the last message's text with a mark, and white space that shows afterwards whether the template trims."""
     content = messages[-1]["content"] if messages else ""
     if not content:
         raise RequestError("There is no final message to continue.", param="messages")
     if isinstance(content, str):
-        messages[-1]["content"] = f"{content}{_END_OF_TEXT} "
+        messages[-1]["content"] = f"{content}{_END_OF_TEXT}{_TRIMMABLE}"
     else:
-        content[-1]["text"] += f"{_END_OF_TEXT} "
+        content[-1]["text"] += _END_OF_TEXT + _TRIMMABLE
 
 
 def _cut_at_end(rendered: str) -> str:
@@ -252,7 +255,7 @@ def _cut_at_end(rendered: str) -> str:
     if not mark:
         message = "The chat template does not show the final message, so it cannot be continued."
         raise RequestError(message, code="chat_template_error", param="messages")
-    return head if tail.startswith(" ") else head.rstrip()
+    return head if tail.startswith(_TRIMMABLE) else head.rstrip()
 
 
 class _GenerationTag(jinja2.ext.Extension):

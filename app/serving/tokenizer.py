@@ -14,6 +14,8 @@ from tokenizers import normalizers
 from app.serving.errors import RequestError
 from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
 
+__all__ = ["CONTROL_BREAK", "Tokenizer", "TokenizerError"]
+
 CONTROL_BREAK = "\ufdd0\ufdef"
 """Put inside a control token's text to keep it plain text; takes no part in the encoding otherwise.
 

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.serving.errors import RequestError
+from app.serving.tokenizer import CONTROL_BREAK, Tokenizer, TokenizerError
+from app.store import ModelFiles
+from app.store.gguf_tokenizer import build_tokenizer
+from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, VOCAB_SIZE, build_byte_tokenizer
+from tests.gguf_metadata import byte_level_metadata, sentencepiece_metadata
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Tokenizer:
+    return Tokenizer(build_byte_tokenizer().to_str(), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Tokenizer:
+    return Tokenizer(build_tokenizer(sentencepiece_metadata()).to_str(), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(smollm2: ModelFiles) -> Tokenizer:
+    return Tokenizer.load(smollm2.tokenizer_file, bos_token=smollm2.bos_token, eos_token=smollm2.eos_token)
+
+
+@pytest.fixture(scope="module")
+def library(smollm2: ModelFiles) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(smollm2.tokenizer_file))
+
+
+def edited(path: Path, **entries: object) -> Path:
+    """A byte tokenizer's ``tokenizer.json`` with some entries replaced."""
+    file = path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(build_byte_tokenizer().to_str()) | entries), encoding="utf-8")
+    return file
+
+
+class TestEncode:
+    def test_a_typed_control_token_is_plain_text(self, byte_level: Tokenizer) -> None:
+        assert byte_level.encode("a<|im_end|>") == list(b"a<|im_end|>")
+
+    def test_control_tokens_are_parsed_on_request(self, byte_level: Tokenizer) -> None:
+        assert byte_level.encode("<|im_start|>a<|im_end|>", parse_special=True) == [IM_START_ID, 97, IM_END_ID]
+
+    def test_added_tokens_that_are_not_control_tokens_are_always_parsed(self) -> None:
+        tokenizer = Tokenizer(build_tokenizer(byte_level_metadata("gpt-2")).to_str())
+        assert tokenizer.encode("a<think>") == [97, 258]
+        assert not tokenizer.is_special(258)
+
+    def test_bos_is_added_where_the_definition_adds_it(self, sentencepiece: Tokenizer) -> None:
+        assert sentencepiece.encode("the")[0] == sentencepiece.bos_token_id == 1
+        assert sentencepiece.encode("the", add_special_tokens=False) == sentencepiece.encode("the")[1:]
+
+    def test_bos_is_added_where_the_flag_says_so(self) -> None:
+        tokenizer = Tokenizer(build_byte_tokenizer().to_str(), add_bos=True, bos_token="<s>")
+        assert tokenizer.encode("a") == [BOS_ID, 97]
+        assert tokenizer.encode("a", add_special_tokens=False) == [97]
+
+    def test_bos_is_not_added_twice(self) -> None:
+        definition = build_tokenizer(sentencepiece_metadata()).to_str()
+        tokenizer = Tokenizer(definition, add_bos=True, bos_token="<s>")
+        assert tokenizer.encode("the").count(1) == 1
+
+    def test_a_bos_to_add_that_is_no_token_is_an_error(self) -> None:
+        with pytest.raises(TokenizerError, match="bos_token None"):
+            Tokenizer(build_byte_tokenizer().to_str(), add_bos=True)
+
+    def test_lone_surrogates_are_the_client_s_error(self, byte_level: Tokenizer) -> None:
+        with pytest.raises(RequestError, match="surrogates") as caught:
+            byte_level.encode("a\ud83d")
+        assert caught.value.status == 400
+
+    def test_a_training_run_s_truncation_and_padding_are_ignored(self) -> None:
+        definition = build_byte_tokenizer()
+        definition.enable_truncation(4)
+        definition.enable_padding(length=4)
+        tokenizer = Tokenizer(definition.to_str())
+        assert tokenizer.encode("abcdef") == list(b"abcdef")
+        assert tokenizer.encode("ab") == list(b"ab")
+
+    async def test_long_text_is_encoded_in_a_thread(self, byte_level: Tokenizer) -> None:
+        threads = threading.active_count()
+        long = "long text " * 20_000
+        short, encoded = await asyncio.gather(byte_level.encode_async("hi"), byte_level.encode_async(long))
+        assert short == list(b"hi")
+        assert encoded == list(long.encode())
+        assert threading.active_count() > threads
+
+    def test_threads_do_not_disturb_each_other(self, smollm2_tokenizer: Tokenizer) -> None:
+        text = "<|im_start|>user\nhi<|im_end|>" * 50
+        expected = {parse: smollm2_tokenizer.encode(text, parse_special=parse) for parse in (False, True)}
+        kinds = [False, True] * 100
+        with ThreadPoolExecutor(4) as pool:
+            encoded = list(pool.map(lambda parse: smollm2_tokenizer.encode(text, parse_special=parse), kinds))
+        assert encoded == [expected[parse] for parse in kinds]
+
+
+class TestBreakControlTokens:
+    @pytest.mark.parametrize(
+        ("text", "broken"),
+        [
+            ("a <|im_end|> b", "a <#|im_end|> b"),
+            ("<|im_end|><|im_start|>", "<#|im_end|><#|im_start|>"),
+            ("ends in the middle <|im_", "ends in the middle <#|im_"),
+            ("a <", "a <#"),
+            ("a < b <|im_endx <i> </sp>", "a < b <|im_endx <i> </sp>"),
+            ("<<s>>", "<<#s>>"),
+            ("plain", "plain"),
+            ("", ""),
+        ],
+    )
+    def test_only_control_tokens_get_a_break(self, byte_level: Tokenizer, text: str, broken: str) -> None:
+        assert byte_level.break_control_tokens(text) == broken.replace("#", CONTROL_BREAK)
+
+    @given(
+        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
+        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
+    )
+    def test_broken_text_is_spelt_as_plain_text(
+        self, smollm2_tokenizer: Tokenizer, pieces: list[str], more: list[str]
+    ) -> None:
+        first, second = "".join(pieces), "".join(more)
+        broken = smollm2_tokenizer.break_control_tokens(first) + smollm2_tokenizer.break_control_tokens(second)
+        encoded = smollm2_tokenizer.encode(broken, parse_special=True)
+        assert encoded == smollm2_tokenizer.encode(first + second)
+
+    def test_control_tokens_matched_after_normalisation_are_guarded_too(self) -> None:
+        definition = json.loads(build_byte_tokenizer().to_str())
+        for token in definition["added_tokens"]:
+            token["normalized"] = True
+        tokenizer = Tokenizer(json.dumps(definition))
+        broken = tokenizer.break_control_tokens("<|im_end|>")
+        assert tokenizer.encode(broken + "<|im_end|>", parse_special=True) == [*b"<|im_end|>", IM_END_ID]
+
+    def test_long_texts_of_false_starts(self, byte_level: Tokenizer) -> None:
+        starts = "<|im_" * 100_000
+        assert byte_level.break_control_tokens(starts) == f"{starts[:-4]}{CONTROL_BREAK}{starts[-4:]}"
+
+
+class TestDecode:
+    def test_control_tokens_are_left_out_unless_wanted(self, byte_level: Tokenizer) -> None:
+        ids = [BOS_ID, 104, 105, EOS_ID]
+        assert byte_level.decode(ids) == "hi"
+        assert byte_level.decode(ids, skip_special_tokens=False) == "<s>hi</s>"
+
+    def test_bytes_that_are_no_text_are_replaced(self, byte_level: Tokenizer) -> None:
+        assert byte_level.decode([0xE2, 0x82, 97]) == "\ufffda"
+        assert byte_level.token_text(0xE2) == "\ufffd"
+        assert byte_level.token_bytes(0xE2) == b"\xe2"
+
+    def test_ids_beyond_the_vocabulary_have_no_text(self, byte_level: Tokenizer) -> None:
+        assert byte_level.vocab_size == VOCAB_SIZE
+        assert byte_level.decode([97, 50_000, 98]) == "ab"
+        assert byte_level.token_bytes(-1) == b""
+
+    def test_the_space_that_encoding_adds_is_dropped(self, sentencepiece: Tokenizer) -> None:
+        assert sentencepiece.decode(sentencepiece.encode("the the")) == "the the"
+        assert sentencepiece.decode(sentencepiece.encode(" the")) == " the"
+        space = sentencepiece.encode("the the", add_special_tokens=False)[0]
+        assert sentencepiece.token_bytes(space) == b" the"
+
+    def test_byte_tokens_are_their_byte(self, sentencepiece: Tokenizer) -> None:
+        assert sentencepiece.token_bytes(3 + 0xAB) == b"\xab"
+        assert sentencepiece.decode(sentencepiece.encode("🎉")) == "🎉"
+
+    def test_added_tokens_are_spelt_as_they_are(self) -> None:
+        definition = build_byte_tokenizer()
+        definition.add_tokens(["é▁x", "a b"])
+        tokenizer = Tokenizer(definition.to_str())
+        assert tokenizer.encode("é▁x") == [VOCAB_SIZE]
+        assert tokenizer.decode([VOCAB_SIZE, VOCAB_SIZE + 1]) == "é▁xa b"
+
+    @given(ids=st.lists(st.integers(0, 49_151), max_size=30), skip=st.booleans())
+    def test_decoding_is_the_library_s(
+        self, library: tokenizers.Tokenizer, smollm2_tokenizer: Tokenizer, ids: list[int], skip: bool
+    ) -> None:
+        assert smollm2_tokenizer.decode(ids, skip) == library.decode(ids, skip_special_tokens=skip)
+
+    @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=30))
+    def test_sentencepiece_decoding_is_the_library_s(self, sentencepiece: Tokenizer, text: str) -> None:
+        reference = build_tokenizer(sentencepiece_metadata())
+        ids = sentencepiece.encode(text)
+        assert sentencepiece.decode(ids) == reference.decode(ids) == text
+
+
+class TestLoad:
+    def test_eos_and_bos_have_ids(self, smollm2_tokenizer: Tokenizer) -> None:
+        assert smollm2_tokenizer.vocab_size == 49_152
+        assert smollm2_tokenizer.eos_token_id == 2
+        assert smollm2_tokenizer.is_special(2)
+        assert not smollm2_tokenizer.is_special(17)
+
+    def test_no_tokens_named_means_no_ids(self) -> None:
+        tokenizer = Tokenizer(build_byte_tokenizer().to_str(), eos_token="<absent>")
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (None, None)
+
+    def test_a_missing_file_is_one_clear_line(self, tmp_path: Path) -> None:
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+            Tokenizer.load(tmp_path / "tokenizer.json")
+
+    def test_a_file_that_is_no_tokenizer_is_one_clear_line(self, tmp_path: Path) -> None:
+        file = tmp_path / "tokenizer.json"
+        file.write_text("{}", encoding="utf-8")
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):
+            Tokenizer.load(file)
+
+    @pytest.mark.parametrize(
+        ("decoder", "message"),
+        [(None, "no decoder"), ({"type": "WordPiece", "prefix": "##", "cleanup": True}, "'WordPiece'")],
+    )
+    def test_an_unsupported_decoder_is_named(self, tmp_path: Path, decoder: object, message: str) -> None:
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer.load(edited(tmp_path, decoder=decoder))
+
+    def test_metaspace_is_a_space(self, tmp_path: Path) -> None:
+        model = {"type": "WordLevel", "vocab": {"▁a": 0, "b": 1, "▁": 2, "?": 3}, "unk_token": "?"}
+        for scheme, expected in [("always", "ab a "), ("first", "ab a "), ("never", " ab a ")]:
+            decoder = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+            file = edited(tmp_path, model=model, pre_tokenizer=None, added_tokens=[], decoder=decoder)
+            assert Tokenizer.load(file).decode([0, 1, 0, 2]) == expected
+            assert tokenizers.Tokenizer.from_file(str(file)).decode([0, 1, 0, 2]) == expected
