@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import normalizers
@@ -53,7 +54,8 @@ class Tokenizer:
         """
         self._plain = _parse(definition)
         self._plain.encode_special_tokens = True
-        self._parsing = _parse(_with_raw_specials(definition))
+        tree = json.loads(definition)
+        self._parsing = _parse(_with_raw_specials(definition, tree))
         # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
         remove_breaks = normalizers.Replace(CONTROL_BREAK, "")
         normalizer = self._parsing.normalizer
@@ -62,11 +64,12 @@ class Tokenizer:
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.special_tokens: frozenset[str] = frozenset(token.content for token in added.values() if token.special)
+        # For break_control_tokens; one character has no inside to put a break in.
         breakable = [token for token in self.special_tokens if len(token) > 1]
         self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token) + 1))
         self._first_characters = re.compile("|".join({re.escape(token[0]) for token in breakable}) or "(?!)")
         self._bytes: TokenBytes = build_token_bytes(
-            json.loads(definition).get("decoder"),
+            tree.get("decoder"),
             self._plain.get_vocab(with_added_tokens=True),
             {token_id: token.content for token_id, token in added.items()},
         )
@@ -205,13 +208,12 @@ def _parse(definition: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _with_raw_specials(definition: str) -> str:
+def _with_raw_specials(definition: str, tree: dict[str, Any]) -> str:
     """The definition with its control tokens matched in the text as it stands, never after normalisation.
 
     Normalisation removes the breaks, so a search after it would find the control tokens that they guard against.
     """
-    tree = json.loads(definition)
-    for token in tree.get("added_tokens", []):
-        if token["special"]:
-            token["normalized"] = False
-    return json.dumps(tree, ensure_ascii=False)
+    normalized = [token for token in tree.get("added_tokens", []) if token["special"] and token["normalized"]]
+    for token in normalized:
+        token["normalized"] = False
+    return json.dumps(tree, ensure_ascii=False) if normalized else definition
