@@ -1,0 +1,313 @@
+"""Each slot's sampling state, and the sampling of a step's logits.
+
+Shape suffixes: L rows of logits, R sampled rows, S slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.kernels.sample import LogprobsOut, MinTokens, Penalties, SampleParams, logprobs, record_tokens, sample
+from app.runner.errors import RunnerError
+from app.types import RowOutput, ScheduledRow, SlotInit, TokenLogprobs
+
+_SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
+_PROMPT_FAILED = "the logits of a prompt token are not finite"
+_UNSIGNED_64 = (1 << 64) - 1
+
+
+class _Float(enum.IntEnum):
+    """Rows of the slots' floating parameters."""
+
+    TEMPERATURE = 0
+    TOP_P = 1
+    MIN_P = 2
+    REPETITION = 3
+    PRESENCE = 4
+    FREQUENCY = 5
+
+
+class _Int(enum.IntEnum):
+    """Rows of the slots' integer parameters."""
+
+    SEED = 0
+    SAMPLE_INDEX = 1
+    TOP_K = 2
+    MIN_LEN = 3
+    """Tokens, prompt included, below which a stop token is masked."""
+    BIASED = 4
+    LOGPROBS = 5
+    """-1 for none."""
+    PROMPT_LOGPROBS = 6
+
+
+class _VocabTable:
+    """A vocabulary-wide row per slot, allocated when the first slot needs one."""
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+        self._table: Tensor | None = None
+
+    def require(self) -> Tensor:
+        """[S, V], zeros when new."""
+        if self._table is None:
+            self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+        return self._table
+
+    def clear(self, slot: int) -> None:
+        """Zeroes a slot's row."""
+        if self._table is not None:
+            self._table[slot].zero_()
+
+
+class _Reports:
+    """Log-probabilities under way: tokens by row of logits, with the number of alternatives that each wants."""
+
+    def __init__(self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int]) -> None:
+        count, width, device = rows.numel(), min(max(num_top), logits_LV.shape[1]), logits_LV.device
+        self._num_top = num_top
+        self._token_ids = token_ids
+        self._out = LogprobsOut(
+            logprob=torch.empty(count, device=device),
+            rank=torch.empty(count, dtype=torch.int64, device=device),
+            top_ids=torch.empty(count, width, dtype=torch.int64, device=device),
+            top_logprobs=torch.empty(count, width, device=device),
+        )
+        logprobs(logits_LV, rows, token_ids, self._out)
+
+    def result(self) -> list[TokenLogprobs]:
+        """The records, in the order of the tokens."""
+        columns = zip(
+            self._token_ids.tolist(),
+            self._out.logprob.tolist(),
+            self._out.rank.tolist(),
+            self._out.top_ids.tolist(),
+            self._out.top_logprobs.tolist(),
+            self._num_top,
+            strict=True,
+        )
+        return [
+            TokenLogprobs(token_id, logprob, rank, list(zip(ids[:k], values[:k], strict=True)))
+            for token_id, logprob, rank, ids, values, k in columns
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSample:
+    """A step's samples, perhaps still on their way from the device. Later steps do not touch it."""
+
+    num_rows: int
+    sampled_rows: list[int]
+    """Which rows the tokens belong to."""
+    token_ids: Tensor
+    failed: Tensor
+    reports: _Reports | None
+    reported_rows: list[int]
+    prompt_reports: _Reports | None
+    prompt_rows: list[int]
+    """Row of each prompt report."""
+
+    def result(self) -> list[RowOutput]:
+        """Waits for the device: one output a row of the step."""
+        tokens = dict(zip(self.sampled_rows, self.token_ids.tolist(), strict=True))
+        failed = {row for row, bad in zip(self.sampled_rows, self.failed.tolist(), strict=True) if bad}
+        reports = dict(zip(self.reported_rows, self.reports.result(), strict=True)) if self.reports else {}
+        prompts: dict[int, list[TokenLogprobs]] = {}
+        if self.prompt_reports:
+            for row, report in zip(self.prompt_rows, self.prompt_reports.result(), strict=True):
+                prompts.setdefault(row, []).append(report)
+        outputs = []
+        for row in range(self.num_rows):
+            prompt = prompts.get(row)
+            if row in failed:
+                outputs.append(RowOutput(error=_SAMPLE_FAILED))
+            elif prompt and not all(math.isfinite(report.logprob) for report in prompt):
+                outputs.append(RowOutput(error=_PROMPT_FAILED))
+            else:
+                new = [tokens[row]] if row in tokens else []
+                own = [reports[row]] if row in reports else None
+                outputs.append(RowOutput(token_ids=new, logprobs=own, prompt_logprobs=prompt))
+        return outputs
+
+
+class Sampler:
+    """Samples the rows of a step, by the parameters bound to their slots.
+
+    A request's tokens hang on its logits, parameters, seed and positions alone: not on its slot, its neighbours, or
+    whether it was preempted on the way.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        """[S]: the token that each slot sampled last."""
+        self._device = device
+        self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
+        self._ints = np.zeros((len(_Int), num_slots), dtype=np.int64)
+        shape = (num_slots, vocab_size)
+        self._prompt_mask = _VocabTable(shape, torch.bool, device)
+        self._output_counts = _VocabTable(shape, torch.int32, device)
+        self._stop_mask = _VocabTable(shape, torch.bool, device)
+        self._logit_bias = _VocabTable(shape, torch.float32, device)
+
+    def bind(self, slots: Sequence[SlotInit]) -> None:
+        """Binds slots to new or resumed requests; whatever they held before is gone."""
+        for init in slots:
+            self._bind(init)
+
+    def _bind(self, init: SlotInit) -> None:
+        slot, params = init.slot, init.sampling
+        floats, ints = self._floats[:, slot], self._ints[:, slot]
+        floats[_Float.TEMPERATURE] = params.temperature
+        floats[_Float.TOP_P] = params.top_p
+        floats[_Float.MIN_P] = params.min_p
+        floats[_Float.REPETITION] = params.repetition_penalty
+        floats[_Float.PRESENCE] = params.presence_penalty
+        floats[_Float.FREQUENCY] = params.frequency_penalty
+        ints[_Int.SEED] = np.uint64(init.seed & _UNSIGNED_64).astype(np.int64)
+        ints[_Int.SAMPLE_INDEX] = init.sample_index
+        ints[_Int.TOP_K] = params.top_k
+        ints[_Int.MIN_LEN] = init.prompt_len + params.min_tokens if init.stop_token_ids else 0
+        ints[_Int.BIASED] = bool(params.logit_bias)
+        ints[_Int.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
+        ints[_Int.PROMPT_LOGPROBS] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+        self._bind_tables(init)
+
+    def _bind_tables(self, init: SlotInit) -> None:
+        slot, params = init.slot, init.sampling
+        for table in (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias):
+            table.clear(slot)
+        if params.min_tokens and init.stop_token_ids:
+            self._stop_mask.require()[slot, self._ids(init.stop_token_ids)] = True
+        if params.logit_bias:
+            values = torch.tensor(list(params.logit_bias.values()), device=self._device)
+            self._logit_bias.require()[slot, self._ids(list(params.logit_bias))] = values
+        if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+            self._prompt_mask.require()[slot, self._ids(init.prompt_token_ids)] = True
+            output = self._ids(init.output_token_ids)
+            self._output_counts.require()[slot].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+
+    def _ids(self, token_ids: list[int]) -> Tensor:
+        return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+
+    def _upload(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow]) -> PendingSample:
+        """Starts the sampling of a step; does not wait for the device.
+
+        Args:
+            logits_LV: [L, V] fp32, each row's wanted positions (``logits_start`` to ``num_tokens``) one after the
+                other, in the order of the rows. May be overwritten once this returns.
+            rows: the step's rows.
+
+        Raises:
+            RunnerError: a row asks for more than one sample, or its logprob targets do not match its positions.
+        """
+        for row in rows:
+            _check_row(row)
+        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        ends = np.cumsum([row.num_tokens - row.logits_start for row in rows])
+        sampled = [index for index, row in enumerate(rows) if row.num_samples]
+        tokens = torch.empty(len(sampled), dtype=torch.int64, device=self._device)
+        failed = torch.empty(len(sampled), dtype=torch.bool, device=self._device)
+        reports: _Reports | None = None
+        reported: list[int] = []
+        if sampled:
+            positions = np.array([rows[index].start + rows[index].num_tokens for index in sampled], dtype=np.int64)
+            params = self._params(ends[sampled] - 1, slots[sampled], positions)
+            sample(logits_LV, params, tokens, failed)
+            counts = self._output_counts.require() if params.penalties else None
+            record_tokens(tokens, params.slots, self.last_token, counts)
+            reports, reported = self._report_samples(logits_LV, params.rows, tokens, slots[sampled])
+        prompt_reports, prompt_rows = self._report_prompts(logits_LV, rows, ends)
+        return PendingSample(
+            num_rows=len(rows),
+            sampled_rows=sampled,
+            token_ids=tokens,
+            failed=failed,
+            reports=reports,
+            reported_rows=[sampled[index] for index in reported],
+            prompt_reports=prompt_reports,
+            prompt_rows=prompt_rows,
+        )
+
+    def _params(
+        self, logit_rows: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> SampleParams:
+        """The slots' parameters, the parts that no row uses left out."""
+        floats, ints = np.take(self._floats, slots, axis=1), np.take(self._ints, slots, axis=1)
+        floats_FR, ints_FR = self._upload(floats), self._upload(ints)
+        slots_R = self._upload(slots)
+        active = positions < ints[_Int.MIN_LEN]
+        penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
+        return SampleParams(
+            rows=self._upload(logit_rows),
+            slots=slots_R,
+            temperature=floats_FR[_Float.TEMPERATURE],
+            seeds=ints_FR[_Int.SEED],
+            positions=self._upload(positions),
+            sample_indices=ints_FR[_Int.SAMPLE_INDEX],
+            top_k=ints_FR[_Int.TOP_K] if ints[_Int.TOP_K].any() else None,
+            top_p=floats_FR[_Float.TOP_P] if (floats[_Float.TOP_P] < 1).any() else None,
+            min_p=floats_FR[_Float.MIN_P] if floats[_Float.MIN_P].any() else None,
+            penalties=self._penalties(floats_FR) if penalized.any() else None,
+            min_tokens=MinTokens(self._upload(active), self._stop_mask.require()) if active.any() else None,
+            logit_bias=self._logit_bias.require() if ints[_Int.BIASED].any() else None,
+        )
+
+    def _penalties(self, floats_FR: Tensor) -> Penalties:
+        return Penalties(
+            repetition=floats_FR[_Float.REPETITION],
+            presence=floats_FR[_Float.PRESENCE],
+            frequency=floats_FR[_Float.FREQUENCY],
+            prompt_mask=self._prompt_mask.require(),
+            output_counts=self._output_counts.require(),
+        )
+
+    def _report_samples(
+        self, logits_LV: Tensor, logit_rows: Tensor, tokens: Tensor, slots: NDArray[np.int64]
+    ) -> tuple[_Reports | None, list[int]]:
+        """Log-probabilities of sampled tokens, and which of the samples they are."""
+        num_top = self._ints[_Int.LOGPROBS, slots]
+        (wanted,) = np.nonzero(num_top >= 0)
+        if not wanted.size:
+            return None, []
+        wanted_R = self._upload(wanted)
+        chosen = tokens.index_select(0, wanted_R)
+        reports = _Reports(logits_LV, logit_rows.index_select(0, wanted_R), chosen, num_top[wanted].tolist())
+        return reports, wanted.tolist()
+
+    def _report_prompts(
+        self, logits_LV: Tensor, rows: Sequence[ScheduledRow], ends: NDArray[np.int64]
+    ) -> tuple[_Reports | None, list[int]]:
+        """Log-probabilities of prompt tokens, and the row of each."""
+        targets: list[int] = []
+        logit_rows: list[int] = []
+        num_top: list[int] = []
+        owners: list[int] = []
+        for index, row in enumerate(rows):
+            count = len(row.logprob_targets)
+            first = int(ends[index]) - (row.num_tokens - row.logits_start)
+            targets += row.logprob_targets
+            logit_rows += range(first, first + count)
+            num_top += [max(0, int(self._ints[_Int.PROMPT_LOGPROBS, row.slot]))] * count
+            owners += [index] * count
+        if not targets:
+            return None, []
+        return _Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top), owners
+
+
+def _check_row(row: ScheduledRow) -> None:
+    if row.num_samples > 1:
+        raise RunnerError(f"slot {row.slot} wants {row.num_samples} samples of one row: drafts are not supported")
+    unsampled = row.num_tokens - row.logits_start - row.num_samples
+    if unsampled != len(row.logprob_targets):
+        raise RunnerError(f"slot {row.slot} has {unsampled} positions for {len(row.logprob_targets)} logprob targets")
