@@ -22,7 +22,7 @@ from app.serving.engine_client import EngineClient
 from app.serving.generation import Completion, Generation, Generator
 from app.serving.ledger import Ledger
 from app.serving.types import ChoiceDelta, GenerationRequest
-from app.store import ModelFiles, SilentProgress, Store, pull
+from app.store import ModelFiles, SilentProgress, Store, pull, resolve
 from app.telemetry.metrics import Metrics
 from app.types import EngineConfig, SamplingParams
 
@@ -78,7 +78,7 @@ class LLM:
         make_runner: MakeRunner | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        files = model if isinstance(model, ModelFiles) else pull(model, Store(home), SilentProgress())
+        files = model if isinstance(model, ModelFiles) else _find(model, Store(home), options.get("load_format"))
         self._config = EngineConfig(
             model_dir=str(files.directory),
             weights=tuple(str(path) for path in files.weights),
@@ -226,6 +226,12 @@ def _as_list(prompts: str | Sequence[str] | list[int] | Sequence[list[int]]) -> 
     if prompts and all(isinstance(item, int) for item in prompts):
         return [[int(item) for item in prompts]]  # type: ignore[arg-type]  # told apart at run time
     return [item if isinstance(item, str) else list(item) for item in prompts]  # type: ignore[arg-type]
+
+
+def _find(model: str, store: Store, load_format: str | None) -> ModelFiles:
+    if load_format == "dummy":  # random weights: only the model's description is needed
+        return resolve(model, store, need_weights=False)
+    return pull(model, store, SilentProgress())
 
 
 def _model_runner() -> MakeRunner:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.engine.inproc import InprocConnection
 from app.serving.engine_client import EngineClient
@@ -75,13 +76,13 @@ class Rig:
         n: int = 1,
         request_id: str = "request",
         seconds: float | None = None,
-        **params: object,
+        **params: Any,
     ) -> Generation:
         """Submits a prompt; ``params`` are those of :class:`SamplingParams`."""
         request = GenerationRequest(
             request_id=request_id,
             prompt_token_ids=list(prompt.encode()) if isinstance(prompt, str) else prompt,
-            params=SamplingParams(**params),  # type: ignore[arg-type]
+            params=SamplingParams(**params),
             n=n,
             timeout=seconds,
         )
@@ -96,10 +97,16 @@ class Rig:
         return self.metrics.registry.get_sample_value(name, {"model_name": MODEL, **labels}) or 0.0
 
 
-def make_rig(*, max_num_seqs: int = 8, max_queue: int = 32, max_backlog: int = 4096) -> Rig:
+def make_rig(
+    *,
+    max_num_seqs: int = 8,
+    max_queue: int = 32,
+    max_backlog: int = 4096,
+    on_progress: Callable[[LoadProgress], None] | None = None,
+) -> Rig:
     """A text side without an engine."""
     metrics = Metrics(MODEL)
-    client = EngineClient(metrics, max_backlog=max_backlog)
+    client = EngineClient(metrics, max_backlog=max_backlog, on_progress=on_progress)
     ledger = KeepingLedger(metrics)
     generator = Generator(
         client,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+from typing import Any
 
 import pytest
 
@@ -211,7 +212,7 @@ async def test_equal_request_ids_do_not_meet() -> None:
 
 
 async def refusal(
-    rig: Rig, prompt: str | list[int] = "p", *, n: int = 1, seconds: float | None = None, **params: object
+    rig: Rig, prompt: str | list[int] = "p", *, n: int = 1, seconds: float | None = None, **params: Any
 ) -> RequestError:
     """The error of a request that must be refused, with nothing sent."""
     before = rig.client.in_flight

@@ -1,0 +1,167 @@
+"""The page that Prometheus scrapes."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.telemetry.metrics import Metrics
+from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
+
+READY = EngineReady(
+    max_model_len=64,
+    vocab_size=10,
+    block_size=16,
+    num_blocks=4,
+    dtype="float32",
+    kv_cache_dtype="float32",
+    device="cpu",
+    num_parameters=0,
+    weight_bytes=0,
+    kv_cache_bytes=0,
+    pid=1,
+)
+# What dashboards and autoscalers read, with a sample each must have.
+ALIASES = {
+    "vllm:num_requests_running": "",
+    "vllm:num_requests_waiting": "",
+    "vllm:kv_cache_usage_perc": "",
+    "vllm:cache_config_info": "",
+    "vllm:prompt_tokens_total": "",
+    "vllm:generation_tokens_total": "",
+    "vllm:num_preemptions_total": "",
+    "vllm:prefix_cache_queries_total": "",
+    "vllm:prefix_cache_hits_total": "",
+    "vllm:request_success_total": "",
+    "vllm:time_to_first_token_seconds": "_bucket",
+    "vllm:inter_token_latency_seconds": "_bucket",
+    "vllm:e2e_request_latency_seconds": "_bucket",
+    "vllm:request_queue_time_seconds": "_bucket",
+    "vllm:request_prefill_time_seconds": "_bucket",
+    "vllm:request_decode_time_seconds": "_bucket",
+    "vllm:iteration_tokens_total": "_bucket",
+}
+
+
+def filled() -> Metrics:
+    """Metrics that have seen one of everything."""
+    metrics = Metrics("m", version="1.2.3")
+    metrics.observe_ready(READY, 2.5)
+    metrics.observe_state("ready")
+    metrics.observe_step(
+        EngineStats(
+            num_running=2,
+            num_waiting=3,
+            blocks_used=1,
+            blocks_total=4,
+            steps_total=1,
+            prompt_tokens_total=20,
+            generation_tokens_total=7,
+            preemptions_total=1,
+            prefix_query_tokens_total=40,
+            prefix_hit_tokens_total=16,
+            step_tokens=22,
+            step_seconds=0.01,
+        )
+    )
+    metrics.observe_tokens(generated=7, delivered=5)
+    metrics.observe_request(
+        endpoint="/v1/completions",
+        outcome="ok",
+        finish_reasons=[FinishReason.STOP],
+        prompt_tokens=20,
+        cached_tokens=16,
+        seconds=1.5,
+        timings=RequestTimings(arrival=1.0, first_scheduled=1.1, first_token=1.2, finished=2.0),
+        token_intervals=[0.01, 0.02],
+    )
+    return metrics
+
+
+def page(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Samples by name, as a scraper reads them."""
+    body, content_type = metrics.render()
+    assert content_type.startswith("text/plain")
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+@pytest.mark.parametrize(("name", "suffix"), ALIASES.items())
+def test_the_names_others_read_are_there(name: str, suffix: str) -> None:
+    samples = page(filled())[name + suffix]
+    assert all(labels["model_name"] == "m" for labels, _ in samples)
+    assert sum(value for _, value in samples) > 0
+
+
+def test_aliases_agree_with_our_own_names() -> None:
+    samples = page(filled())
+    assert (
+        samples["vllm:generation_tokens_total"] == samples["tuili_generated_tokens_total"] == [({"model_name": "m"}, 7)]
+    )
+    assert samples["vllm:e2e_request_latency_seconds_bucket"] == samples["tuili_request_seconds_bucket"]
+    assert samples["vllm:cache_config_info"] == [({"model_name": "m", "block_size": "16", "num_gpu_blocks": "4"}, 1)]
+    reasons = {labels["finished_reason"]: value for labels, value in samples["vllm:request_success_total"]}
+    assert reasons == {"stop": 1, "length": 0, "abort": 0, "error": 0}
+
+
+def test_an_engine_that_starts_again_adds_to_the_counters() -> None:
+    metrics = filled()
+    metrics.observe_engine_lost()
+    metrics.observe_restart()
+    metrics.observe_step(EngineStats(steps_total=2, prompt_tokens_total=3, preemptions_total=1, step_tokens=3))
+    samples = page(metrics)
+    assert samples["vllm:num_preemptions_total"][0][1] == 2
+    assert samples["tuili_engine_prompt_tokens_total"][0][1] == 23
+    assert samples["tuili_engine_steps_total"][0][1] == 3
+    assert samples["tuili_engine_restarts_total"][0][1] == 1
+
+
+def test_a_frame_without_a_step_is_no_step() -> None:
+    metrics = filled()
+    stats = EngineStats(
+        steps_total=1,
+        generation_tokens_total=7,
+        prompt_tokens_total=20,
+        step_tokens=22,
+        preemptions_total=1,
+        prefix_query_tokens_total=40,
+        prefix_hit_tokens_total=16,
+    )
+    metrics.observe_step(stats)
+    samples = page(metrics)
+    assert samples["vllm:iteration_tokens_total_count"][0][1] == 1
+    assert samples["vllm:num_requests_running"][0][1] == 0
+
+
+def test_http_is_counted_under_bounded_labels() -> None:
+    metrics = Metrics("m")
+    for method in ("GET", "BREW", "PROPFIND"):
+        metrics.observe_http(route="/v1/models", method=method, status=200, seconds=0.1)
+    counted = {
+        (labels["method"], labels["status"]): value for labels, value in page(metrics)["tuili_http_requests_total"]
+    }
+    assert counted == {("GET", "200"): 1, ("other", "200"): 2}
+
+
+def test_one_state_at_a_time() -> None:
+    metrics = Metrics("m")
+    for state in ("ready", "draining"):
+        metrics.observe_state(state)
+        shown = {labels["state"]: value for labels, value in page(metrics)["tuili_engine_state"]}
+        assert [name for name, value in shown.items() if value] == [state]
+        assert len(shown) == 4
+
+
+def test_process_and_build_are_described() -> None:
+    samples = page(filled())
+    assert samples["tuili_build_info"] == [({"version": "1.2.3"}, 1)]
+    assert "python_gc_collections_total" in samples
+    assert "python_info" in samples
+
+
+def test_two_servers_in_one_process_do_not_share_counters() -> None:
+    filled()
+    assert page(Metrics("m"))["vllm:generation_tokens_total"][0][1] == 0
