@@ -1,0 +1,115 @@
+"""Start-up: the model's config, memory, weights, and the report of how far it has come."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from app.models.config import ConfigError, ModelConfig
+from app.models.dummy import fill_dummy_weights
+from app.models.llama import LlamaForCausalLM
+from app.models.loader import load_weights
+from app.models.registry import model_class
+from app.runner.device import available_memory
+from app.runner.errors import RunnerError
+from app.runner.kv_cache import KVCachePlan
+from app.types import EngineConfig, LoadProgress
+
+Progress = Callable[[LoadProgress], None]
+
+
+def read_model_config(model_dir: Path) -> ModelConfig:
+    """Parses ``config.json`` of a model directory.
+
+    Raises:
+        ConfigError: missing, not JSON, or not supported; names the file.
+    """
+    path = model_dir / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    try:
+        return ModelConfig.from_dict(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+class Phases:
+    """Reports progress, each phase with its own clock."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = ""
+        self._began = 0.0
+
+    def begin(self, phase: str) -> None:
+        """Starts a phase, of a length not known yet."""
+        self._phase, self._began = phase, time.monotonic()
+        self.update(0, 0)
+
+    def update(self, done: int, total: int) -> None:
+        """How far the phase has come, in units of its own."""
+        seconds = time.monotonic() - self._began
+        self._progress(LoadProgress(phase=self._phase, done=done, total=total, seconds=seconds))
+
+
+def check_memory(model_config: ModelConfig, plan: KVCachePlan, dtype: torch.dtype, device: torch.device) -> None:
+    """Checks that weights and KV cache fit before either is filled.
+
+    A CPU's pages take memory only as they are written: what does not fit would end in a kill, under load.
+
+    Raises:
+        RunnerError: they do not fit.
+    """
+    shapes = _build(model_config, 1, dtype, torch.device("meta")).destinations().values()
+    weight_bytes = sum(weight.nbytes for weight in shapes)
+    available = available_memory(device)
+    if weight_bytes + plan.nbytes > available:
+        raise RunnerError(
+            f"weights of {weight_bytes} bytes and a KV cache of {plan.nbytes} bytes do not fit into the {available} "
+            "bytes available; lower kv_cache_memory, or dtype to bfloat16"
+        )
+
+
+def load_model(
+    model_config: ModelConfig,
+    config: EngineConfig,
+    *,
+    max_positions: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> LlamaForCausalLM:
+    """Builds a model and fills its weights, from files or with noise.
+
+    Args:
+        progress: called with bytes done and in all.
+
+    Raises:
+        WeightError: the weights do not fit the config, or cannot be read.
+        RunnerError: unknown ``load_format``.
+    """
+    model = _build(model_config, max_positions, dtype, device)
+    match config.load_format:
+        case "auto":
+            files = [Path(file) for file in config.weights]
+            load_weights(model.destinations(), files, ignore=model.ignores, progress=progress)
+        case "dummy":
+            fill_dummy_weights(model.destinations(), config.seed)
+        case other:
+            raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
+    return model
+
+
+def _build(model_config: ModelConfig, max_positions: int, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+    build = model_class(model_config.architecture)
+    return build(model_config, max_positions=max_positions, dtype=dtype, device=device)

@@ -1,0 +1,170 @@
+"""Executes scheduler outputs on a model: the tensor side's face to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.kernels.types import StepArena
+from app.models.config import ModelConfig
+from app.models.llama import LlamaForCausalLM
+from app.runner.device import choose_device, choose_dtype, set_threads
+from app.runner.input_batch import InputBatch
+from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
+from app.runner.loading import Phases, check_memory, load_model, read_model_config
+from app.runner.sampler import PendingSample, Sampler
+from app.types import (
+    EngineConfig,
+    KVCacheSpec,
+    LoadProgress,
+    RowOutput,
+    SamplingParams,
+    ScheduledRow,
+    SchedulerOutput,
+    SlotInit,
+    StepResult,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepHandle:
+    """A step under way."""
+
+    pending: PendingSample | None
+    """None: no token of the step needed logits."""
+    num_rows: int
+
+
+class ModelRunner:
+    """One model, its KV cache and its slots. Made by :func:`make_runner`.
+
+    On a CPU a step is computed within :meth:`submit`; :meth:`collect` only reads the result.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        model_config: ModelConfig,
+        plan: KVCachePlan,
+        config: EngineConfig,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._plan = plan
+        self._vocab_size = model_config.vocab_size
+        self._weights = model.destinations()
+        self._kv = allocate_kv_cache(plan, device)
+        self._arena = StepArena(config.max_num_batched_tokens, device)
+        self._logits_LV = torch.empty(config.max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
+        self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device)
+        self._batch = InputBatch(
+            num_slots=config.max_num_seqs,
+            max_tokens=config.max_num_batched_tokens,
+            max_logit_rows=config.max_logit_rows,
+            max_model_len=plan.max_model_len,
+            block_size=config.block_size,
+            device=device,
+        )
+
+    @property
+    def kv_cache_spec(self) -> KVCacheSpec:
+        """What the KV cache holds for a sequence."""
+        return self._plan.spec
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, 0 to ``num_blocks - 1``, all for requests."""
+        return self._plan.num_blocks
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence."""
+        return self._plan.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._vocab_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all weights, tied ones once."""
+        return sum(weight.numel() for weight in self._weights.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, tied ones once."""
+        return sum(weight.nbytes for weight in self._weights.values())
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self._plan.nbytes
+
+    @torch.inference_mode()
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """Starts a step of at least one row.
+
+        Raises:
+            RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
+        """
+        self._sampler.bind(step.slots)
+        inputs = self._batch.prepare(step, self._sampler.last_token)
+        self._arena.begin(step.num_tokens)
+        hidden_TD = self._model.forward(inputs.token_ids, inputs.positions, self._kv, inputs.meta, self._arena)
+        if step.num_logit_rows == 0:
+            return StepHandle(None, len(step.rows))
+        logits_LV = self._logits_LV[: step.num_logit_rows]
+        self._model.logits(hidden_TD, inputs.logit_indices, logits_LV)
+        return StepHandle(self._sampler.sample(logits_LV, step.rows), len(step.rows))
+
+    @torch.inference_mode()
+    def collect(self, handle: StepHandle) -> StepResult:
+        """Waits for a step's result, one output a row."""
+        if handle.pending is None:
+            return StepResult(rows=[RowOutput() for _ in range(handle.num_rows)])
+        return StepResult(rows=handle.pending.result())
+
+
+def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> ModelRunner:
+    """Loads a model and makes it ready for its first step.
+
+    Args:
+        progress: told of the phases ``config``, ``weights`` (in bytes), ``kv_cache`` (in bytes) and ``warmup``.
+
+    Raises:
+        ConfigError: the model's config.json is missing, malformed or not supported.
+        WeightError: the weights do not fit the config, or cannot be read.
+        RunnerError: the device, dtype or memory asked for is not there.
+    """
+    phases = Phases(progress)
+    phases.begin("config")
+    model_config = read_model_config(Path(config.model_dir))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    set_threads(config.threads)
+    plan = plan_kv_cache(model_config, config)
+    check_memory(model_config, plan, dtype, device)
+    phases.begin("weights")
+    model = load_model(
+        model_config, config, max_positions=plan.max_model_len, dtype=dtype, device=device, progress=phases.update
+    )
+    phases.begin("kv_cache")
+    runner = ModelRunner(model, model_config, plan, config, device)
+    phases.update(plan.nbytes, plan.nbytes)
+    phases.begin("warmup")
+    _warm_up(runner)
+    phases.update(1, 1)
+    return runner
+
+
+def _warm_up(runner: ModelRunner) -> None:
+    """One step, so that buffers made on first use exist before the first request. What it writes is never read."""
+    init = SlotInit(
+        slot=0, sampling=SamplingParams(temperature=0.0), seed=0, sample_index=0, prompt_len=1, stop_token_ids=[]
+    )
+    row = ScheduledRow(slot=0, start=0, num_tokens=1, token_ids=[0], new_block_ids=[[0]], logits_start=0, num_samples=1)
+    runner.collect(runner.submit(SchedulerOutput(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
