@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,6 +21,20 @@ READY = EngineReady(
     weight_bytes=0,
     kv_cache_bytes=0,
     pid=1,
+)
+STATS = EngineStats(
+    num_running=2,
+    num_waiting=3,
+    blocks_used=1,
+    blocks_total=4,
+    steps_total=1,
+    prompt_tokens_total=20,
+    generation_tokens_total=7,
+    preemptions_total=1,
+    prefix_query_tokens_total=40,
+    prefix_hit_tokens_total=16,
+    step_tokens=22,
+    step_seconds=0.01,
 )
 # What dashboards and autoscalers read, with a sample each must have.
 ALIASES = {
@@ -48,22 +63,7 @@ def filled() -> Metrics:
     metrics = Metrics("m", version="1.2.3")
     metrics.observe_ready(READY, 2.5)
     metrics.observe_state("ready")
-    metrics.observe_step(
-        EngineStats(
-            num_running=2,
-            num_waiting=3,
-            blocks_used=1,
-            blocks_total=4,
-            steps_total=1,
-            prompt_tokens_total=20,
-            generation_tokens_total=7,
-            preemptions_total=1,
-            prefix_query_tokens_total=40,
-            prefix_hit_tokens_total=16,
-            step_tokens=22,
-            step_seconds=0.01,
-        )
-    )
+    metrics.observe_step(STATS)
     metrics.observe_tokens(generated=7, delivered=5)
     metrics.observe_request(
         endpoint="/v1/completions",
@@ -121,16 +121,7 @@ def test_an_engine_that_starts_again_adds_to_the_counters() -> None:
 
 def test_a_frame_without_a_step_is_no_step() -> None:
     metrics = filled()
-    stats = EngineStats(
-        steps_total=1,
-        generation_tokens_total=7,
-        prompt_tokens_total=20,
-        step_tokens=22,
-        preemptions_total=1,
-        prefix_query_tokens_total=40,
-        prefix_hit_tokens_total=16,
-    )
-    metrics.observe_step(stats)
+    metrics.observe_step(msgspec.structs.replace(STATS, num_running=0))
     samples = page(metrics)
     assert samples["vllm:iteration_tokens_total_count"][0][1] == 1
     assert samples["vllm:num_requests_running"][0][1] == 0
@@ -140,10 +131,8 @@ def test_http_is_counted_under_bounded_labels() -> None:
     metrics = Metrics("m")
     for method in ("GET", "BREW", "PROPFIND"):
         metrics.observe_http(route="/v1/models", method=method, status=200, seconds=0.1)
-    counted = {
-        (labels["method"], labels["status"]): value for labels, value in page(metrics)["tuili_http_requests_total"]
-    }
-    assert counted == {("GET", "200"): 1, ("other", "200"): 2}
+    counted = {labels["method"]: value for labels, value in page(metrics)["tuili_http_requests_total"]}
+    assert counted == {"GET": 1, "other": 2}
 
 
 def test_one_state_at_a_time() -> None:
