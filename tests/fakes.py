@@ -163,6 +163,8 @@ class FakeRunner:
         self.num_parameters = 0
         self.weight_bytes = 0
         self.kv_cache_bytes = num_blocks * group.bytes_per_block
+        self.dtype = "none"
+        self.device = "none"
         self.next_token = next_token
         self.draft = draft
         self.withhold = withhold
@@ -238,10 +240,13 @@ class FakeRunner:
         tokens = self._tokens(slot, row)
         block_size = self.kv_cache_spec.block_size
         _require(row.start + row.num_tokens <= len(slot.block_ids) * block_size, f"no block to write to: {row}")
-        for position, token in enumerate(tokens, row.start):
-            page = self._pages[slot.block_ids[position // block_size]]
-            page[position % block_size] = (position, POISON if poison else token)
+        self._write_tokens(slot, row.start, [POISON] * row.num_tokens if poison else tokens)
         return tokens
+
+    def _write_tokens(self, slot: _Slot, start: int, tokens: list[int]) -> None:
+        block_size = self.kv_cache_spec.block_size
+        for position, token in enumerate(tokens, start):
+            self._pages[slot.block_ids[position // block_size]][position % block_size] = (position, token)
 
     def _tokens(self, slot: _Slot, row: ScheduledRow) -> list[int]:
         if slot.void and row.token_ids is None:
@@ -266,6 +271,8 @@ class FakeRunner:
         context = self._read(slot, row.start + row.num_tokens)
         if POISON in context and not fails and not any(handle.fails for handle in self._in_flight):
             raise StepContractError(f"reads what a failed step left behind: {row}")
+        if POISON in context[: row.start]:
+            self._write_tokens(slot, row.start, [POISON] * row.num_tokens)  # garbage in, garbage out
         known = len(slot.context)
         if POISON not in context and POISON not in slot.context:
             _require(context[: min(known, row.start)] == slot.context[: row.start], f"context changed: {row}")

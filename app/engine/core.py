@@ -55,6 +55,10 @@ class Runner(Protocol):
     def weight_bytes(self) -> int: ...
     @property
     def kv_cache_bytes(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
     def submit(self, step: SchedulerOutput, /) -> Any: ...
     def collect(self, handle: Any, /) -> StepResult: ...
@@ -220,13 +224,11 @@ class EngineCore:
             request.rewind(end)
         else:
             request.num_pending -= 1
-            request.verifying = False
         is_first = request.num_output_tokens == 0
         new_token_ids, finish_reason = request.append(result.token_ids)
         self._blocks.publish(request, min(end, len(request.token_ids)))
         request.has_drafter = bool(result.draft_token_ids)
-        if request.num_pending == 0:
-            request.draft_token_ids = result.draft_token_ids
+        request.draft_token_ids = result.draft_token_ids
         if not new_token_ids:
             return
         self._num_generated += len(new_token_ids)

@@ -39,9 +39,7 @@ class Request:
         self.draft_token_ids: list[int] = []
         """Guesses that its next row verifies."""
         self.has_drafter = False
-        """Its last row brought drafts: wait for the next ones instead of running ahead of them."""
-        self.verifying = False
-        """A row with drafts is in flight: how many tokens will come of it is unknown."""
+        """Its last row brought drafts. It is not run ahead then: its next row waits for what becomes of this one."""
         self.epoch = 0
         """Bumped by whatever voids the rows in flight: preemption, a roll-back."""
 
@@ -75,7 +73,7 @@ class Request:
     @property
     def num_schedulable_tokens(self) -> int:
         """Tokens that a step could compute now, drafts not counted; 0 while it must wait for a step in flight."""
-        if self.verifying or (self.has_drafter and self.num_pending) or self.num_tokens >= self.max_num_tokens:
+        if (self.has_drafter and self.num_pending) or self.num_tokens >= self.max_num_tokens:
             return 0
         return self.num_tokens - self.num_computed_tokens
 
@@ -84,7 +82,6 @@ class Request:
         self.epoch += 1
         self.num_computed_tokens = num_computed_tokens
         self.num_pending = 0
-        self.verifying = False
         self.draft_token_ids = []
 
     def append(self, token_ids: Sequence[int]) -> tuple[list[int], FinishReason | None]:

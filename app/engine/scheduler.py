@@ -177,7 +177,6 @@ class Scheduler:
         request.num_computed_tokens = start + num_tokens
         if reaches_end:
             request.num_pending += 1
-            request.verifying = bool(drafts)
             request.draft_token_ids = []
         # Every layer writes the whole step's KV before any row attends: later rows of this very step may share it.
         for block_id in self._blocks.publish(request, min(start + num_known, len(request.token_ids))):

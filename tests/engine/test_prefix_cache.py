@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+
+from app.engine import block_manager
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_request
 
@@ -112,6 +118,17 @@ def test_without_prefix_caching_nothing_is_shared(depth: int) -> None:
         engine.run()
     assert engine.stats.prompt_tokens_total == 200
     assert engine.stats.prefix_query_tokens_total == 0
+
+
+def test_tokens_decide_when_hashes_collide(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    same_for_all = SimpleNamespace(sha256=lambda _: hashlib.sha256())
+    monkeypatch.setattr(block_manager, "hashlib", same_for_all)
+    engine = Harness(pipeline_depth=depth)
+    for key, token in (("a", 1), ("b", 2), ("c", 1)):
+        engine.add(fake_request(key, [token] * 30, 4))
+        engine.run()
+    assert [engine.last[key].num_cached_tokens for key in "abc"] == [0, 0, 16]
+    assert engine.tokens["b"] == expected_tokens([2] * 30, 4)
 
 
 def test_cached_blocks_are_evicted_least_recently_used_first(depth: int) -> None:

@@ -110,6 +110,16 @@ def test_running_out_of_blocks_preempts_the_newest_and_changes_no_text(depth: in
     assert engine.order[0] == "0"
 
 
+def test_one_missing_block_costs_one_preemption(depth: int) -> None:
+    engine = Harness(FakeRunner(num_blocks=12), pipeline_depth=depth)
+    engine.add(*(fake_request(str(i), prompt_of(46, 50 * i), 40) for i in range(3)))
+    while engine.stats.preemptions_total == 0:
+        engine.step()
+    assert engine.stats.preemptions_total == 1
+    assert engine.stats.num_running == 2
+    engine.run()
+
+
 def test_a_request_that_fills_the_cache_alone_finishes_beside_others(depth: int) -> None:
     engine = Harness(FakeRunner(num_blocks=4), pipeline_depth=depth)
     engine.add(
