@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app import __version__
+from app.version import __version__
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -71,9 +71,7 @@ def _settings_verb(function: Callable[..., None]) -> click.Command:
     config = click.Option(
         ["--config", "config_file"], type=click.Path(path_type=Path), help="YAML file of settings (or TUILI_CONFIG)."
     )
-    return SettingsCommand(
-        name=function.__name__.strip("_"), callback=function, params=[config], help=function.__doc__
-    )
+    return SettingsCommand(name=function.__name__.strip("_"), callback=function, params=[config], help=function.__doc__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -156,7 +156,9 @@ class EngineError(msgspec.Struct, frozen=True, array_like=True):
     """Why a request ended in :attr:`FinishReason.ERROR`."""
 
     code: str
-    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``engine_error``, ``engine_restarted``."""
+    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``,
+    ``engine_error``, ``engine_restarted``.
+    """
     message: str
 
 

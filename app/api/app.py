@@ -5,13 +5,13 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from app import __version__
 from app.api import health, metrics
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
 from app.api.openai import chat, completions, models
 from app.api.openapi import install_openapi
 from app.api.service import Service
+from app.version import __version__
 
 _DESCRIPTION = """\
 A model server for one box, with the OpenAI API.

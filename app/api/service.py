@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app import __version__
+from app.version import __version__
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.generation import Generator

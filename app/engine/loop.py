@@ -161,13 +161,13 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
         raise
     except _LOAD_ERRORS as error:
         return _die(port, _one_line(error))
-    port.send(_ready(runner, config))
+    port.send(_ready(runner))
     EngineLoop(core, port, stamp).run()
     port.flush(_FLUSH_SECONDS)
     return 0
 
 
-def _ready(runner: Runner, config: EngineConfig) -> EngineReady:
+def _ready(runner: Runner) -> EngineReady:
     spec = runner.kv_cache_spec
     return EngineReady(
         max_model_len=runner.max_model_len,

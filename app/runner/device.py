@@ -14,11 +14,13 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name`` (``cpu``, ``cuda``, ``cuda:1``).
+    """The device called ``name`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``); ``auto`` is a GPU where there is one.
 
     Raises:
         RunnerError: no such device here.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -33,11 +35,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype called ``name``.
+    """The torch dtype called ``name``; ``auto`` is fp32 on a CPU and bf16 on a GPU.
 
     Raises:
         RunnerError: unknown, or too slow and inexact to be of use on the device.
     """
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
     if name not in DTYPES:
         raise RunnerError(f"dtype = {name!r} is not supported; use one of {', '.join(DTYPES)}")
     if name == "float16" and device.type == "cpu":

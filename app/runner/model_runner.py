@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from app.kernels.types import StepArena
@@ -53,6 +54,7 @@ class ModelRunner:
         device: torch.device,
     ) -> None:
         self._model = model
+        self._dtype, self._device = config.dtype, config.device
         self._plan = plan
         self._vocab_size = model_config.vocab_size
         self._weights = model.destinations()
@@ -104,6 +106,16 @@ class ModelRunner:
         """Bytes of all pages."""
         return self._plan.nbytes
 
+    @property
+    def dtype(self) -> str:
+        """Of weights and activations."""
+        return self._dtype
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self._device
+
     @torch.inference_mode()
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step of at least one row.
@@ -145,6 +157,7 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
     model_config = read_model_config(Path(config.model_dir))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    config = msgspec.structs.replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     set_threads(config.threads)
     plan = plan_kv_cache(model_config, config)
     check_memory(model_config, plan, dtype, device)

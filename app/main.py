@@ -1,0 +1,266 @@
+"""Composition root of the API process: wires store, text side, engine supervisor and HTTP, and runs them.
+
+Start-up binds the port before anything slow happens, answers probes while the engine loads, prints each phase with its
+time and, when the model answers, one ready line with a curl to try. Machine-readable logs go to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+import uvicorn
+
+from app.api.app import create_app
+from app.api.service import ApiSettings, Service
+from app.serving.engine_client import EngineClient, EngineFailedError
+from app.serving.generation import Generator
+from app.serving.ledger import Ledger
+from app.serving.supervisor import Supervisor
+from app.settings import Settings
+from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
+from app.telemetry.logs import configure_logging
+from app.telemetry.metrics import Metrics
+from app.types import EngineConfig, LoadProgress
+from app.version import __version__
+
+ENGINE_COMMAND = (sys.executable, "-m", "app.worker")
+EXIT_OK, EXIT_FAILURE = 0, 1
+_PROGRESS_INTERVAL = 2.0
+
+
+class StartError(Exception):
+    """The server cannot start; one line a person can act on."""
+
+
+def serve(settings: Settings) -> int:
+    """Serves until told to stop; returns the exit code."""
+    configure_logging(settings.log_level, settings.log_format)
+    phases = _Phases()
+    try:
+        with _listen(settings.host, settings.port) as sock:
+            files = _model_files(settings, phases)
+            return asyncio.run(_run(settings, sock, files, phases))
+    except (StartError, StoreError, EngineFailedError, ValueError) as e:
+        click.echo(f"tuili: error: {e}", err=True)
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+class _Phases:
+    """Prints what start-up does and how long each part took; a part that takes long also says how far it is."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._phase = ""
+        self._phase_started = self._last_print = self.started
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """A part that this process does itself."""
+        self._begin(phase)
+        yield
+        self.end()
+
+    def engine_progress(self, progress: LoadProgress) -> None:
+        """Called for every step of the engine's load."""
+        if progress.phase != self._phase:
+            self.end()
+            self._begin(progress.phase)
+        elif progress.total and time.monotonic() - self._last_print >= _PROGRESS_INTERVAL:
+            self._print(f"{progress.phase:<12}{100 * progress.done // progress.total:7} %")
+
+    def end(self) -> None:
+        """The present part is done."""
+        if self._phase:
+            self._print(f"{self._phase:<12}{time.monotonic() - self._phase_started:7.2f} s")
+            self._phase = ""
+
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        self._phase_started = self._last_print = time.monotonic()
+
+    def _print(self, line: str) -> None:
+        click.echo(f"  {line}")
+        self._last_print = time.monotonic()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Binds before the model loads: a taken port should cost nobody a minute."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+    except OSError as e:
+        sock.close()
+        raise StartError(f"cannot listen on {host}:{port}: {e.strerror or e}") from None
+    sock.set_inheritable(False)
+    return sock
+
+
+def _model_files(settings: Settings, phases: _Phases) -> ModelFiles:
+    with phases.timed("model"):
+        return pull(settings.model, Store(settings.home), TerminalProgress())
+
+
+def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
+    """What the engine process is told."""
+    return EngineConfig(
+        model_dir=str(files.directory),
+        weights=tuple(str(path) for path in files.weights),
+        load_format=settings.load_format,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_cache_memory=int(settings.kv_cache_memory),
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_logit_rows=settings.max_logit_rows,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        pipeline_depth=settings.pipeline_depth,
+        threads=settings.threads,
+        seed=settings.seed,
+        eos_token_ids=files.eos_token_ids,
+    )
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the HTTP side is told."""
+    return ApiSettings(
+        strict_params=settings.strict_params,
+        max_body_bytes=int(settings.max_body_bytes),
+        max_n=settings.max_n,
+        max_prompts=settings.max_prompts,
+        max_logprobs=settings.max_logprobs,
+        max_stop=settings.max_stop,
+        keepalive_interval=settings.keepalive_interval,
+        default_timeout=settings.request_timeout,
+        stall_timeout=settings.stall_timeout,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains: readiness turns 503 first, the listener closes after ``drain_delay``."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_delay: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_delay = drain_delay
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_signal, sig)
+
+    def _on_signal(self, sig: int) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._drain_then_exit())
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True  # a second Ctrl-C means now
+
+    async def _drain_then_exit(self) -> None:
+        self._service.draining = True
+        await asyncio.sleep(self._drain_delay)
+        self._service.client.drain()
+        self.should_exit = True
+
+
+async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phases: _Phases) -> int:
+    names = settings.served_model_name or (files.name,)
+    metrics = Metrics(names[0], version=__version__)
+    client = EngineClient(metrics, on_progress=phases.engine_progress)
+    with phases.timed("tokenizer"):
+        generator = Generator.for_model(
+            files,
+            client,
+            Ledger(metrics),
+            model_names=names,
+            max_num_seqs=settings.max_num_seqs,
+            max_queue=settings.max_queue,
+        )
+    gave_up = asyncio.Event()
+    supervisor = Supervisor(
+        client, engine_config(settings, files), ENGINE_COMMAND, metrics=metrics, on_give_up=lambda _: gave_up.set()
+    )
+    service = Service(generator, client, metrics, api_settings(settings), progress_age=client.progress_age)
+    server = _Server(_uvicorn_config(service, settings), service, settings.drain_delay)
+    serving = asyncio.create_task(server.serve([sock]), name="http")
+    supervisor.start()
+    try:
+        return await _until_done(serving, server, client, gave_up, _url(sock), names[0], phases)
+    finally:
+        await supervisor.stop()
+
+
+async def _until_done(
+    serving: asyncio.Task[None],
+    server: _Server,
+    client: EngineClient,
+    gave_up: asyncio.Event,
+    url: str,
+    model: str,
+    phases: _Phases,
+) -> int:
+    """Announces readiness, then waits for a signal's drain or for the supervisor to give up."""
+    failed = asyncio.create_task(gave_up.wait(), name="give-up")
+    ready = asyncio.create_task(client.wait_ready(), name="ready")
+    try:
+        await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            # What was loaded stays; keep the collector from walking it again and again.
+            gc.freeze()
+            phases.end()
+            click.echo(_ready_line(url, model, time.monotonic() - phases.started))
+        await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            _, reason = client.readiness()
+            raise EngineFailedError(reason)
+        return EXIT_OK
+    finally:
+        failed.cancel()
+        ready.cancel()
+        server.should_exit = True
+        await serving
+
+
+def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        lifespan="off",
+        server_header=False,
+    )
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _ready_line(url: str, model: str, seconds: float) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
+    return (
+        f"ready: {url} serves {model} after {seconds:.2f} s. Try:\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )
