@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from app.engine.core import EngineCore
 from app.types import EngineOutput, EngineRequest, EngineStats, FinishReason
 from tests.fakes import FakeRunner, fake_config
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """For what another thread or process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so after {seconds} s")
+        time.sleep(0.002)
 
 
 class Harness:
@@ -48,11 +58,6 @@ class Harness:
                 return
             self.step()
         raise TimeoutError(f"not idle after {max_steps} steps")
-
-    def drain(self) -> None:
-        """Collects what is in flight when no request is left."""
-        while self.core.has_work:
-            self.step()
 
     def check_baseline(self) -> None:
         stats = self.core.stats()
