@@ -141,6 +141,8 @@ def test_closing_twice_is_harmless(files: ModelFiles) -> None:
     llm = LLM(files, make_runner=make_runner)
     llm.close()
     llm.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.generate("abc", GREEDY)
 
 
 def test_importing_it_needs_no_torch() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import secrets
+
+import msgspec
 
 from app.engine.admission import Limits, check
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
+from app.serving.types import GenerationRequest
 from app.types import EngineError, EngineReady, EngineRequest
 
 MAX_RETRY_AFTER = 60.0
@@ -20,6 +25,7 @@ _STATUS = {
     "deadline_exceeded": 504,
 }
 _RESTART_RETRY_AFTER = 1.0
+_serial = itertools.count()
 
 
 class Admission:
@@ -32,44 +38,81 @@ class Admission:
 
     def __init__(self, client: EngineClient, *, max_num_seqs: int, max_queue: int) -> None:
         self._client = client
-        self._max_num_seqs = max_num_seqs
         self._capacity = max_num_seqs + max_queue
 
-    def check_accepting(self, n: int = 1) -> None:
+    def admit(self, request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+        """The engine requests of a request, one a choice.
+
+        Raises:
+            RequestError: as :meth:`check_accepting`; 400 when it can never be served, 504 when it has no time left.
+        """
+        ready = self.check_accepting(request.n)
+        if request.timeout is not None and request.timeout <= 0:
+            raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+        if request.n < 1:
+            raise RequestError("n must be at least 1.", param="n")
+        if "" in request.params.stop:
+            raise RequestError("A stop string must not be empty.", param="stop")
+        sequences = _fan_out(request, arrival)
+        limits = Limits(ready.vocab_size, ready.max_model_len, kv_tokens(ready))
+        if (error := check(sequences[0], limits)) is not None:
+            raise request_error(error)
+        return sequences
+
+    def check_accepting(self, n: int = 1) -> EngineReady:
         """Is there an engine, and room for ``n`` more sequences?
 
         Raises:
             RequestError: 503 while there is no engine, 429 when the queue is full; 400 for more than ever fit.
         """
-        if (error := self._client.unavailable()) is not None:
-            raise error
+        ready = self._client.check_available()
         if n > self._capacity:
             raise RequestError(f"{n} sequences exceed the {self._capacity} that this server holds at once.", param="n")
         excess = self._client.in_flight + n - self._capacity
         if excess > 0:
             raise RequestError(
-                f"The server is overloaded: {self._client.in_flight} requests are under way, at most {self._capacity} "
-                "may be.",
+                f"The server is overloaded: {self._client.in_flight} sequences are under way, at most "
+                f"{self._capacity} may be.",
                 status=429,
                 type="overloaded_error",
                 code="overloaded",
                 retry_after=self._retry_after(excess),
             )
-
-    def check_request(self, request: EngineRequest, ready: EngineReady) -> None:
-        """Can the engine serve this request at all? Raises :class:`RequestError` 400."""
-        limits = Limits(
-            vocab_size=ready.vocab_size,
-            max_model_len=ready.max_model_len,
-            max_kv_tokens=ready.num_blocks * ready.block_size,
-        )
-        if (error := check(request, limits)) is not None:
-            raise request_error(error)
+        return ready
 
     def _retry_after(self, excess: int) -> float:
         """Seconds until ``excess`` sequences have ended, at the rate at which they did of late."""
         rate = self._client.completion_rate()
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
+
+
+def _fan_out(request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+    """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
+    params = request.params
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    if params.max_tokens == 0:  # nothing but the prompt's logprobs is wanted, and they come with a first token
+        params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
+    serial = next(_serial)  # clients choose request ids, and may choose one twice
+    return [
+        EngineRequest(
+            request_id=f"{request.request_id}#{serial}-{index}",
+            prompt_token_ids=request.prompt_token_ids,
+            # Prompt logprobs are the same for every choice, and bar the sharing of the prompt's blocks.
+            sampling=params if index == 0 else msgspec.structs.replace(params, prompt_logprobs=None),
+            seed=seed,
+            sample_index=index,
+            priority=request.priority,
+            arrival_time=arrival,
+            deadline=None if request.timeout is None else arrival + request.timeout,
+            cache_salt=request.cache_salt,
+        )
+        for index in range(request.n)
+    ]
+
+
+def kv_tokens(ready: EngineReady) -> int:
+    """Tokens that the whole KV cache holds."""
+    return ready.num_blocks * ready.block_size
 
 
 def request_error(error: EngineError) -> RequestError:

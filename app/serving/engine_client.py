@@ -12,11 +12,11 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import msgspec
 
-from app.ipc import ChannelClosedError, FrameTooLargeError, ProgressStamp
+from app.ipc import ChannelClosedError, ProgressStamp
+from app.serving.connection import EngineConnection
 from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
 from app.telemetry.metrics import Metrics
@@ -25,7 +25,6 @@ from app.types import (
     ClientFrame,
     EngineError,
     EngineFatal,
-    EngineFrame,
     EngineOutput,
     EngineReady,
     EngineRequest,
@@ -40,19 +39,6 @@ MAX_BACKLOG = 4096
 _LOADING_GUESS = 5.0
 _MIN_ENDS = 4
 _MIN_RATE_WINDOW = 0.1
-
-
-class EngineConnection(Protocol):
-    """A way to an engine: a socket to its process, or the same engine in a thread of this one."""
-
-    async def send(self, frame: ClientFrame) -> None:
-        """Hands a frame over. Raises :class:`ConnectionError` when the engine is gone."""
-
-    async def receive(self) -> EngineFrame:
-        """The engine's next frame. Raises :class:`ConnectionError` when the engine is gone."""
-
-    async def close(self) -> None:
-        """Ends the connection."""
 
 
 class EngineState(enum.StrEnum):
@@ -153,6 +139,14 @@ class EngineClient:
             retry_after=self._retry_after(),
         )
 
+    def check_available(self) -> EngineReady:
+        """What the engine is. Raises :class:`RequestError` 503 when it takes no requests now."""
+        if (error := self.unavailable()) is not None:
+            raise error
+        if self.ready is None:
+            raise RuntimeError("ready without EngineReady")
+        return self.ready
+
     def drain(self) -> None:
         """Refuses new requests from here on; those in flight go on."""
         self._draining = True
@@ -181,8 +175,7 @@ class EngineClient:
         Raises:
             RequestError: 503, the engine takes no requests now. Nothing was sent.
         """
-        if (error := self.unavailable()) is not None:
-            raise error
+        self.check_available()
         mailbox = Mailbox()
         for request in requests:
             self._routes[request.request_id] = mailbox
@@ -217,13 +210,17 @@ class EngineClient:
         self._stamp = stamp
         self._load_started = time.monotonic()
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
+        reader = asyncio.create_task(self._read(connection))
         writer = asyncio.create_task(self._write(connection))
         try:
-            return await self._read(connection)
+            await asyncio.wait([reader, writer], return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()  # raises, unless there is nobody to write to any more: then the reader knows more
+            return await reader
         finally:
-            writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
             self._lose_engine()
             await connection.close()
 
@@ -248,13 +245,13 @@ class EngineClient:
                     last_words = message
 
     async def _write(self, connection: EngineConnection) -> None:
-        # The reader notices a connection that ended; here it only means that there is nobody to write to.
         with contextlib.suppress(ConnectionError):
             while True:
                 frame = await self._outbox.get()
                 try:
                     await connection.send(frame)
-                except (FrameTooLargeError, msgspec.ValidationError) as error:
+                except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+                    # It cannot be put into a frame. That must not end the connection for everybody else.
                     if isinstance(frame, EngineRequest):
                         self._end(frame.request_id, EngineError("invalid_request", str(error)))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-
-from app.serving.admission import Admission, request_error
+from app.serving.admission import Admission, kv_tokens, request_error
 from app.serving.chat_template import ChatTemplate
 from app.serving.choice import Choice, describe
 from app.serving.engine_client import EngineClient
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
 _DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_serial = itertools.count()
 
 
 @dataclass(slots=True)
@@ -264,9 +259,8 @@ class Generator:
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together. Raises :class:`RequestError` 503 before the first start."""
-        if self.client.ready is None:
-            raise self.client.unavailable() or RequestError("The model is not available.", status=503)
-        return self.client.ready.max_model_len
+        ready = self.client.ready or self.client.check_available()
+        return min(ready.max_model_len, kv_tokens(ready))
 
     def remaining_tokens(self, prompt_len: int) -> int:
         """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""
@@ -297,7 +291,7 @@ class Generator:
         """
         arrival = time.monotonic()
         try:
-            sequences = self._admit(request, arrival)
+            sequences = self._admission.admit(request, arrival)
             choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
             mailbox = self.client.submit(sequences)
         except RequestError as error:
@@ -312,44 +306,6 @@ class Generator:
             tokenizer=self.tokenizer,
             entry=self.ledger.open(request, endpoint=endpoint, stream=stream, arrival=arrival),
         )
-
-    def _admit(self, request: GenerationRequest, arrival: float) -> list[EngineRequest]:
-        self._admission.check_accepting(request.n)
-        if request.timeout is not None and request.timeout <= 0:
-            raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
-        if "" in request.params.stop:
-            raise RequestError("A stop string must not be empty.", param="stop")
-        if self.client.ready is None:
-            raise RequestError("The model is not available.", status=503)
-        sequences = _fan_out(request, arrival)
-        self._admission.check_request(sequences[0], self.client.ready)
-        return sequences
-
-
-def _fan_out(request: GenerationRequest, arrival: float) -> list[EngineRequest]:
-    """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
-    if request.n < 1:
-        raise RequestError("n must be at least 1.", param="n")
-    params = request.params
-    seed = secrets.randbits(63) if params.seed is None else params.seed
-    if params.max_tokens == 0:  # nothing but the prompt's logprobs is wanted, and they come with a first token
-        params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
-    serial = next(_serial)  # clients choose request ids, and may choose one twice
-    return [
-        EngineRequest(
-            request_id=f"{request.request_id}#{serial}-{index}",
-            prompt_token_ids=request.prompt_token_ids,
-            # Prompt logprobs are the same for every choice, and bar the sharing of the prompt's blocks.
-            sampling=params if index == 0 else msgspec.structs.replace(params, prompt_logprobs=None),
-            seed=seed,
-            sample_index=index,
-            priority=request.priority,
-            arrival_time=arrival,
-            deadline=None if request.timeout is None else arrival + request.timeout,
-            cache_salt=request.cache_salt,
-        )
-        for index in range(request.n)
-    ]
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:

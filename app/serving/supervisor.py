@@ -10,15 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
-import msgspec
 import structlog
 
-from app.ipc import AsyncFrameChannel, ProgressStamp, decode_engine_frame, encode
+from app.ipc import ProgressStamp
+from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineClient, EngineState
 from app.telemetry.metrics import Metrics
-from app.types import ClientFrame, EngineConfig, EngineFrame
+from app.types import EngineConfig
 
 _log = structlog.get_logger("tuili.supervisor")
 
@@ -38,38 +37,6 @@ class RestartPolicy:
     def backoff(self, failures: int) -> float:
         """Pause before the start that follows the ``failures``-th failure."""
         return min(self.max_backoff, self.first_backoff * 2.0 ** (failures - 1))
-
-
-class SocketConnection:
-    """An :class:`~app.serving.engine_client.EngineConnection` over a socket."""
-
-    def __init__(self, channel: AsyncFrameChannel) -> None:
-        self._channel = channel
-
-    @classmethod
-    async def open(cls, sock: socket.socket, config: EngineConfig) -> Self:
-        """Takes over ``sock`` and sends the engine its configuration."""
-        channel = await AsyncFrameChannel.open(sock)
-        with contextlib.suppress(ConnectionError):  # whoever reads next is told
-            await channel.send(encode(config))
-        return cls(channel)
-
-    async def send(self, frame: ClientFrame) -> None:
-        """Raises :class:`ConnectionError` when the engine is gone, ``FrameTooLargeError`` before anything is sent."""
-        await self._channel.send(encode(frame))
-
-    async def receive(self) -> EngineFrame:
-        """The next frame. Raises :class:`ConnectionError` when the engine is gone or does not speak the protocol."""
-        payload = await self._channel.receive()
-        try:
-            frame: EngineFrame = decode_engine_frame(payload)
-        except msgspec.DecodeError as error:
-            raise ConnectionError(f"the engine sent an invalid frame: {error}") from error
-        return frame
-
-    async def close(self) -> None:
-        """Closes the socket."""
-        await self._channel.close()
 
 
 class Supervisor:
@@ -128,7 +95,11 @@ class Supervisor:
     async def _supervise(self) -> None:
         failures: deque[float] = deque()
         while True:
-            reason = await self._run_once()
+            try:
+                reason = await self._run_once()
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would start an engine again
+                _log.exception("supervision failed")
+                reason = f"supervision failed: {type(error).__name__}: {error}"
             if self._stopping:
                 return
             if self._client.ready is None:
@@ -178,8 +149,7 @@ class Supervisor:
         )
 
     async def _watch(self, process: asyncio.subprocess.Process, sock: socket.socket, stamp: ProgressStamp) -> str:
-        connection = await SocketConnection.open(sock, self._config)
-        serving = asyncio.create_task(self._client.serve(connection, stamp))
+        serving = asyncio.create_task(self._serve(sock, stamp))
         exited = asyncio.create_task(process.wait())
         try:
             await asyncio.wait([serving, exited], return_when=asyncio.FIRST_COMPLETED)
@@ -193,6 +163,9 @@ class Supervisor:
             for task in (serving, exited):
                 task.cancel()
             await asyncio.gather(serving, exited, return_exceptions=True)
+
+    async def _serve(self, sock: socket.socket, stamp: ProgressStamp) -> str | None:
+        return await self._client.serve(await SocketConnection.open(sock, self._config), stamp)
 
     async def _reap(self, process: asyncio.subprocess.Process) -> None:
         for end in (process.terminate, process.kill):

@@ -9,10 +9,10 @@ import pytest
 
 from app.engine.inproc import InprocConnection
 from app.ipc import AsyncFrameChannel, encode
+from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
-from app.serving.supervisor import SocketConnection
 from app.types import (
     EngineConfig,
     EngineFatal,

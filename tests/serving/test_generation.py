@@ -241,6 +241,16 @@ async def test_requests_that_can_never_be_served_are_400() -> None:
         assert rig.ledger.records == []
 
 
+async def test_a_request_that_fits_no_frame_harms_nobody_else() -> None:
+    async with running(repeat("x"), delay=0.001) as rig:
+        neighbour = await rig.submit("p", max_tokens=50)
+        odd = await rig.submit("p", max_tokens=5, top_k=1 << 70)
+        with pytest.raises(RequestError) as raised:
+            await odd.collect()
+        assert raised.value.status == 400
+        assert (await neighbour.collect())[0].finish_reason is FinishReason.LENGTH
+
+
 async def test_no_time_left_is_504() -> None:
     async with running() as rig:
         assert (await refusal(rig, seconds=0.0)).status == 504
@@ -248,6 +258,7 @@ async def test_no_time_left_is_504() -> None:
 
 async def test_remaining_tokens_is_what_fits() -> None:
     async with running(max_model_len=100) as rig:
+        assert rig.generator.max_model_len == 100
         assert rig.generator.remaining_tokens(30) == 70
         assert rig.generator.remaining_tokens(101) == 0
         await (await rig.submit("p" * 30, max_tokens=rig.generator.remaining_tokens(30))).collect()
