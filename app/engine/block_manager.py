@@ -69,6 +69,8 @@ class BlockManager:
         Raises :class:`IntegrityError` if there are not enough: callers ask :meth:`num_missing` first.
         """
         missing = self.num_missing(request, num_tokens)
+        if missing == 0:
+            return []
         if missing > len(self._free):
             raise IntegrityError(f"{missing} blocks wanted, {len(self._free)} free")
         new_block_ids = [self._take_free() for _ in range(missing)]
@@ -132,10 +134,11 @@ class BlockManager:
 
         Of blocks with equal contents the first one stays on offer.
         """
-        if not self._prefix_caching:
+        num_full_blocks = num_tokens // self.block_size
+        if not self._prefix_caching or num_full_blocks <= request.num_published_blocks:
             return []
         newly_published: list[int] = []
-        for index in range(request.num_published_blocks, num_tokens // self.block_size):
+        for index in range(request.num_published_blocks, num_full_blocks):
             block_id = request.block_ids[index]
             digest = self._digest(request, index)
             if self._contents[block_id] is None and digest not in self._published:

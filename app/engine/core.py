@@ -84,7 +84,7 @@ class EngineCore:
         self._clock = clock
         self._limits = Limits(runner.vocab_size, runner.max_model_len, runner.num_blocks * spec.block_size)
         adapter = ""
-        identity = (config.model_dir, *config.weights, config.dtype, adapter, spec.groups[0].dtype)
+        identity = (config.model_dir, *config.weights, runner.dtype, adapter, spec.groups[0].dtype)
         self._blocks = BlockManager(
             runner.num_blocks, spec.block_size, identity=identity, prefix_caching=config.enable_prefix_caching
         )
@@ -124,8 +124,7 @@ class EngineCore:
 
     def reject(self, request_id: str, client_index: int, error: EngineError) -> None:
         """Answers something that never became a request."""
-        output = EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error)
-        self._outputs.setdefault(client_index, []).append(output)
+        self._emit(client_index, EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends requests; each is confirmed by an output that says so. Unknown ids are ignored."""
@@ -261,7 +260,7 @@ class EngineCore:
             num_cached_tokens=request.num_cached_tokens,
             timings=request.timings() if is_first or finish_reason is not None else None,
         )
-        self._outputs.setdefault(request.client_index, []).append(output)
+        self._emit(request.client_index, output)
 
     def _fail_request(self, request: Request, code: str, message: str) -> None:
         self._finish(request, FinishReason.ERROR, EngineError(code, message))
@@ -276,7 +275,10 @@ class EngineCore:
             error=error,
             timings=request.timings(),
         )
-        self._outputs.setdefault(request.client_index, []).append(output)
+        self._emit(request.client_index, output)
+
+    def _emit(self, client_index: int, output: EngineOutput) -> None:
+        self._outputs.setdefault(client_index, []).append(output)
 
     def _remove(self, request: Request) -> None:
         self._scheduler.remove(request)

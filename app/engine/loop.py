@@ -157,7 +157,7 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
     try:
         runner = make_runner(config, port.send)
         core = EngineCore(runner, config)
-    except ConnectionError:
+    except ChannelClosedError:
         raise
     except _LOAD_ERRORS as error:
         return _die(port, _one_line(error))

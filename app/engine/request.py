@@ -73,9 +73,10 @@ class Request:
     @property
     def num_schedulable_tokens(self) -> int:
         """Tokens that a step could compute now, drafts not counted; 0 while it must wait for a step in flight."""
-        if (self.has_drafter and self.num_pending) or self.num_tokens >= self.max_num_tokens:
+        num_tokens = self.num_tokens
+        if (self.has_drafter and self.num_pending) or num_tokens >= self.max_num_tokens:
             return 0
-        return self.num_tokens - self.num_computed_tokens
+        return num_tokens - self.num_computed_tokens
 
     def rewind(self, num_computed_tokens: int) -> None:
         """Goes back to ``num_computed_tokens``; whatever rows are still in flight no longer count."""

@@ -32,9 +32,8 @@ _by_order = attrgetter("order")
 class Scheduler:
     """The queues, the slots and the blocks. Knows nothing of results but what it is told to undo."""
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, num_groups: int = 1) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
         self._blocks = blocks
-        self._num_groups = num_groups
         self._max_tokens = config.max_num_batched_tokens
         self._max_logit_rows = config.max_logit_rows
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens, config.max_logit_rows)
@@ -67,13 +66,13 @@ class Scheduler:
         """The next step, in flight from here on; None when nothing can be computed now."""
         self._yield_to_priority()
         step = Step(self._next_step)
-        num_decodes = sum(request.num_schedulable_tokens == 1 for request in self.running)
+        candidates = [(request, request.num_schedulable_tokens) for request in self.running]
+        num_decodes = sum(wanted == 1 for _, wanted in candidates)
         budget = Budget(self._max_tokens, self._max_logit_rows, num_decodes)
         short_of_blocks = False
-        for request in self.running.copy():
-            wanted = request.num_schedulable_tokens
-            if request.status is not RequestStatus.RUNNING or wanted == 0:
-                continue  # preempted by a request ahead of it, or waiting for a step in flight
+        for request, wanted in candidates:
+            if wanted == 0 or request.status is not RequestStatus.RUNNING:
+                continue  # it waits for a step in flight, or was preempted by a request ahead of it
             budget.reserved -= wanted == 1
             short_of_blocks |= not self._advance(request, wanted, step, budget)
         budget.reserved = 0
@@ -90,7 +89,7 @@ class Scheduler:
         num_tokens = budget.chunk(request, wanted)
         if num_tokens == 0:
             return True
-        drafts = budget.drafts(request)
+        drafts = budget.drafts(request) if request.draft_token_ids else []
         end = request.num_computed_tokens + num_tokens
         if self._blocks.num_missing(request, end + len(drafts)) > self._blocks.num_free:
             drafts = []  # a guess is not worth a preemption
@@ -166,7 +165,7 @@ class Scheduler:
             start=start,
             num_tokens=num_tokens,
             token_ids=None if request.num_pending else request.token_ids[start : start + num_known] + drafts,
-            new_block_ids=[new_block_ids] * self._num_groups,
+            new_block_ids=[new_block_ids],
             logits_start=logits_start,
             num_samples=num_samples,
             logprob_targets=targets,

@@ -82,4 +82,4 @@ def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "max_logit_rows", "pipeline_depth"])
 def test_a_configuration_that_cannot_work_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        Harness(**{name: 0})
+        Harness(None, **{name: 0})

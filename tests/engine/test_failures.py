@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -22,13 +24,19 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
 
-def fails_at(*steps: int):
+def fails_at(*steps: int) -> Callable[[SchedulerOutput], bool]:
     return lambda step: step.step in steps
+
+
+def failing(where: str, step: int) -> FakeRunner:
+    runner = FakeRunner()
+    setattr(runner, where, fails_at(step))
+    return runner
 
 
 @pytest.mark.parametrize("where", ["fail_submit", "fail_collect"])
 def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(depth: int, where: str) -> None:
-    engine = Harness(FakeRunner(**{where: fails_at(5)}), pipeline_depth=depth)
+    engine = Harness(failing(where, 5), pipeline_depth=depth)
     engine.add(fake_request("a", [1, 2], 20), fake_request("b", [3], 20))
     for _ in range(8):
         engine.step()
@@ -41,7 +49,7 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(depth: int, wher
 
 @pytest.mark.parametrize("where", ["fail_submit", "fail_collect"])
 def test_blocks_of_a_failed_step_are_not_found_by_later_requests(depth: int, where: str) -> None:
-    engine = Harness(FakeRunner(**{where: fails_at(0)}), pipeline_depth=depth)
+    engine = Harness(failing(where, 0), pipeline_depth=depth)
     engine.add(fake_request("a", PREFIX, 4))
     engine.run()
     engine.add(fake_request("b", PREFIX, 4))
@@ -137,7 +145,7 @@ def test_memory_errors_are_failures_of_the_step(depth: int) -> None:
 )
 def test_a_result_that_does_not_match_the_step_is_a_failure(result: StepResult) -> None:
     class Confused(FakeRunner):
-        def collect(self, handle):  # type: ignore[no-untyped-def]
+        def collect(self, handle: Any) -> StepResult:
             super().collect(handle)
             return result
 
