@@ -29,6 +29,8 @@ def create_app(service: Service) -> FastAPI:
         summary="An inference-optimised model server.",
         description=_DESCRIPTION,
         redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         default_response_class=Response,
     )
     for room in (chat, completions, models, health, metrics):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.version import __version__
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.generation import Generator
 from app.telemetry.metrics import Metrics
 from app.types import EngineReady
+from app.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

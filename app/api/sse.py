@@ -55,7 +55,8 @@ class EventStream:
             yield self
         finally:
             ticker.cancel()
-            await asyncio.wait({ticker})
+            # A client that cannot be written to shows at the next event, too.
+            await asyncio.gather(ticker, return_exceptions=True)
 
     async def _tick(self, interval: float) -> None:
         while True:

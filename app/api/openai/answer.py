@@ -123,9 +123,9 @@ def _usage(generations: Sequence[Generation]) -> Usage:
     return total_usage(generation.usage for generation in generations)
 
 
-def head(kind: str, request: Request, service: Service, model: str) -> Head:
-    """Begins an answer; its id is the request's, after the prefix of its kind."""
-    return Head(f"{kind}-{request_id(request.scope)}", int(time.time()), model, service.fingerprint())
+def head(answer_id: str, service: Service, model: str) -> Head:
+    """Begins an answer."""
+    return Head(answer_id, int(time.time()), model, service.fingerprint())
 
 
 def is_strict(request: Request, service: Service) -> bool:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from app.api.body import read_body
 from app.api.extras import ignored_fields, ignored_header
+from app.api.middleware import request_id
 from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
 from app.api.openai.logprobs import chat_logprobs
 from app.api.openapi import answers, takes
@@ -69,9 +70,9 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, ChatBody)
         ignored = ignored_fields(body, strict=is_strict(request, service))
         model = service.model_name(body.model)
-        answer_head = head("chatcmpl", request, service, model)
         num_top = _check(body, service)
-        service.generator.check_accepting(answer_head.id, endpoint=ENDPOINT, n=body.n or 1)
+        answer_id = f"chatcmpl-{request_id(request.scope)}"
+        service.generator.check_accepting(answer_id, endpoint=ENDPOINT, n=body.n or 1)
         prompt = await _encode(body, service)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(
@@ -81,8 +82,8 @@ def router(service: Service) -> APIRouter:
             max_tokens=limit or max(1, service.generator.remaining_tokens(len(prompt))),
             logprobs=num_top,
         )
-        requests = [generation_request(answer_head.id, prompt, params, body, service)]
-        writer = ChatWriter(answer_head, with_logprobs=num_top is not None)
+        requests = [generation_request(answer_id, prompt, params, body, service)]
+        writer = ChatWriter(head(answer_id, service, model), with_logprobs=num_top is not None)
         return Answer(service, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
 
     return routes
@@ -92,7 +93,7 @@ def _check(body: ChatBody, service: Service) -> int | None:
     """Checks what spans several fields; returns the number of alternatives a token, None without logprobs."""
     check_limits(body, service.settings)
     check_logprobs("top_logprobs", body.top_logprobs, service.settings)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs.", code="invalid_value", param="top_logprobs")
     for position, message in enumerate(body.messages):
         if message.content is None and message.role != "assistant":

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.body import read_body
 from app.api.extras import ignored_fields, ignored_header
+from app.api.middleware import request_id
 from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
 from app.api.openai.logprobs import TextOffsets, completion_logprobs, joined
 from app.api.openapi import answers, takes
@@ -61,10 +62,11 @@ def router(service: Service) -> APIRouter:
         """
         body = await read_body(request, CompletionBody)
         ignored = ignored_fields(body, strict=is_strict(request, service))
-        answer_head = head("cmpl", request, service, service.model_name(body.model))
+        model = service.model_name(body.model)
         given = _given_prompts(body)
         max_tokens = _check(body, len(given), service)
-        service.generator.check_accepting(answer_head.id, endpoint=ENDPOINT, n=len(given) * (body.n or 1))
+        answer_id = f"cmpl-{request_id(request.scope)}"
+        service.generator.check_accepting(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1))
         prompts = [await _encode(prompt, body, service) for prompt in given]
         params = sampling_params(
             body,
@@ -74,10 +76,10 @@ def router(service: Service) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo else None,
         )
         requests = [
-            generation_request(f"{answer_head.id}-{index}", prompt.token_ids, params, body, service)
+            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, service)
             for index, prompt in enumerate(prompts)
         ]
-        writer = CompletionWriter(answer_head, body, prompts, service.generator.tokenizer)
+        writer = CompletionWriter(head(answer_id, service, model), body, prompts, service.generator.tokenizer)
         return Answer(service, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
 
     return routes

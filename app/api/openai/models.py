@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.json import json_response
@@ -11,6 +12,7 @@ from app.api.schemas.models import ModelCard, ModelList
 from app.api.service import Service
 
 OWNER = "tuili"
+_MODEL_IN_PATH = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
 
 
 def router(service: Service) -> APIRouter:
@@ -22,10 +24,12 @@ def router(service: Service) -> APIRouter:
         """Every name under which clients may ask for the model."""
         return json_response(ModelList(data=[_card(service, name) for name in service.generator.model_names]))
 
-    @routes.get("/v1/models/{model:path}", summary="One served name", responses=answers(ModelCard))
-    async def retrieve_model(model: str) -> Response:
+    @routes.get(
+        "/v1/models/{model:path}", summary="One served name", responses=answers(ModelCard), openapi_extra=_MODEL_IN_PATH
+    )
+    async def retrieve_model(request: Request) -> Response:
         """What is known of one name; 404 `model_not_found` for others."""
-        return json_response(_card(service, service.model_name(model)))
+        return json_response(_card(service, service.model_name(request.path_params["model"])))
 
     return routes
 

@@ -20,11 +20,12 @@ def _prompt_form(value: Any) -> str:
     return "texts" if value and isinstance(value[0], str) else "ids"
 
 
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[TokenId], Tag("ids"), Field(min_length=1)]
-    | Annotated[list[str], Tag("texts")]
-    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Tag("id_lists")],
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[str], Field(min_length=1), Tag("texts")]
+    | Annotated[list[TokenIds], Field(min_length=1), Tag("id_lists")],
     Discriminator(_prompt_form),
 ]
 

@@ -1,0 +1,329 @@
+"""What is refused, how, and that nothing a client sends is ever a fault of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.api.service import ApiSettings
+from tests.api.conftest import TIMEOUT, Server, start_server, start_server_without_engine
+from tests.serving.rig import MODEL, until
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, its shape checked."""
+    body = answer.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert error["message"]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("temperature", 2.1, "temperature"),
+        ("temperature", -0.1, "temperature"),
+        ("temperature", "1", "temperature"),
+        ("temperature", True, "temperature"),
+        ("temperature", [], "temperature"),
+        ("top_p", 0, "top_p"),
+        ("top_p", 1.5, "top_p"),
+        ("top_k", -2, "top_k"),
+        ("min_p", 2, "min_p"),
+        ("presence_penalty", 2.5, "presence_penalty"),
+        ("frequency_penalty", -3, "frequency_penalty"),
+        ("repetition_penalty", 0, "repetition_penalty"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 1.5, "max_tokens"),
+        ("max_tokens", "16", "max_tokens"),
+        ("min_tokens", 99, "min_tokens"),
+        ("n", 0, "n"),
+        ("n", 17, "n"),
+        ("seed", 2**64, "seed"),
+        ("seed", "1", "seed"),
+        ("stop", "", "stop"),
+        ("stop", ["a", ""], "stop[1]"),
+        ("stop", ["a"] * 17, "stop"),
+        ("stop", 7, "stop"),
+        ("stop_token_ids", [260], "stop_token_ids"),
+        ("stop_token_ids", [-1], "stop_token_ids[0]"),
+        ("logit_bias", {"260": 1}, "logit_bias"),
+        ("logit_bias", {"a": 1}, "logit_bias"),
+        ("logit_bias", {"-1": 1}, "logit_bias"),
+        ("logit_bias", {"9" * 5000: 1}, "logit_bias"),
+        ("logit_bias", {"1": 101}, "logit_bias.1"),
+        ("logit_bias", {str(i): 0 for i in range(1025)}, "logit_bias"),
+        ("stream", "yes", "stream"),
+        ("stream_options", {"include_usage": True}, "stream_options"),
+        ("model", 5, "model"),
+        ("best_of", 3, "best_of"),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_bad_fields_are_named(shared_server: Server, path: str, field: str, value: object, param: str) -> None:
+    prompt: dict[str, object] = {"messages": MESSAGES} if path == CHAT else {"prompt": "Hi"}
+    answer = await shared_server.post(path, {**prompt, "max_tokens": 20, field: value})
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["param"] == param
+    assert field in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({}, "messages", "missing_required_parameter"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "Hi"}, "messages", "invalid_type"),
+        ({"messages": ["Hi"]}, "messages[0]", "invalid_type"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role", "missing_required_parameter"),
+        ({"messages": [{"role": "king", "content": "Hi"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
+        (
+            {"messages": [*MESSAGES, {"role": "user", "content": [{"type": "text"}]}]},
+            "messages[1].content[0].text",
+            "missing_required_parameter",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        ({"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"messages": MESSAGES, "logprobs": 1}, "logprobs", "invalid_type"),
+    ],
+)
+async def test_bad_chats(shared_server: Server, body: object, param: str, code: str) -> None:
+    answer = await shared_server.post(CHAT, body)
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt[0]"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [1, "a"]}, "prompt[1]"),
+        ({"prompt": [1, True]}, "prompt[1]"),
+        ({"prompt": [260]}, "prompt"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": [[1], [1, 2**40]]}, "prompt[1][1]"),
+        ({"prompt": ["a"] * 257}, "prompt"),
+        ({"prompt": ["a"] * 100, "n": 3}, "n"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+    ],
+)
+async def test_bad_completions(shared_server: Server, body: object, param: str) -> None:
+    answer = await shared_server.post(COMPLETIONS, body)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"prompt": NaN}',
+        b'{"prompt": "a", "foo": Infinity}',
+        b'{"prompt": "a", "temperature": 1e999}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 5000,
+    ],
+)
+async def test_malformed_bodies(shared_server: Server, content: bytes) -> None:
+    answer = await shared_server.http.post(COMPLETIONS, content=content)
+    assert answer.status_code == 400
+    assert error_of(answer)["code"] in ("invalid_json", "invalid_type", "invalid_value")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None])
+async def test_the_content_type_does_not_matter(shared_server: Server, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    answer = await shared_server.http.post(COMPLETIONS, content=b'{"prompt": "a", "max_tokens": 1}', headers=headers)
+    assert answer.status_code == 200
+
+
+async def test_context_length_is_refused_before_a_stream_begins(shared_server: Server) -> None:
+    for body in ({"prompt": "x" * 600}, {"prompt": "x", "max_tokens": 600}, {"prompt": [1] * 512, "max_tokens": 1}):
+        answer = await shared_server.post(COMPLETIONS, {**body, "stream": True})
+        assert answer.status_code == 400
+        assert error_of(answer)["code"] == "context_length_exceeded"
+    long_chat = await shared_server.post(CHAT, {"messages": [{"role": "user", "content": "x" * 600}]})
+    assert error_of(long_chat)["code"] == "context_length_exceeded"
+
+
+async def test_routes_and_methods(shared_server: Server) -> None:
+    for path in ("/", "/v1", "/v1/completions/", "/v2/completions", "/v1//completions", "/%2e%2e/etc/passwd"):
+        answer = await shared_server.post(path, {})
+        assert answer.status_code == 404, path
+        assert error_of(answer)["code"] == "unknown_url"
+    wrong = await shared_server.http.get(COMPLETIONS)
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert error_of(wrong)["code"] == "method_not_allowed"
+
+
+async def test_large_bodies(shared_server: Server) -> None:
+    async with start_server(ApiSettings(max_body_bytes=1000)) as server:
+        body = json.dumps({"prompt": "a", "max_tokens": 1, "padding": "x" * 1000}).encode()
+
+        async def in_pieces() -> Any:
+            for start in range(0, len(body), 100):
+                yield body[start : start + 100]
+
+        for content in (body, in_pieces()):
+            answer = await server.http.post(COMPLETIONS, content=content)
+            assert answer.status_code == 413
+            assert error_of(answer)["code"] == "request_too_large"
+        assert (await server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1})).status_code == 200
+
+
+async def test_the_sdk_raises_its_own_classes(shared_server: Server) -> None:
+    create: Any = shared_server.openai.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as missing:
+        await create(model="nobody", messages=MESSAGES)
+    assert missing.value.code == "model_not_found"
+    assert missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as bad:
+        await create(model=MODEL, messages=MESSAGES, temperature=3)
+    assert bad.value.param == "temperature"
+    assert bad.value.request_id
+
+
+async def test_a_full_server_is_429_and_then_serves_again() -> None:
+    async with start_server(max_num_seqs=1, max_queue=1, delay=0.01) as server:
+        body = {"prompt": "x", "max_tokens": 40, "n": 2}
+        running = asyncio.create_task(server.post(COMPLETIONS, body))
+        await until(lambda: server.rig.client.in_flight == 2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await server.openai.completions.create(model=MODEL, prompt="y", max_tokens=1)
+        assert caught.value.code == "overloaded"
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert (await server.http.get("/readyz")).status_code == 200  # a full queue does not flip readiness
+        assert (await running).status_code == 200
+        assert (await server.post(COMPLETIONS, {"prompt": "y", "max_tokens": 1})).status_code == 200
+
+
+async def test_without_an_engine_everything_is_503() -> None:
+    async with start_server_without_engine() as server:
+        for path, body in ((CHAT, {"messages": MESSAGES}), (COMPLETIONS, {"prompt": "x", "stream": True})):
+            answer = await server.post(path, body)
+            assert answer.status_code == 503
+            assert error_of(answer)["type"] == "server_error"
+            assert int(answer.headers["retry-after"]) >= 1
+        assert "tuili_requests_refused_total" in (await server.http.get("/metrics")).text
+
+
+async def test_time_limits_are_504() -> None:
+    async with start_server(ApiSettings(default_timeout=0.05), delay=0.02) as server:
+        answer = await server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 400})
+        assert answer.status_code == 504
+        assert error_of(answer)["code"] == "deadline_exceeded"
+
+
+async def test_a_fault_of_the_server_tells_nothing(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(shared_server.service.generator, "check_accepting", fail)
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        answer = await shared_server.post(COMPLETIONS, {"prompt": "x"}, headers={"X-Request-Id": "find-me"})
+    (entry,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert entry["exc_info"]
+    assert entry["request_id"] == "find-me"
+    assert answer.status_code == 500
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["x-request-id"] == "find-me"
+    error = error_of(answer)
+    assert "find-me" in error["message"]
+    assert "secret" not in answer.text
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+
+
+@pytest.fixture(scope="module")
+def sync_http(threaded_server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=threaded_server.url, timeout=TIMEOUT) as client:
+        yield client
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+FIELDS = """
+    model messages prompt stream stream_options n temperature top_p top_k min_p presence_penalty frequency_penalty
+    repetition_penalty logit_bias seed min_tokens max_tokens max_completion_tokens stop stop_token_ids ignore_eos
+    logprobs top_logprobs echo best_of tools tool_choice response_format chat_template_kwargs cache_salt priority user
+""".split()  # noqa: SIM905 - a list of so many is unreadable
+PLAUSIBLE = st.fixed_dictionaries(
+    {
+        "messages": st.lists(
+            st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": JSON}),
+            max_size=3,
+        )
+        | JSON,
+        "prompt": st.text(max_size=20) | st.lists(st.integers(0, 300), max_size=5) | JSON,
+    },
+    optional={
+        "max_tokens": st.integers(0, 8),
+        "n": st.integers(0, 3),
+        "temperature": st.floats(0, 2),
+        "seed": st.integers(),
+        "logprobs": st.integers(0, 3) | st.booleans(),
+        "echo": st.booleans(),
+        "stream": st.booleans(),
+        "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+    },
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    path=st.sampled_from([CHAT, COMPLETIONS]),
+    body=PLAUSIBLE | st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6) | JSON,
+)
+def test_no_body_is_a_fault_of_the_server(sync_http: httpx.Client, path: str, body: object) -> None:
+    answer = sync_http.post(path, content=json.dumps(body).encode())
+    assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text)
+    if answer.status_code != 200:
+        error_of(answer)

@@ -1,0 +1,164 @@
+"""Probes, metrics, models, request ids, the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from app.api.service import ApiSettings
+from tests.api.conftest import Server, start_server, start_server_without_engine
+from tests.serving.rig import MODEL
+
+PROBES = ("/livez", "/readyz", "/startupz", "/health", "/ping")
+
+
+async def _statuses(server: Server) -> dict[str, int]:
+    answers = {path: await server.http.get(path) for path in PROBES}
+    for answer in answers.values():
+        body = answer.json()
+        assert set(body) == {"status", "state", "reason"}
+        assert (body["status"] == "ok") == (answer.status_code == 200) == (body["reason"] is None)
+    return {path: answer.status_code for path, answer in answers.items()}
+
+
+async def test_probes_through_a_life() -> None:
+    async with start_server_without_engine() as server:
+        loading = {"/livez": 200, "/readyz": 503, "/startupz": 503, "/health": 503, "/ping": 503}
+        assert await _statuses(server) == loading
+        assert (await server.http.get("/readyz")).json()["state"] == "loading"
+        server.rig.client.fail("the weights are broken")
+        assert set((await _statuses(server)).values()) == {503}
+        assert (await server.http.get("/livez")).json()["reason"] == "the weights are broken"
+    async with start_server() as server:
+        assert set((await _statuses(server)).values()) == {200}
+        server.service.draining = True
+        draining = {"/livez": 200, "/readyz": 503, "/startupz": 200, "/health": 503, "/ping": 503}
+        assert await _statuses(server) == draining
+        assert (await server.http.get("/readyz")).json()["state"] == "draining"
+        still = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+        assert still.status_code == 200  # readiness turns first
+        server.rig.client.drain()
+        assert await _statuses(server) == draining
+        refused = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+
+
+async def test_liveness_fails_only_without_progress(server: Server) -> None:
+    server.service.progress_age = lambda: server.service.settings.stall_timeout - 1
+    assert (await server.http.get("/livez")).status_code == 200
+    server.service.progress_age = lambda: server.service.settings.stall_timeout + 1
+    stalled = await server.http.get("/livez")
+    assert stalled.status_code == 503
+    assert "no step" in stalled.json()["reason"]
+
+
+async def test_metrics(server: Server) -> None:
+    answer = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 7})
+    usage = answer.json()["usage"]
+    await server.http.get("/no/such/route")
+    await server.http.get(f"/v1/models/{MODEL}")
+    page = await server.http.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    series = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"):
+        assert f'vllm:{name}{{model_name="{MODEL}"}}' in series
+    label = f'{{model_name="{MODEL}"}}'
+    assert float(series[f"vllm:generation_tokens_total{label}"]) == usage["completion_tokens"] == 7
+    assert float(series[f"vllm:prompt_tokens_total{label}"]) == usage["prompt_tokens"]
+    assert float(series[f"vllm:time_to_first_token_seconds_count{label}"]) == 1
+    served = 'tuili_http_requests_total{method="%s",route="%s",status="%s"}'
+    assert series[served % ("POST", "/v1/completions", 200)] == "1.0"
+    assert series[served % ("GET", "unmatched", 404)] == "1.0"
+    assert not any(f"/v1/models/{MODEL}" in name for name in series)  # a template, no raw path
+
+
+async def test_models(server: Server) -> None:
+    server.rig.generator.model_names.append("org/alias")
+    listed = await server.openai.models.list()
+    assert [model.id for model in listed.data] == [MODEL, "org/alias"]
+    body = (await server.http.get("/v1/models")).json()
+    assert list(body["data"][1]) == ["id", "object", "created", "owned_by", "root", "parent", "max_model_len"]
+    assert body["data"][1]["root"] == MODEL
+    assert body["data"][1]["max_model_len"] == 512
+    assert (await server.openai.models.retrieve("org/alias")).id == "org/alias"
+    assert (await server.http.get("/v1/models/nobody")).json()["error"]["code"] == "model_not_found"
+    answer = await server.openai.completions.create(model="org/alias", prompt="x", max_tokens=1)
+    assert answer.model == "org/alias"
+    absent = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+    assert absent.json()["model"] == MODEL
+
+
+@pytest.mark.parametrize("given", ["abc-1.2:3/x+y=@_", "A" * 128])
+async def test_request_ids_are_honoured(shared_server: Server, given: str) -> None:
+    body = {"prompt": "x", "max_tokens": 1}
+    answer = await shared_server.post("/v1/completions", body, headers={"X-Request-Id": given})
+    assert answer.headers["x-request-id"] == given
+    assert answer.json()["id"] == f"cmpl-{given}"
+    assert any(record.request_id.startswith(f"cmpl-{given}") for record in shared_server.rig.ledger.records)
+    assert (await shared_server.http.get("/nope", headers={"X-Request-Id": given})).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "A" * 129, "a b", 'a"b', "a,b", "<x>"])
+async def test_unsafe_request_ids_are_replaced(shared_server: Server, given: str) -> None:
+    answer = await shared_server.http.get("/livez", headers={"X-Request-Id": given})
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+async def test_two_clients_may_choose_the_same_id(shared_server: Server) -> None:
+    body = {"prompt": "x", "max_tokens": 30}
+    headers = {"X-Request-Id": "same"}
+    answers = await asyncio.gather(*(shared_server.post("/v1/completions", body, headers=headers) for _ in range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+
+
+async def test_the_document_describes_every_route(shared_server: Server) -> None:
+    document = (await shared_server.http.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/metrics",
+        *PROBES,
+    }
+    text = json.dumps(document)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert references <= set(document["components"]["schemas"])
+    assert "HTTPValidationError" not in text  # errors have the protocol's shape
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert "200" in operation["responses"]
+    page = await shared_server.http.get("/docs")
+    assert page.status_code == 200
+
+
+async def test_documented_examples_work() -> None:
+    async with start_server(ApiSettings(strict_params=True)) as server:
+        document = (await server.http.get("/openapi.json")).json()
+        ran = 0
+        for path, methods in document["paths"].items():
+            content = methods.get("post", {}).get("requestBody", {}).get("content", {})
+            for name, example in content.get("application/json", {}).get("examples", {}).items():
+                if name == "score":
+                    example["value"]["prompt"] = [[97, 98]]  # its ids are those of a larger vocabulary
+                answer = await server.post(path, example["value"])
+                assert answer.status_code == 200, (name, answer.text)
+                ran += 1
+    assert ran == 4
+
+
+def test_the_application_imports_no_torch() -> None:
+    code = (
+        "import sys, app.api.app; "
+        "print(sorted({'torch', 'transformers', 'app.runner', 'app.kernels'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
