@@ -87,6 +87,7 @@ class InputBatch:
     ) -> None:
         max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
+        self._max_model_len = max_model_len
         self._max_tokens = max_tokens
         self._max_logit_rows = max_logit_rows
         self._tables = BlockTables(num_slots, max_blocks)
@@ -141,6 +142,8 @@ class InputBatch:
         seq_lens = starts + counts
         if (seq_lens > self._tables.lengths[slots] * self._block_size).any():
             raise RunnerError("a row's tokens reach beyond the blocks of its slot")
+        if seq_lens.max() > self._max_model_len:
+            raise RunnerError(f"a sequence of {seq_lens.max()} tokens, the longest may have {self._max_model_len}")
         row_of_token = np.repeat(self._arange[:num_rows], counts)
         positions = self._arange[:num_tokens] + (starts - (ends - counts))[row_of_token]
         width = -(-int(seq_lens.max()) // self._block_size)

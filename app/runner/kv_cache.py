@@ -87,8 +87,11 @@ def _full_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
 
 
 def allocate_kv_cache(plan: KVCachePlan, device: torch.device) -> list[LayerKVCache]:
-    """Zeroed pages for each layer. On a CPU the operating system hands memory out only as pages are written."""
+    """Pages for each layer, uninitialised: no kernel reads a page entry that no token of the sequence has written.
+
+    On a CPU the operating system hands the memory out only as pages are written.
+    """
     (group,) = plan.spec.groups
     shape = (plan.num_blocks, 2, group.num_kv_heads, plan.spec.block_size, group.head_dim)
     dtype = DTYPES[group.dtype]
-    return [LayerKVCache(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(group.num_layers)]
+    return [LayerKVCache(torch.empty(shape, dtype=dtype, device=device)) for _ in range(group.num_layers)]

@@ -21,6 +21,9 @@ from app.types import EngineConfig, LoadProgress
 
 Progress = Callable[[LoadProgress], None]
 
+_REPORT_INTERVAL = 0.1
+"""Seconds: a model has hundreds of tensors, nobody reads hundreds of lines."""
+
 
 def read_model_config(model_dir: Path) -> ModelConfig:
     """Parses ``config.json`` of a model directory.
@@ -50,15 +53,21 @@ class Phases:
         self._progress = progress
         self._phase = ""
         self._began = 0.0
+        self._reported = 0.0
 
     def begin(self, phase: str) -> None:
         """Starts a phase, of a length not known yet."""
         self._phase, self._began = phase, time.monotonic()
-        self.update(0, 0)
+        self._report(0, 0)
 
     def update(self, done: int, total: int) -> None:
-        """How far the phase has come, in units of its own."""
-        seconds = time.monotonic() - self._began
+        """How far the phase has come, in units of its own; what follows too closely is left out, but for the end."""
+        if done >= total or time.monotonic() - self._reported >= _REPORT_INTERVAL:
+            self._report(done, total)
+
+    def _report(self, done: int, total: int) -> None:
+        self._reported = time.monotonic()
+        seconds = self._reported - self._began
         self._progress(LoadProgress(phase=self._phase, done=done, total=total, seconds=seconds))
 
 

@@ -153,6 +153,15 @@ def test_a_step_that_does_not_fit_is_refused_and_the_runner_goes_on(loaded: Load
     assert request.outputs == greedy(loaded.reference, PROMPTS[2], NUM_TOKENS)
 
 
+def test_a_sequence_may_not_outgrow_max_model_len(tmp_path: Path) -> None:
+    runner = runner_of(save(make_reference("llama"), tmp_path), max_model_len=30)
+    request = Request(0, PROMPTS[0][:30], [0, 1])
+    run(runner, [request], 1)
+    assert request.error is None
+    with pytest.raises(RunnerError, match="31 tokens, the longest may have 30"):
+        run(runner, [request], 2)
+
+
 def test_bfloat16_from_end_to_end(tmp_path: Path) -> None:
     reference = make_reference("llama")
     runner = runner_of(save(reference, tmp_path), dtype="bfloat16")
@@ -161,5 +170,8 @@ def test_bfloat16_from_end_to_end(tmp_path: Path) -> None:
     request = Request(0, PROMPTS[0], list(range(8)), LOGPROBS)
     run(runner, [request], 1)
     expected = reference_logits(reference, PROMPTS[0]).log_softmax(-1)
-    gaps = [abs(entry.logprob - row[entry.token_id].item()) for entry, row in zip(request.prompt_logprobs, expected[:-1], strict=True)]
+    gaps = [
+        abs(entry.logprob - row[entry.token_id].item())
+        for entry, row in zip(request.prompt_logprobs, expected[:-1], strict=True)
+    ]
     assert 0 < sum(gaps) / len(gaps) < 0.1

@@ -96,6 +96,15 @@ def test_what_cannot_be_had_is_one_clear_line(checkpoint: Path, settings: dict[s
         assert name in message
 
 
+def test_auto_takes_what_the_machine_has(checkpoint: Path) -> None:
+    runner = runner_of(checkpoint, device="auto", dtype="auto")
+    on_gpu = torch.cuda.is_available()
+    assert runner.device == ("cuda" if on_gpu else "cpu")
+    assert runner.dtype == ("bfloat16" if on_gpu else "float32")
+    (group,) = runner.kv_cache_spec.groups
+    assert group.dtype == runner.dtype
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [(None, "No such file"), ("{", "not valid JSON"), ("[]", "not a JSON object"), ("{}", "architectures")],
