@@ -1,0 +1,118 @@
+"""What kernel tests share: poisoned buffers, errors against fp64, paged caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+
+# Relative norm of the error against fp64 on the same (dequantised) inputs.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
+INT8_TOLERANCE = 2e-2
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed)).to(dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A buffer whose stale contents would show: NaN, or an absurd integer."""
+    return torch.full(shape, float("nan") if dtype.is_floating_point else 99, dtype=dtype)
+
+
+def poisoned_act(tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Act:
+    if dtype is torch.int8:
+        return Act(poisoned(tokens, width, dtype=dtype), poisoned(tokens))
+    return Act(poisoned(tokens, width, dtype=dtype))
+
+
+def dequantize(act: Act) -> Tensor:
+    """An activation in fp64."""
+    values = act.values.double()
+    return values if act.scale is None else values * act.scale.double()[:, None]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||; NaN in ``actual`` gives NaN, which no comparison lets pass."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@dataclass
+class Pages:
+    """Sequences in a paged cache, and the same keys and values in plain sight (fp64, [len, G, E])."""
+
+    kv: LayerKVCache
+    block_tables: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def seq_lens(self) -> list[int]:
+        return [len(keys) for keys in self.keys]
+
+    def metadata(self, query_lens: list[int]) -> AttentionMetadata:
+        """The last ``query_lens[r]`` tokens of each sequence as the step's queries."""
+        starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
+        return AttentionMetadata(
+            query_start_loc=starts,
+            seq_lens=torch.tensor(self.seq_lens, dtype=torch.int32),
+            block_tables=self.block_tables,
+            slot_mapping=torch.zeros(sum(query_lens), dtype=torch.int64),
+            max_query_len=max(query_lens),
+            max_seq_len=max(self.seq_lens),
+        )
+
+
+def make_pages(
+    seq_lens: list[int],
+    *,
+    kv_heads: int = 3,
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    permutation_seed: int = 0,
+) -> Pages:
+    """Random sequences in scattered blocks.
+
+    Whatever must not be read is poisoned: page entries past a sequence's end, blocks of nobody, and table entries
+    past a row's last block (a wild block number).
+    """
+    counts = [-(-length // block_size) for length in seq_lens]
+    num_blocks = sum(counts) + 3
+    order = torch.randperm(num_blocks, generator=rng(permutation_seed)).tolist()
+    values = poisoned(num_blocks, 2, kv_heads, block_size, head_dim, dtype=dtype)
+    scale = poisoned(num_blocks, 2, kv_heads, block_size, dtype=torch.float16) if dtype is torch.int8 else None
+    tables = torch.full((len(seq_lens), max(counts, default=0) + 2), 2**30, dtype=torch.int32)
+    pages = Pages(LayerKVCache(values, scale), tables, [], [])
+    for row, (length, count) in enumerate(zip(seq_lens, counts, strict=True)):
+        blocks = [order.pop() for _ in range(count)]
+        tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
+        kv = randn(length, 2, kv_heads, head_dim, seed=seed * 1000 + row)
+        plain = _fill(pages.kv, blocks, kv)
+        pages.keys.append(plain[:, 0])
+        pages.values.append(plain[:, 1])
+    return pages
+
+
+def _fill(cache: LayerKVCache, blocks: list[int], kv: Tensor) -> Tensor:
+    """Writes [len, 2, G, E] token by token; returns it in fp64, as the pages hold it."""
+    plain = torch.empty(kv.shape, dtype=torch.float64)
+    for position, token in enumerate(kv):
+        block, offset = blocks[position // cache.block_size], position % cache.block_size
+        if cache.scale is None:
+            cache.values[block, :, :, offset] = token.to(cache.values.dtype)
+            plain[position] = cache.values[block, :, :, offset].double()
+            continue
+        scale = (token.abs().amax(-1) / 127).half()
+        cache.scale[block, :, :, offset] = scale
+        cache.values[block, :, :, offset] = (token / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8)
+        plain[position] = cache.values[block, :, :, offset].double() * scale[..., None].double()
+    return plain
