@@ -72,7 +72,7 @@ VIOLATIONS: dict[str, SchedulerOutput] = {
     "starts at 6, computed: 5": step(1, row(6, [7])),
     "starts at 4, computed: 5": step(1, row(4, [5])),
     "does not go on with": step(1, row(5, [FIRST + 1])),
-    "no token on the device": step(1, row(5, None, num_tokens=2)),
+    "no token on the device": step(1, row(5, None, num_tokens=2, logits_start=1)),
     "no block to write to": step(1, row(5, [FIRST, 1, 2, 3])),
     "names a block twice": step(1, row(5, None, blocks=(3,))),
     "targets do not match": step(1, row(5, None, logprob_targets=[1])),
