@@ -50,7 +50,8 @@ def write_derived(gguf: Path, directory: Path) -> None:
 def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
     """A ``.gguf`` file where it is, with the files derived from it in the store.
 
-    They are derived again when the file's path, size or time of change is another, and what was derived before is deleted.
+    They are derived again when the file's path, size or time of change is another; what was derived before
+    is deleted.
 
     Raises:
         StoreError: a file that is broken or cannot be served.

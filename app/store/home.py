@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -89,7 +89,7 @@ class Store:
         """Every entry of the present format."""
         root = self.home / "models"
         for path in sorted(root.iterdir()) if root.is_dir() else ():
-            found = self.find(path.name)
+            found = self.find(path.name) if _is_entry_name(path.name) else None
             if found is not None:
                 yield path.name, found[1]
 
@@ -162,16 +162,13 @@ class Store:
         for left in root.iterdir():
             entry = left.name.removesuffix(_RETIRED)
             if entry == held:
-                shutil.rmtree(left)
-                continue
-            try:
-                with FileLock(self._under("locks", entry), timeout=0):
-                    shutil.rmtree(left)
-            except Timeout:
-                continue  # its writer lives
+                shutil.rmtree(left, ignore_errors=True)
+            elif _is_entry_name(entry):
+                with suppress(Timeout), FileLock(self._under("locks", entry), timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _under(self, room: str, entry: str) -> Path:
-        if not _ENTRY_NAME.fullmatch(entry) or entry.startswith("."):
+        if not _is_entry_name(entry):
             raise StoreError(f"{entry!r} is no model name: 1 to 128 of A-Z a-z 0-9 . _ - are")
         return self.home / room / entry
 
@@ -209,6 +206,10 @@ class Store:
                 raise StoreError(
                     f"{self.home}: other users may write to it, and its mode stays: {e.strerror}"
                 ) from None
+
+
+def _is_entry_name(name: str) -> bool:
+    return _ENTRY_NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
 def _sync(directory: Path) -> None:

@@ -1,0 +1,245 @@
+"""Model directories, used where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from app.store import ModelNotFound, SilentProgress, Store, StoreError, pull, resolve
+from tests.store.tiny import CONFIG, write_directory, write_json
+
+SILENT = SilentProgress()
+
+
+def test_directory_is_used_in_place(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "my-model")
+    write_json(directory / "generation_config.json", {"temperature": 0.6, "eos_token_id": [1, 2]})
+    files = resolve(str(directory), store)
+    assert files.name == "my-model"
+    assert files.directory == directory
+    assert files.weights == (directory / "model.safetensors",)
+    assert files.tokenizer_file == directory / "tokenizer.json"
+    assert files.config == CONFIG
+    assert files.generation_config["temperature"] == 0.6
+    assert (files.bos_token, files.eos_token, files.pad_token) == ("<|bos|>", "<|eos|>", None)
+    assert files.eos_token_ids == (1, 2)
+    assert files.add_bos is False
+    assert pull(str(directory), store, SILENT) == files
+    assert not store.home.exists()
+
+
+def test_path_may_be_relative(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_directory(tmp_path / "org" / "model")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("org/model", store).directory == tmp_path / "org" / "model"
+    monkeypatch.chdir(tmp_path / "org" / "model")
+    assert resolve(".", store).name == "model"
+
+
+def test_shards_are_those_of_the_index(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    save_file({"other": np.zeros(1, np.float32)}, directory / "unrelated.safetensors")
+    names = [file.name for file in resolve(str(directory), store).weights]
+    assert names == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_missing_shard(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"m: model-00002-of-00002\.safetensors is missing"):
+        resolve(str(directory), store)
+
+
+def test_tensor_of_the_index_that_no_shard_has(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    shard = directory / "model-00001-of-00002.safetensors"
+    tensors = load_file(shard)
+    gone = sorted(tensors)[0]
+    del tensors[gone]
+    save_file(tensors, shard)
+    with pytest.raises(StoreError, match=rf"model-00001-of-00002\.safetensors: '{gone}' missing"):
+        resolve(str(directory), store)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", "pytorch_model.bin"])
+def test_index_names_only_safetensors_of_the_directory(tmp_path: Path, store: Store, file: str) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    write_json(directory / "model.safetensors.index.json", {"weight_map": {"a": file}})
+    with pytest.raises(StoreError, match="is no safetensors file of this directory"):
+        resolve(str(directory), store)
+
+
+@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_broken_index(tmp_path: Path, store: Store, index: str) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    (directory / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(StoreError, match=r"model\.safetensors\.index\.json: "):
+        resolve(str(directory), store)
+
+
+def test_truncated_weights_are_found_before_anything_is_started(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(StoreError, match=r"model\.safetensors: truncated: tensor 'model\."):
+        resolve(str(directory), store)
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        ("pytorch_model.bin", r"only pickled weights \(pytorch_model\.bin\), which are never opened"),
+        ("weights.pt", r"only pickled weights \(weights\.pt\)"),
+        ("m.gguf", r"to serve the GGUF file name it: .*m\.gguf"),
+        ("README.md", "no safetensors weights"),
+    ],
+)
+def test_directory_without_safetensors(tmp_path: Path, store: Store, present: str, message: str) -> None:
+    directory = write_directory(tmp_path / "m")
+    (directory / "model.safetensors").rename(directory / present)
+    for find in (lambda: resolve(str(directory), store), lambda: pull(str(directory), store, SILENT)):
+        with pytest.raises(StoreError, match=message):
+            find()
+
+
+def test_several_weight_files_without_an_index(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m", shards=2)
+    (directory / "model.safetensors.index.json").unlink()
+    with pytest.raises(StoreError, match=r"2 \.safetensors files but no model\.safetensors\.index\.json"):
+        resolve(str(directory), store)
+
+
+def test_random_weights_need_no_file(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    (directory / "model.safetensors").unlink()
+    assert resolve(str(directory), store, need_weights=False).weights == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, r"config\.json: no such file"),
+        ("config.json", "{", r"config\.json: not valid JSON"),
+        ("config.json", "[" * 100_000, r"config\.json: not valid JSON"),
+        ("config.json", "[]", r"config\.json: not a JSON object"),
+        ("config.json", '{"architectures": ["OtherModel"]}', r"config\.json: architectures = 'OtherModel'"),
+        ("generation_config.json", '{"eos_token_id": "x"}', r"generation_config\.json: eos_token_id = 'x'"),
+        ("generation_config.json", '{"eos_token_id": [true]}', "eos_token_id = True is no token id"),
+        ("tokenizer_config.json", '{"eos_token": "<nowhere>"}', "EOS token '<nowhere>' is not in the vocabulary"),
+        ("tokenizer.json", "{", r"tokenizer\.json: "),
+    ],
+)
+def test_broken_json_is_one_line(tmp_path: Path, store: Store, file: str, content: str | None, message: str) -> None:
+    directory = write_directory(tmp_path / "m")
+    if content is None:
+        (directory / file).unlink()
+    else:
+        (directory / file).write_text(content)
+    with pytest.raises(StoreError, match=message) as caught:
+        resolve(str(directory), store)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"eos_token": "<|pad|>"}, (1, 2)),
+        ({"eos_token": {"content": "<|pad|>", "special": True}}, (1, 2)),
+        ({"eos_token": "ab"}, (1, 259)),
+        ({"eos_token": "<|x|>", "added_tokens_decoder": {"300": {"content": "<|x|>"}}}, (1, 300)),
+        ({"eos_token": None}, (1,)),
+    ],
+)
+def test_eos_is_the_union_of_all_files(
+    tmp_path: Path, store: Store, config: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", config)
+    assert resolve(str(directory), store).eos_token_ids == expected
+
+
+def test_unigram_vocabulary_is_searched_by_piece(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(
+        directory / "tokenizer.json",
+        {"added_tokens": [], "model": {"type": "Unigram", "vocab": [["<unk>", 0.0], ["x", -1.0], ["</s>", -2.5]]}},
+    )
+    write_json(directory / "tokenizer_config.json", {"eos_token": "</s>"})
+    assert resolve(str(directory), store).eos_token_ids == (1, 2)
+
+
+def test_special_tokens_map_fills_in_for_the_tokenizer_config(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "special_tokens_map.json", {"bos_token": "ignored", "pad_token": {"content": "<|pad|>"}})
+    files = resolve(str(directory), store)
+    assert (files.bos_token, files.pad_token) == ("<|bos|>", "<|pad|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ a }}", "{{ a }}"),
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ([{"name": "tool_use", "template": "t"}], None),
+        (None, None),
+    ],
+)
+def test_chat_template_of_the_tokenizer_config(
+    tmp_path: Path, store: Store, template: object, expected: str | None
+) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", {"chat_template": template})
+    assert resolve(str(directory), store).chat_template == expected
+
+
+def test_chat_template_file_comes_first(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", {"chat_template": "config", "add_bos_token": True})
+    (directory / "chat_template.jinja").write_text("file")
+    files = resolve(str(directory), store)
+    assert files.chat_template == "file"
+    assert files.add_bos is True
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "nowhere.gguf"])
+def test_path_to_nothing(store: Store, path: str) -> None:
+    with pytest.raises(ModelNotFound, match="no such file or directory"):
+        resolve(path, store)
+
+
+def test_file_that_is_no_model(tmp_path: Path, store: Store) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    file.touch()
+    with pytest.raises((ModelNotFound, StoreError), match=r"pytorch_model\.bin: "):
+        resolve(str(file), store)
+
+
+def test_not_there_says_which_command_to_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFound, match=rf"fetch it with: tuili pull smollm2-135m --home {store.home}$"):
+        resolve("smollm2-135m", store)
+    monkeypatch.setenv("TUILI_HOME", str(store.home))
+    with pytest.raises(ModelNotFound, match=r"fetch it with: tuili pull org/model@v1$"):
+        resolve("org/model@v1", store)
+    with pytest.raises(ModelNotFound, match=r"no model 'nonsense': give a built-in name \(smollm2-135m\)"):
+        resolve("nonsense", store)
+
+
+def test_resolving_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    directory = write_directory(tmp_path / "m")
+    script = f"""
+import json, sys
+from pathlib import Path
+from app.store import Store, resolve
+files = resolve({str(directory)!r}, Store(Path({str(tmp_path / "home")!r})))
+print(json.dumps([files.name, sorted({{"torch", "transformers", "huggingface_hub"}} & set(sys.modules))]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ["m", []]

