@@ -48,6 +48,8 @@ def router(service: Service) -> APIRouter:
 
 
 def _health(service: Service, failure: str | None) -> Response:
-    state = EngineState.DRAINING if service.draining else service.client.state
+    state = service.client.state
+    if service.draining and state is EngineState.READY:
+        state = EngineState.DRAINING
     health = Health(status="ok" if failure is None else "unavailable", state=state.value, reason=failure)
     return json_response(health, 200 if failure is None else 503, {"cache-control": "no-store"})

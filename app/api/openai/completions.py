@@ -25,7 +25,6 @@ from app.serving.errors import RequestError
 from app.serving.generation import Generation
 from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
-from app.types import FinishReason
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -123,7 +122,7 @@ async def _encode(prompt: str | list[int], body: CompletionBody, service: Servic
 
 
 @dataclass(slots=True)
-class _StreamedChoice:
+class _ChoiceState:
     offsets: TextOffsets
     begun: bool = False
 
@@ -132,7 +131,7 @@ class _StreamedChoice:
 class _StreamedPrompt:
     held: list[ChoiceDelta] = field(default_factory=list)
     """Deltas that came before the prompt's log-probabilities, which belong to another choice."""
-    choices: dict[int, _StreamedChoice] = field(default_factory=dict)
+    choices: dict[int, _ChoiceState] = field(default_factory=dict)
 
 
 class CompletionWriter:
@@ -167,15 +166,7 @@ class CompletionWriter:
     def whole(self, completions: Sequence[Sequence[serving.Completion]], usage: Usage) -> Completion:
         """All choices of all prompts."""
         choices = [
-            self._choice(
-                prompt,
-                completion.index,
-                completion.text,
-                completion.tokens,
-                completion.finish_reason,
-                self._new_choice(prompt),
-                completion.prompt_logprobs,
-            )
+            self._choice(prompt, completion, self._new_choice(prompt), completion.prompt_logprobs)
             for prompt, choices in enumerate(completions)
             for completion in choices
         ]
@@ -184,41 +175,42 @@ class CompletionWriter:
     def _delta_choice(
         self, prompt: int, delta: ChoiceDelta, prompt_logprobs: Sequence[TokenLogprob] | None
     ) -> CompletionChoice:
-        state = self._streamed[prompt].choices.setdefault(delta.index, self._new_choice(prompt))
-        return self._choice(prompt, delta.index, delta.text, delta.tokens, delta.finish_reason, state, prompt_logprobs)
+        choices = self._streamed[prompt].choices
+        if delta.index not in choices:
+            choices[delta.index] = self._new_choice(prompt)
+        return self._choice(prompt, delta, choices[delta.index], prompt_logprobs)
 
     def _choice(
         self,
         prompt: int,
-        index: int,
-        text: str,
-        tokens: Sequence[TokenLogprob],
-        finish_reason: FinishReason | None,
-        state: _StreamedChoice,
+        part: ChoiceDelta | serving.Completion,
+        state: _ChoiceState,
         prompt_logprobs: Sequence[TokenLogprob] | None,
     ) -> CompletionChoice:
-        logprobs = completion_logprobs(tokens, state.offsets) if self._with_logprobs else None
+        text = part.text
+        logprobs = completion_logprobs(part.tokens, state.offsets) if self._with_logprobs else None
         if self._echo and not state.begun:
             text = self._prompts[prompt].text + text
             if logprobs is not None:
                 logprobs = joined(self._prompt_logprobs(prompt_logprobs or ()), logprobs)
         state.begun = True
         return CompletionChoice(
-            index=prompt * self._n + index,
+            index=prompt * self._n + part.index,
             text=text,
             logprobs=logprobs,
-            finish_reason=finish_reason and finish_reason.value,
+            finish_reason=part.finish_reason and part.finish_reason.value,
         )
 
-    def _new_choice(self, prompt: int) -> _StreamedChoice:
+    def _new_choice(self, prompt: int) -> _ChoiceState:
         start = len(self._prompts[prompt].text) if self._echo else 0
-        return _StreamedChoice(TextOffsets(IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens), start))
+        return _ChoiceState(TextOffsets(IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens), start))
 
     def _prompt_logprobs(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
         detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
         return completion_logprobs(tokens, TextOffsets(detokenizer))
 
-    def _shows(self, choice: CompletionChoice) -> bool:
+    @staticmethod
+    def _shows(choice: CompletionChoice) -> bool:
         return bool(choice.text or choice.finish_reason or (choice.logprobs is not None and choice.logprobs.tokens))
 
     def _completion(self, choices: list[CompletionChoice], usage: ChunkUsage) -> Completion:
