@@ -15,8 +15,8 @@ from torch import Tensor
 from app.kernels.sample.params import LogprobsOut, Penalties, SampleParams
 from app.kernels.sample.philox import philox4x32
 
-_ROWS_AT_ONCE = 8
-"""Rows whose vocabulary-wide temporaries live at the same time: bounds memory, keeps them in the cache."""
+_LOGITS_AT_ONCE = 1 << 19
+"""Logits whose temporaries live at the same time: bounds memory, keeps them in the cache."""
 _TOP_P_WIDTH = 1024
 """Values that top-p looks at first: nearly always enough, and far quicker than sorting the vocabulary."""
 
@@ -33,13 +33,18 @@ def sample_reference(logits_LV: Tensor, params: SampleParams, out_R: Tensor, fai
     torch.logical_not(finite_R & best.values.isfinite(), out=failed_R)
     out_R.copy_(best.indices.masked_fill(failed_R, 0))
     sampled = torch.nonzero((params.temperature > 0) & ~failed_R).squeeze(1)
-    for rows_N in torch.split(sampled, _ROWS_AT_ONCE):
+    for rows_N in _batches(sampled, logits_RV):
         # Relative to the maximum, so that a tiny temperature cannot overflow it.
         scaled_NV = logits_RV[rows_N] - best.values[rows_N, None]
         scaled_NV /= params.temperature[rows_N, None]
         scaled_NV.masked_fill_(scaled_NV < _threshold(scaled_NV, params, rows_N)[:, None], float("-inf"))
         scaled_NV += _gumbel(params, rows_N, scaled_NV.shape[1])
         out_R[rows_N] = scaled_NV.max(dim=-1).indices
+
+
+def _batches(rows: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    """Row indices in batches of a bounded number of logits."""
+    return torch.split(rows, max(1, _LOGITS_AT_ONCE // logits.shape[1]))
 
 
 def _mask(logits_RV: Tensor, params: SampleParams) -> None:
@@ -57,7 +62,7 @@ def _mask(logits_RV: Tensor, params: SampleParams) -> None:
 
 def _penalize(logits_RV: Tensor, penalties: Penalties, slots_R: Tensor) -> None:
     used_R = (penalties.repetition != 1) | (penalties.presence != 0) | (penalties.frequency != 0)
-    for rows_N in torch.split(torch.nonzero(used_R).squeeze(1), _ROWS_AT_ONCE):
+    for rows_N in _batches(torch.nonzero(used_R).squeeze(1), logits_RV):
         logits_NV, slots_N = logits_RV[rows_N], slots_R[rows_N]
         counts_NV = penalties.output_counts[slots_N]
         seen_NV = penalties.prompt_mask[slots_N] | (counts_NV > 0)
@@ -120,7 +125,7 @@ def _gumbel(params: SampleParams, rows_N: Tensor, vocab_size: int) -> Tensor:
 
 
 def logprobs_reference(logits_LV: Tensor, rows_Q: Tensor, token_ids_Q: Tensor, out: LogprobsOut) -> None:
-    for queries in torch.split(torch.arange(rows_Q.numel(), device=rows_Q.device), _ROWS_AT_ONCE):
+    for queries in _batches(torch.arange(rows_Q.numel(), device=rows_Q.device), logits_LV):
         logits_NV = logits_LV[rows_Q[queries]]
         logprobs_NV = logits_NV.log_softmax(dim=-1)
         ids_N1 = token_ids_Q[queries, None]
