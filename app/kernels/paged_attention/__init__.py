@@ -48,8 +48,7 @@ def paged_attention(
     rows = meta.seq_lens.numel()
     check_tensor(_OP, "meta.seq_lens", meta.seq_lens, (rows,), torch.int32)
     check_tensor(_OP, "meta.query_start_loc", meta.query_start_loc, (rows + 1,), torch.int32)
-    if meta.block_tables.dtype != torch.int32 or meta.block_tables.shape[0] != rows:
-        raise ValueError(f"{_OP}: meta.block_tables is not int32 with {rows} rows")
+    check_tensor(_OP, "meta.block_tables", meta.block_tables, (rows, meta.block_tables.shape[-1]), torch.int32)
     if meta.block_tables.shape[1] * kv.block_size < meta.max_seq_len:
         raise ValueError(f"{_OP}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
     if sliding_window is not None and sliding_window < 1:
