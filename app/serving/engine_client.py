@@ -220,9 +220,11 @@ class EngineClient:
         finally:
             for task in (reader, writer):
                 task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-            self._lose_engine()
-            await connection.close()
+            self._lose_engine()  # before anything is awaited: a second cancellation must not leave requests waiting
+            try:
+                await asyncio.gather(reader, writer, return_exceptions=True)
+            finally:
+                await connection.close()
 
     async def _read(self, connection: EngineConnection) -> str | None:
         last_words: str | None = None

@@ -160,6 +160,7 @@ class Supervisor:
         finally:
             # The process first: as long as it lives, closing the connection may wait for it to read.
             await self._reap(process)
+            await asyncio.wait([serving, exited], timeout=self._policy.exit_grace)
             for task in (serving, exited):
                 task.cancel()
             await asyncio.gather(serving, exited, return_exceptions=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
 
 from app.engine.inproc import InprocConnection
-from app.ipc import AsyncFrameChannel, encode
+from app.ipc import AsyncFrameChannel, ChannelClosedError, encode
 from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.errors import RequestError
@@ -63,10 +64,17 @@ class Engine:
         for frame in frames:
             await self._channel.send(frame if isinstance(frame, bytes) else encode(frame))
 
+    async def hears_the_end(self) -> None:
+        """Reads on until the client has hung up."""
+        with contextlib.suppress(ChannelClosedError):
+            while True:
+                await self._channel.receive()
+
     async def leave(self) -> str | None:
         """Hangs up and returns what the client says of it."""
         await self._channel.close()
-        return await self.serving
+        await asyncio.wait([self.serving])
+        return None if self.serving.cancelled() else self.serving.result()
 
 
 def step(*outputs: EngineOutput, **stats: int) -> StepOutputs:
@@ -123,6 +131,24 @@ async def test_a_connection_that_speaks_no_protocol_is_given_up() -> None:
     (arrival,) = await mailbox.take()
     assert arrival.output.error is not None
     assert arrival.output.error.code == "engine_restarted"
+    await engine.leave()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_cancelled_twice_it_still_answers_and_hangs_up(turns: int) -> None:
+    rig = make_rig()
+    engine = await Engine.connect(rig)
+    await engine.say(READY)
+    await rig.client.wait_ready()
+    mailbox = rig.client.submit([fake_request("a", [1])])
+    engine.serving.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    engine.serving.cancel()
+    await asyncio.gather(engine.serving, return_exceptions=True)
+    (arrival,) = await mailbox.take()
+    assert arrival.output.error is not None
+    await engine.hears_the_end()
     await engine.leave()
 
 
