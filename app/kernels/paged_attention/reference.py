@@ -16,6 +16,9 @@ from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 _QUERY_BLOCK = 64
 """Queries of a prefill scored at a time: bounds the score matrix and skips most of the causal triangle."""
 
+_POSITIONS_AT_ONCE = 4096
+"""Positions of decode rows gathered at a time, which bounds the copy of their keys and values."""
+
 
 def paged_attention_reference(
     q: Tensor,
@@ -40,7 +43,9 @@ def paged_attention_reference(
             table = meta.block_tables[row : row + 1]
             _prefill(q_TGME[queries], kv, table, seq_len, sliding_window, out_TGME[queries])
     for length, rows in decodes.items():
-        _decode(q_TGME, kv, meta, rows, length, sliding_window, out_TGME)
+        size = max(1, _POSITIONS_AT_ONCE // length)
+        for start in range(0, len(rows), size):
+            _decode(q_TGME, kv, meta, rows[start : start + size], length, sliding_window, out_TGME)
     store_act(out_TGME.view(tokens, heads * head_dim), out)
 
 
