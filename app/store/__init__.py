@@ -1,7 +1,4 @@
-"""Models on this machine, and how they get here. Knows files and JSON; no tensors, no text.
-
->>> files = resolve("smollm2-135m", Store())  # doctest: +SKIP
-"""
+"""Models on this machine, and how they get here. Knows files and JSON; no tensors, no text."""
 
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles

@@ -20,7 +20,7 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """All that is needed to serve a model; nothing is read twice."""
+    """All that is needed to serve a model."""
 
     name: str
     """For clients, unless the settings say otherwise."""

@@ -40,6 +40,8 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
     if name not in _ARCHITECTURES:
         supported = ", ".join(_ARCHITECTURES)
         raise StoreError(f"{header.path}: architecture {name!r} is not supported; supported are {supported}")
+    if header.metadata.get("split.count", 1) != 1:
+        raise StoreError(f"{header.path}: one of several files of a model; merge them with: llama-gguf-split --merge")
     if fields.integer("expert_count", 0):
         raise StoreError(f"{header.path}: mixture-of-experts models are not supported")
     heads = fields.integer("attention.head_count")

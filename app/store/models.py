@@ -154,7 +154,10 @@ def _local_path(name_or_path: str) -> Path | None:
     Raises:
         ModelNotFound: it is a path, but to nothing.
     """
-    path = Path(name_or_path).expanduser()
+    try:
+        path = Path(name_or_path).expanduser()
+    except RuntimeError:  # ~ of a user who does not exist
+        raise ModelNotFound(f"{name_or_path}: no such file or directory") from None
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path.resolve()
     if path.suffix == ".gguf" or name_or_path.startswith(("/", "./", "../", "~")):

@@ -162,7 +162,7 @@ def test_rope_table_is_no_weight(tmp_path: Path) -> None:
 
 def test_type_that_cannot_be_dequantised_is_named(tmp_path: Path) -> None:
     raw = np.zeros((2, 32), np.uint8)
-    with pytest.raises(WeightError, match=r"m\.gguf: tensor 'token_embd\.weight' has type I8, which cannot be dequantised"):
+    with pytest.raises(WeightError, match=r"m\.gguf: tensor 'token_embd\.weight' has type I8, which cannot"):
         read(write_raw(tmp_path / "m.gguf", raw, Type.I8))
 
 

@@ -206,7 +206,7 @@ def test_chat_template_file_comes_first(tmp_path: Path, store: Store) -> None:
     assert files.add_bos is True
 
 
-@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "nowhere.gguf"])
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "nowhere.gguf", "~no-such-user/m"])
 def test_path_to_nothing(store: Store, path: str) -> None:
     with pytest.raises(ModelNotFound, match="no such file or directory"):
         resolve(path, store)

@@ -142,6 +142,7 @@ def test_rope_table_that_is_not_llama3s(tmp_path: Path, table: Array) -> None:
     [
         ("gemma", {}, "architecture 'gemma' is not supported; supported are llama, qwen2, qwen3"),
         ("llama", {"llama.expert_count": 8}, "mixture-of-experts"),
+        ("llama", {"split.count": 3}, "one of several files of a model; merge them"),
         ("llama", {"llama.embedding_length": None}, r"the metadata has no llama\.embedding_length"),
         ("llama", {"llama.context_length": "long"}, r"llama\.context_length = 'long' is of the wrong type"),
         ("llama", {"llama.block_count": True}, r"llama\.block_count = True is of the wrong type"),

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.store import SilentProgress, Store, StoreError, pull, resolve
+from app.store.gguf_model import write_derived
 from tests.store.tiny import write_gguf
 
 
@@ -96,3 +99,23 @@ def test_tokenizer_that_cannot_be_built(tmp_path: Path, store: Store, extra: dic
         resolve(str(write_gguf(tmp_path / "m.gguf", extra=extra)), store)
     assert "\n" not in str(caught.value)
     assert entries(store) == []
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    directory = tmp_path_factory.mktemp("fuzz")
+    return directory, write_gguf(directory / "m.gguf").read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
+def test_mutated_file_is_derived_or_refused(scratch: tuple[Path, bytes], changes: list[tuple[int, bytes]]) -> None:
+    directory, original = scratch
+    mutated = bytearray(original)
+    for position, patch in changes:
+        mutated[position : position + len(patch)] = patch
+    (directory / "m.gguf").write_bytes(mutated)
+    try:
+        write_derived(directory / "m.gguf", directory)
+    except StoreError as e:
+        assert str(e).startswith(str(directory))  # noqa: PT017 - a derivation that works is as good
