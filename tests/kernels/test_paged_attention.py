@@ -77,6 +77,13 @@ def test_any_mixture(data: st.DataObject) -> None:
     assert relative_error(actual, attend64(q, pages, query_lens, window)) < 1e-6
 
 
+def test_many_long_decodes_are_gathered_in_turns() -> None:
+    lens = [1100, 1030, 1200, 1024, 1101, 3]
+    pages, q = make_pages(lens, kv_heads=1, head_dim=8), randn(6, 2, 8)
+    actual = attend(q, pages.kv, pages.metadata([1] * 6))
+    assert relative_error(actual, attend64(q, pages, [1] * 6)) < 1e-6
+
+
 def test_int8_pages_stay_close_to_the_unquantised_ones() -> None:
     lens = [40, 130]
     exact, rounded = make_pages(lens), make_pages(lens, dtype=torch.int8)
