@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ from app.serving.generation import Generator
 from app.serving.ledger import Ledger
 from app.serving.supervisor import Supervisor
 from app.settings import Settings
-from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
+from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull, resolve
 from app.telemetry.logs import configure_logging
 from app.telemetry.metrics import Metrics
 from app.types import EngineConfig, LoadProgress
@@ -36,6 +37,8 @@ from app.version import __version__
 ENGINE_COMMAND = (sys.executable, "-m", "app.worker")
 EXIT_OK, EXIT_FAILURE = 0, 1
 _PROGRESS_INTERVAL = 2.0
+_LAST_EVENTS = 5.0
+"""Seconds that streams cut by the drain's deadline get to send their error event."""
 
 
 class StartError(Exception):
@@ -111,8 +114,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _model_files(settings: Settings, phases: _Phases) -> ModelFiles:
+    store = Store(settings.home)
     with phases.timed("model"):
-        return pull(settings.model, Store(settings.home), TerminalProgress())
+        if settings.load_format == "dummy":
+            return resolve(settings.model, store, need_weights=False)
+        return pull(settings.model, store, TerminalProgress())
 
 
 def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
@@ -152,26 +158,35 @@ def api_settings(settings: Settings) -> ApiSettings:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that drains: readiness turns 503 first, the listener closes after ``drain_delay``."""
+    """uvicorn that drains: readiness turns 503 first, the listener closes later, streams get time to finish.
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_delay: float) -> None:
+    Streams that outlast ``drain_timeout`` lose the engine, so that each ends with an error event instead of a cut.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, supervisor: Supervisor, settings: Settings) -> None:
         super().__init__(config)
         self._service = service
-        self._drain_delay = drain_delay
+        self._supervisor = supervisor
+        self._drain_delay = settings.drain_delay
+        self._drain_timeout = settings.drain_timeout
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal's drain is over."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+        if self._drain is not None:
+            self._drain.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begins to drain; uvicorn's own handler would end the process by the signal instead of exit code 0."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._on_signal, sig)
 
     def _on_signal(self, sig: int) -> None:
         if self._drain is None:
-            self._drain = asyncio.create_task(self._drain_then_exit())
+            self._drain = asyncio.create_task(self._drain_then_exit(), name="drain")
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True  # a second Ctrl-C means now
 
@@ -180,6 +195,8 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(self._drain_delay)
         self._service.client.drain()
         self.should_exit = True
+        await asyncio.sleep(self._drain_timeout)
+        await self._supervisor.stop()
 
 
 async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phases: _Phases) -> int:
@@ -199,8 +216,8 @@ async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phase
     supervisor = Supervisor(
         client, engine_config(settings, files), ENGINE_COMMAND, metrics=metrics, on_give_up=lambda _: gave_up.set()
     )
-    service = Service(generator, client, metrics, api_settings(settings), progress_age=client.progress_age)
-    server = _Server(_uvicorn_config(service, settings), service, settings.drain_delay)
+    service = Service(generator, client, metrics, client.progress_age, api_settings(settings))
+    server = _Server(_uvicorn_config(service, settings), service, supervisor, settings)
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()
     try:
@@ -247,7 +264,7 @@ def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout + _LAST_EVENTS),
         lifespan="off",
         server_header=False,
     )

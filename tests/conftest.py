@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from app.store import ModelFiles, SilentProgress, Store, pull
+
+# Tests run on every core already; compute threads beside them would wait for each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DEFAULT_MODEL = "smollm2-135m"
 

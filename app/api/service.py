@@ -46,13 +46,13 @@ class Service:
     generator: Generator
     client: EngineClient
     metrics: Metrics
+    progress_age: Callable[[], float]
+    """Seconds for which the engine had work and made no step."""
     settings: ApiSettings = field(default_factory=ApiSettings)
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time shown by ``/v1/models``."""
     draining: bool = False
     """Readiness answers 503 while requests are still taken: set it, let balancers notice, then drain the client."""
-    progress_age: Callable[[], float] = lambda: 0.0
-    """Seconds for which the engine had work and made no step."""
 
     def engine(self) -> EngineReady:
         """What the engine is. Raises :class:`RequestError` 503 before its first start."""

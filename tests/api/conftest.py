@@ -87,7 +87,7 @@ async def _clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.As
 async def serve_rig(rig: Rig, settings: ApiSettings | None = None) -> AsyncIterator[Server]:
     """An HTTP server over a text side."""
     rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
-    service = Service(rig.generator, rig.client, rig.metrics, settings or ApiSettings())
+    service = Service(rig.generator, rig.client, rig.metrics, rig.client.progress_age, settings or ApiSettings())
     async with _listening(service) as url, _clients(url) as (http, sdk):
         yield Server(url, service, rig, http, sdk)
 

@@ -41,9 +41,7 @@ def _ignore(progress: LoadProgress) -> None:
 
 def request(request_id: str, prompt: Sequence[int], params: SamplingParams = GREEDY, **fields: Any) -> EngineRequest:
     """A request with a fixed seed."""
-    return EngineRequest(
-        request_id=request_id, prompt_token_ids=list(prompt), sampling=params, **{"seed": 7, **fields}
-    )
+    return EngineRequest(request_id=request_id, prompt_token_ids=list(prompt), sampling=params, **{"seed": 7, **fields})
 
 
 def run(engine: EngineCore, requests: Sequence[EngineRequest], *, max_steps: int = 20_000) -> dict[str, list[int]]:

@@ -1,0 +1,78 @@
+"""The real model in three forms: transformers' reference answers, an engine, a served process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.serving.tokenizer import Tokenizer
+from app.store import ModelFiles
+from tests.byte_tokenizer import VOCAB_SIZE, write_byte_tokenizer
+from tests.integration.prompts import PROMPTS, long_prompt
+from tests.integration.server import Server, start_server
+
+LONG_TOKENS = 1500
+REFERENCE_TOKENS = 64
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2: ModelFiles) -> Tokenizer:
+    return Tokenizer.load(smollm2.tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def prompt_ids(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The twelve prompts as token ids."""
+    ids = {name: tokenizer.encode(text, parse_special=True) for name, text in PROMPTS.items() if text}
+    ids["long"] = tokenizer.encode(long_prompt())[:LONG_TOKENS]
+    return ids
+
+
+@pytest.fixture(scope="session")
+def reference_tokens(smollm2: ModelFiles, prompt_ids: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What transformers, with its own GGUF loader, generates greedily in fp32: 64 tokens a prompt, EOS ignored."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    (weights,) = smollm2.weights
+    model = AutoModelForCausalLM.from_pretrained(smollm2.directory, gguf_file=weights.name, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    answers: dict[str, list[int]] = {}
+    for name, ids in prompt_ids.items():
+        prompt = torch.tensor([ids])
+        out = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=REFERENCE_TOKENS, do_sample=False
+        )
+        answers[name] = out[0, len(ids) :].tolist()
+    return answers
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """`tuili serve` with the real model on a free loopback port, in its own processes."""
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer random Llama over bytes, saved the way transformers saves models."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    directory = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    LlamaForCausalLM(config).save_pretrained(directory)
+    write_byte_tokenizer(directory)
+    return directory

@@ -1,0 +1,119 @@
+"""Greedy tokens on the real weights equal transformers', however the engine came to compute them.
+
+Every test that claims a mechanism also shows that it fired.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from app.engine.core import EngineCore
+from app.store import ModelFiles
+from app.types import SamplingParams
+from tests.integration.engines import make_engine, request, run
+
+Tokens = dict[str, list[int]]
+PREFILL_ONLY = SamplingParams(temperature=0.0, max_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: ModelFiles) -> EngineCore:
+    return make_engine(smollm2)
+
+
+def test_prompts_are_what_they_claim(prompt_ids: Tokens) -> None:
+    assert len(prompt_ids) == 12
+    assert len(prompt_ids["long"]) == 1500
+    assert len(prompt_ids["nearly_empty"]) == 1
+
+
+def test_alone(engine: EngineCore, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    for name, ids in prompt_ids.items():
+        got = run(engine, [request(name, ids, cache_salt=f"alone {name}")])
+        assert got == {name: reference_tokens[name]}, name
+    assert engine.stats().prefix_hit_tokens_total == 0
+
+
+def test_batched_with_fifteen_others(engine: EngineCore, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    others = {f"other{i}": prompt_ids["story"][: 3 + i] for i in range(16 - len(prompt_ids))}
+    requests = [request(name, ids, cache_salt="batch") for name, ids in {**prompt_ids, **others}.items()]
+    assert len(requests) == 16
+    for item in requests:
+        engine.add_request(item)
+    tokens: Tokens = {}
+    most_running = 0
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
+        most_running = max(most_running, engine.stats().num_running)
+    assert most_running == 16
+    assert {name: tokens[name] for name in prompt_ids} == reference_tokens
+
+
+def test_chunked(smollm2: ModelFiles, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    engine = make_engine(smollm2, max_num_batched_tokens=100, max_num_seqs=16)
+    got = run(engine, [request(name, prompt_ids[name]) for name in ("long", "chat")])
+    assert got == {name: reference_tokens[name] for name in got}
+    # 1,500 tokens under a budget of 100 take at least 15 steps before the first token.
+    assert engine.stats().steps_total >= 15 + 64
+
+
+def test_prefix_hit(engine: EngineCore, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    first = run(engine, [request("cold", prompt_ids["long"], cache_salt="hit")])
+    before = engine.stats()
+    again = run(engine, [request("warm", prompt_ids["long"], cache_salt="hit")])
+    after = engine.stats()
+    assert after.prefix_hit_tokens_total - before.prefix_hit_tokens_total >= 1488
+    assert after.prompt_tokens_total - before.prompt_tokens_total <= 12
+    assert first["cold"] == again["warm"] == reference_tokens["long"]
+
+
+def test_shared_in_the_same_step(smollm2: ModelFiles, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    engine = make_engine(smollm2, max_num_batched_tokens=2048)
+    engine.add_request(request("a", prompt_ids["long"]))
+    engine.add_request(request("b", prompt_ids["long"]))
+    first = engine.step()
+    stats = engine.stats()
+    # Both were prefilled by one step, the prefix computed once.
+    assert {output.request_id for output in first} == {"a", "b"}
+    assert stats.steps_total == 1
+    assert stats.prefix_hit_tokens_total >= 1488
+    assert stats.prompt_tokens_total <= 1500 + 12
+    tokens = {output.request_id: list(output.new_token_ids) for output in first}
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.request_id] += output.new_token_ids
+    assert tokens == {"a": reference_tokens["long"], "b": reference_tokens["long"]}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_preempted(smollm2: ModelFiles, prompt_ids: Tokens, reference_tokens: Tokens, depth: int) -> None:
+    names = ["story", "chat", "python", "chinese"]
+    # Each needs up to seven blocks in the end; eleven cannot hold four of them.
+    engine = make_engine(smollm2, num_blocks=11, max_model_len=160, enable_prefix_caching=False, pipeline_depth=depth)
+    got = run(engine, [request(name, prompt_ids[name]) for name in names])
+    assert engine.stats().preemptions_total > 0
+    assert got == {name: reference_tokens[name] for name in names}
+
+
+def test_sixteen_cold_requests_prefill_their_prefix_once(smollm2: ModelFiles, prompt_ids: Tokens) -> None:
+    engine = make_engine(smollm2, max_num_batched_tokens=1024)
+    prefix = prompt_ids["long"][:512]
+    # Tails differ from their first token on: only the prefix can be shared.
+    requests = [request(f"r{i}", [*prefix, 1000 + i, *prompt_ids["story"][: 3 + i]], PREFILL_ONLY) for i in range(16)]
+    tails = sum(4 + i for i in range(16))
+    run(engine, requests)
+    assert engine.stats().prompt_tokens_total == 512 + tails
+    assert engine.stats().prefix_hit_tokens_total == 15 * 512
+
+
+def test_a_short_request_that_joins_ends_before_the_long_one(engine: EngineCore, prompt_ids: Tokens) -> None:
+    engine.add_request(request("long", prompt_ids["story"], cache_salt="join"))
+    for _ in range(8):
+        engine.step()
+    short = SamplingParams(temperature=0.0, max_tokens=4)
+    engine.add_request(request("short", prompt_ids["fact"], short))
+    finished: list[str] = []
+    while engine.has_work:
+        finished += [output.request_id for output in engine.step() if output.finish_reason is not None]
+    assert finished == ["short", "long"]

@@ -1,0 +1,183 @@
+"""The two processes from outside: what they load, how they start, die and stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.store import ModelFiles
+from tests.integration.server import Server, spawn, start_server
+
+# Failing takes about a second; a start that hangs must not hang the tests.
+FAILURE_BOUND = 60.0
+
+
+def _engine(server: Server) -> psutil.Process:
+    (engine,) = psutil.Process(server.pid).children()
+    return engine
+
+
+def _maps_torch(process: psutil.Process) -> bool:
+    return any("torch" in mapping.path for mapping in process.memory_maps())
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="no memory maps on this platform")
+def test_the_live_api_process_has_no_torch(server: Server) -> None:
+    httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi", "max_tokens": 2}).raise_for_status()
+    assert _maps_torch(_engine(server))
+    assert not _maps_torch(psutil.Process(server.pid))
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from app.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pydantic', 'fastapi', 'numpy', 'tokenizers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "serve" in done.stdout
+
+
+def test_phases_and_ready_line_are_printed(server: Server) -> None:
+    text = "".join(server.lines)
+    for phase in ("model", "tokenizer", "weights", "kv_cache"):
+        assert re.search(rf"^ *{phase}\b.*\d\.\d+ s", text, re.MULTILINE), phase
+    assert f"curl {server.url}/v1/chat/completions" in text
+
+
+def test_prompts_are_not_logged(server: Server) -> None:
+    secret = "xyzzy plugh 4711"
+    httpx.post(
+        f"{server.url}/v1/completions",
+        json={"prompt": secret, "max_tokens": 2},
+        headers={"X-Request-Id": "log-me"},
+    ).raise_for_status()
+    for _ in range(100):
+        if any("log-me" in line for line in server.lines):
+            break
+        time.sleep(0.05)
+    assert any("log-me" in line for line in server.lines)
+    assert not any("xyzzy" in line for line in server.lines)
+
+
+def test_sigterm_finishes_streams_and_exits_zero() -> None:
+    with start_server("--drain-delay", "0.2") as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        engine = _engine(server)
+        body = {"prompt": "Once", "max_tokens": 40, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.wait(30) == 0
+        assert not engine.is_running()
+
+
+def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event() -> None:
+    options = ("--drain-timeout", "0.5", "--max-model-len", "8192")
+    with start_server(*options) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        body = {"prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert '"error"' in rest[-1]
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in "".join(server.lines)
+
+
+def test_readiness_flips_before_the_listener_closes() -> None:
+    with start_server("--drain-delay", "1.5") as server, httpx.Client(base_url=server.url) as http:
+        assert http.get("/readyz").status_code == 200
+        os.kill(server.pid, signal.SIGTERM)
+        for _ in range(20):
+            draining = http.get("/readyz")
+            if draining.status_code == 503:
+                break
+            time.sleep(0.05)
+        assert draining.status_code == 503
+        assert http.get("/livez").status_code == 200
+        assert server.process.wait(30) == 0
+
+
+def test_a_killed_engine_is_answered_for_and_replaced() -> None:
+    with start_server() as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            _engine(server).kill()
+            rest = [line for line in lines if line]
+        assert '"error"' in rest[-1]
+        assert "engine" in rest[-1]
+        assert http.get("/livez").status_code == 200
+        for _ in range(600):
+            if http.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.1)
+        again = http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 3})
+        assert again.status_code == 200
+        assert server.stop() == 0
+
+
+def _fails_clearly(*args: str, env: dict[str, str] | None = None) -> str:
+    """Runs a server that cannot start; returns its one error line."""
+    server = spawn(*args, env=env)
+    code = server.process.wait(FAILURE_BOUND)
+    server.close()
+    text = "".join(server.lines)
+    assert code == 1, text
+    assert "Traceback" not in text
+    errors = [line for line in server.lines if "error" in line]
+    assert len(errors) == 1, text
+    return errors[0]
+
+
+def test_bad_setting() -> None:
+    assert "max_queue" in _fails_clearly("--max-queue", "none")
+
+
+def test_taken_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert str(port) in _fails_clearly("--port", str(port))
+
+
+def test_truncated_gguf(smollm2: ModelFiles, tmp_path: Path) -> None:
+    (weights,) = smollm2.weights
+    cut = tmp_path / "cut.gguf"
+    with weights.open("rb") as source, cut.open("wb") as target:
+        target.write(source.read(weights.stat().st_size // 2))
+    line = _fails_clearly("--model", str(cut), env={"TUILI_HOME": str(tmp_path / "home")})
+    assert "cut.gguf" in line
+
+
+def test_missing_tensor(tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_llama, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.1.mlp.down_proj.weight" in _fails_clearly("--model", str(broken))
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    assert "no-such-model" in _fails_clearly("--model", "no-such-model", env={"TUILI_HOME": str(tmp_path)})

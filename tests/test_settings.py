@@ -1,0 +1,116 @@
+"""Settings: who wins, what is refused, what the message says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from app import settings
+from app.cli import main
+from app.settings import Settings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TUILI_CONFIG", *(f"TUILI_{field.upper()}" for field in Settings.model_fields)):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tuili.yaml"
+    file.write_text("port: 1\nmax_n: 2\nmax_stop: 3\n")
+    monkeypatch.setenv("TUILI_PORT", "11")
+    monkeypatch.setenv("TUILI_MAX_N", "12")
+    loaded, sources = settings.load({"port": "21"}, file)
+    assert (loaded.port, loaded.max_n, loaded.max_stop, loaded.host) == (21, 12, 3, "127.0.0.1")
+    assert sources["port"] == "flag --port"
+    assert sources["max_n"] == "environment TUILI_MAX_N"
+    assert sources["max_stop"] == f"file {file}"
+    assert sources["host"] == "default"
+
+
+def test_config_file_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tuili.yaml"
+    file.write_text("max_num_seqs: 8\n")
+    monkeypatch.setenv("TUILI_CONFIG", str(file))
+    assert settings.load({})[0].max_num_seqs == 8
+
+
+def test_values_have_units_and_lists() -> None:
+    loaded, _ = settings.load({"kv_cache_memory": "2GiB", "served_model_name": ("a", "b")})
+    assert loaded.kv_cache_memory == 2 << 30
+    assert loaded.served_model_name == ("a", "b")
+
+
+def test_names_split_on_commas_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUILI_SERVED_MODEL_NAME", "a, b")
+    assert settings.load({})[0].served_model_name == ("a", "b")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        settings.load({})[0].port = 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"port": "99999"}, "port = '99999' (flag --port)"),
+        ({"dtype": "int3"}, "dtype = 'int3' (flag --dtype)"),
+        ({"pipeline_depth": "3"}, "pipeline_depth"),
+        ({"kv_cache_memory": "0"}, "kv_cache_memory"),
+        ({"max_num_seqs": "4096"}, "max_num_batched_tokens"),
+        ({"drain_timeout": "inf"}, "drain_timeout"),
+    ],
+)
+def test_bad_values_are_one_line_that_names_the_source(flags: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load(flags)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("nonsense: 1\n", "nonsense"), ("- a\n", "mapping"), ("a: [", "line 1"), ("port: x\n", "port")]
+)
+def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "tuili.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        settings.load({}, file)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        settings.load({}, tmp_path / "none.yaml")
+
+
+def test_config_verb_prints_value_and_source() -> None:
+    done = CliRunner().invoke(main, ["config", "--port", "8123"], env={"TUILI_MAX_N": "3"})
+    assert done.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in done.output.splitlines())
+    assert lines["port"] == "8123  (flag --port)"
+    assert lines["max_n"] == "3  (environment TUILI_MAX_N)"
+
+
+def test_misspelt_environment_is_named() -> None:
+    done = CliRunner().invoke(main, ["config"], env={"TUILI_PROT": "1"})
+    assert done.exit_code == 0
+    assert "TUILI_PROT" in done.output
+
+
+def test_every_setting_is_an_option_with_help() -> None:
+    text = CliRunner().invoke(main, ["serve", "--help"]).output
+    for name, field in Settings.model_fields.items():
+        assert settings.flag_name(name) in text
+        assert field.description
+
+
+def test_bad_setting_exits_1() -> None:
+    done = CliRunner().invoke(main, ["serve", "--port", "x"])
+    assert done.exit_code == 1
+    assert "tuili: error: bad setting port" in done.output
