@@ -30,7 +30,7 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tuili serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -5,12 +5,16 @@ Every test that claims a mechanism also shows that it fired.
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from app.engine.core import EngineCore
+from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
 from app.types import SamplingParams
 from tests.integration.engines import make_engine, request, run
+from tests.integration.prompts import PROMPTS
+from tests.integration.server import Server
 
 Tokens = dict[str, list[int]]
 PREFILL_ONLY = SamplingParams(temperature=0.0, max_tokens=1)
@@ -117,3 +121,10 @@ def test_a_short_request_that_joins_ends_before_the_long_one(engine: EngineCore,
     while engine.has_work:
         finished += [output.request_id for output in engine.step() if output.finish_reason is not None]
     assert finished == ["short", "long"]
+
+
+def test_served_over_http(server: Server, tokenizer: Tokenizer, reference_tokens: Tokens) -> None:
+    body = {"prompt": PROMPTS["story"], "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
+    assert answer["choices"][0]["text"] == tokenizer.decode(reference_tokens["story"])
+    assert answer["usage"]["completion_tokens"] == 64

@@ -56,13 +56,14 @@ async def supervised(
         on_give_up=given_up.append,
         policy=policy,
     )
+    before = set(psutil.Process().children())
     supervisor.start()
     try:
         yield Supervised(supervisor, rig, given_up)
     finally:
         await supervisor.stop()
         assert supervisor.pid is None
-        assert not psutil.Process().children()
+        assert set(psutil.Process().children()) == before
 
 
 async def test_an_engine_process_answers() -> None:
