@@ -18,12 +18,14 @@ help:
 # A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
 $(VENV)/.serve: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tuili needs Python 3.11 or newer; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@echo "installing tuili into $(VENV) (a minute or so, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@echo "installing what tests and linters need into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	@touch $@
 
 serve: $(VENV)/.serve
