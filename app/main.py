@@ -137,6 +137,7 @@ def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
         enable_prefix_caching=settings.enable_prefix_caching,
         pipeline_depth=settings.pipeline_depth,
         threads=settings.threads,
+        integrity_checks=settings.integrity_checks,
         seed=settings.seed,
         eos_token_ids=files.eos_token_ids,
     )

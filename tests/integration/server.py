@@ -73,7 +73,7 @@ class Server:
 def spawn(*args: str, env: dict[str, str] | None = None) -> Server:
     """Starts ``tuili serve --port 0 ARGS`` without waiting for anything."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--log-format", "json", *args],
+        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--log-format", "json", "--integrity-checks", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
