@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from app.engine.admission import Limits, check
 from app.engine.block_manager import BlockManager
+from app.engine.deadlines import Deadlines
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
 from app.engine.step import PlannedRow, Step
@@ -90,9 +90,11 @@ class EngineCore:
         )
         self._scheduler = Scheduler(config, self._blocks)
         self._handles: dict[int, Any] = {}
+        # A token that the logits cannot have ends nothing, and has no place in a mask over them.
+        self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < runner.vocab_size]
         self._requests: dict[str, Request] = {}
         self._num_received = 0
-        self._deadlines: list[tuple[float, str]] = []
+        self._deadlines = Deadlines()
         self._outputs: dict[int, list[EngineOutput]] = {}
         self._num_steps = 0
         self._num_failures = 0
@@ -115,11 +117,11 @@ class EngineCore:
         if error is not None:
             self.reject(source.request_id, source.client_index, error)
             return
-        request = Request(source, self._num_received, self._config.eos_token_ids)
+        request = Request(source, self._num_received, self._eos_token_ids)
         self._num_received += 1
         self._requests[request.request_id] = request
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+            self._deadlines.watch(request.request_id, request.deadline)
         self._scheduler.add(request)
 
     def reject(self, request_id: str, client_index: int, error: EngineError) -> None:
@@ -134,11 +136,9 @@ class EngineCore:
                 self._finish(request, FinishReason.ABORT)
 
     def _expire(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, request_id = heapq.heappop(self._deadlines)
-            request = self._requests.get(request_id)
-            if request is not None and request.deadline == deadline:
-                self._fail_request(request, "deadline_exceeded", "the deadline passed before the request was done")
+        for request_id in self._deadlines.pop_expired(now):
+            request = self._requests[request_id]
+            self._fail_request(request, "deadline_exceeded", "the deadline passed before the request was done")
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -283,6 +283,7 @@ class EngineCore:
     def _remove(self, request: Request) -> None:
         self._scheduler.remove(request)
         del self._requests[request.request_id]
+        self._deadlines.forget(request.request_id)
         request.finished = self._clock()
 
     # -- state --------------------------------------------------------------------------------------------------

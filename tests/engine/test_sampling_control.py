@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from app.types import FinishReason, ScheduledRow, SchedulerOutput
 from tests.engine.harness import Harness
-from tests.fakes import FakeRunner, expected_tokens, fake_request, hash_token
+from tests.fakes import VOCAB_SIZE, FakeRunner, expected_tokens, fake_request, hash_token
 
 PROMPT = list(range(20))
 TEXT = expected_tokens(PROMPT, 40)
@@ -37,6 +37,14 @@ def test_ignore_eos_leaves_the_requests_own_stop_tokens(depth: int) -> None:
     engine.run()
     assert engine.tokens["a"] == TEXT[:10]
     assert engine.runner.steps[0].slots[0].stop_token_ids == [TEXT[9]]
+
+
+def test_eos_tokens_that_the_logits_do_not_have_are_not_masked() -> None:
+    engine = Harness(eos_token_ids=(TEXT[6], VOCAB_SIZE, -1))
+    engine.add(fake_request("a", PROMPT, 40, min_tokens=3))
+    engine.run()
+    assert engine.tokens["a"] == TEXT[:7]
+    assert engine.runner.steps[0].slots[0].stop_token_ids == [TEXT[6]]
 
 
 def test_min_tokens_is_left_to_the_slots_mask(depth: int) -> None:
