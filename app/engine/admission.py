@@ -10,6 +10,9 @@ from app.types import EngineError, EngineRequest, SamplingParams
 MAX_LOGPROBS = 1024
 """Alternatives a token; bounds the size of an answer whatever the API process lets through."""
 
+LARGEST = 1e30
+"""Magnitude of temperature, biases and penalties: fp32 logits stay finite under them and a million times them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -63,17 +66,15 @@ def _check_tokens(request: EngineRequest, limits: Limits) -> None:
 
 
 def _check_sampling(params: SamplingParams, limits: Limits) -> None:
-    _require(math.isfinite(params.temperature) and params.temperature >= 0, "temperature must be finite and >= 0")
+    _require(0 <= params.temperature <= LARGEST, f"temperature must be in [0, {LARGEST:g}]")
     _require(0 < params.top_p <= 1, "top_p must be in (0, 1]")
     _require(params.top_k >= 0, "top_k must be >= 0")
     _require(0 <= params.min_p <= 1, "min_p must be in [0, 1]")
-    _require(
-        math.isfinite(params.repetition_penalty) and params.repetition_penalty > 0,
-        "repetition_penalty must be finite and > 0",
-    )
-    _require(math.isfinite(params.presence_penalty), "presence_penalty must be finite")
-    _require(math.isfinite(params.frequency_penalty), "frequency_penalty must be finite")
-    _require(all(math.isfinite(bias) for bias in params.logit_bias.values()), "logit_bias values must be finite")
+    _require(1e-4 <= params.repetition_penalty <= 1e4, "repetition_penalty must be in [0.0001, 10000]")
+    _require(abs(params.presence_penalty) <= LARGEST, f"presence_penalty must be in [-{LARGEST:g}, {LARGEST:g}]")
+    _require(abs(params.frequency_penalty) <= LARGEST, f"frequency_penalty must be in [-{LARGEST:g}, {LARGEST:g}]")
+    biases = params.logit_bias.values()
+    _require(all(abs(bias) <= LARGEST for bias in biases), f"logit_bias values must be in [-{LARGEST:g}, {LARGEST:g}]")
     _require(params.max_tokens >= 1, "max_tokens must be >= 1")
     _require(0 <= params.min_tokens <= params.max_tokens, "min_tokens must be in [0, max_tokens]")
     most = min(MAX_LOGPROBS, limits.vocab_size)
@@ -83,6 +84,6 @@ def _check_sampling(params: SamplingParams, limits: Limits) -> None:
 
 def _check_schedule(request: EngineRequest) -> None:
     _require(-(1 << 63) <= request.seed < 1 << 64, "seed must fit in 64 bits")
-    _require(request.sample_index >= 0, "sample_index must be >= 0")
+    _require(0 <= request.sample_index < 1 << 32, "sample_index must fit in 32 bits")
     _require(math.isfinite(request.arrival_time), "arrival_time must be finite")
     _require(request.deadline is None or math.isfinite(request.deadline), "deadline must be finite")

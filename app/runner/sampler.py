@@ -149,6 +149,7 @@ class Sampler:
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """[S]: the token that each slot sampled last."""
         self._device = device
+        self._vocab_size = vocab_size
         self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
         self._ints = np.zeros((len(_Int), num_slots), dtype=np.int64)
         shape = (num_slots, vocab_size)
@@ -173,7 +174,7 @@ class Sampler:
         floats[_Float.FREQUENCY] = params.frequency_penalty
         ints[_Int.SEED] = np.uint64(init.seed & _UNSIGNED_64).astype(np.int64)
         ints[_Int.SAMPLE_INDEX] = init.sample_index
-        ints[_Int.TOP_K] = params.top_k
+        ints[_Int.TOP_K] = min(params.top_k, self._vocab_size)
         ints[_Int.MIN_LEN] = init.prompt_len + params.min_tokens if init.stop_token_ids else 0
         ints[_Int.BIASED] = bool(params.logit_bias)
         ints[_Int.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
@@ -187,7 +188,7 @@ class Sampler:
         if params.min_tokens and init.stop_token_ids:
             self._stop_mask.require()[slot, self._ids(init.stop_token_ids)] = True
         if params.logit_bias:
-            values = torch.tensor(list(params.logit_bias.values()), device=self._device)
+            values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
             self._logit_bias.require()[slot, self._ids(list(params.logit_bias))] = values
         if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
             self._prompt_mask.require()[slot, self._ids(init.prompt_token_ids)] = True

@@ -19,17 +19,21 @@ BAD: dict[str, dict[str, Any]] = {
     "stop token outside vocabulary": {"stop_token_ids": (VOCAB_SIZE,)},
     "bias on token outside vocabulary": {"logit_bias": {VOCAB_SIZE: 1.0}},
     "bias not finite": {"logit_bias": {1: math.inf}},
+    "bias beyond fp32": {"logit_bias": {1: 1e39}},
     "no tokens": {"max_tokens": 0},
     "min_tokens above max_tokens": {"min_tokens": 9},
     "negative min_tokens": {"min_tokens": -1},
     "temperature nan": {"temperature": math.nan},
     "temperature negative": {"temperature": -0.1},
     "temperature infinite": {"temperature": math.inf},
+    "temperature beyond fp32": {"temperature": 1e39},
     "top_p zero": {"top_p": 0.0},
     "top_p nan": {"top_p": math.nan},
     "top_k negative": {"top_k": -1},
     "min_p above one": {"min_p": 1.5},
     "repetition_penalty zero": {"repetition_penalty": 0.0},
+    "repetition_penalty that is zero in fp32": {"repetition_penalty": 1e-60},
+    "presence_penalty beyond fp32": {"presence_penalty": -1e39},
     "presence_penalty nan": {"presence_penalty": math.nan},
     "frequency_penalty infinite": {"frequency_penalty": -math.inf},
     "logprobs negative": {"logprobs": -1},
@@ -53,6 +57,14 @@ def test_an_invalid_request_is_answered_and_its_neighbour_is_not_disturbed(field
 def test_seeds_have_64_bits(seed: int) -> None:
     engine = Harness()
     engine.add(msgspec.structs.replace(fake_request("a", [1]), seed=seed))
+    engine.run()
+    assert engine.errors() == {"a": "invalid_request"}
+
+
+@pytest.mark.parametrize("sample_index", [-1, 1 << 32])
+def test_sample_indices_have_32_bits(sample_index: int) -> None:
+    engine = Harness()
+    engine.add(msgspec.structs.replace(fake_request("a", [1]), sample_index=sample_index))
     engine.run()
     assert engine.errors() == {"a": "invalid_request"}
 

@@ -102,6 +102,7 @@ PARAMS = [
     SamplingParams(temperature=0.0, presence_penalty=1.1, frequency_penalty=0.7),
     SamplingParams(temperature=0.5, frequency_penalty=-0.3, logit_bias={3: 4.0, 50: -100.0}),
     SamplingParams(temperature=0.8, min_tokens=6, logit_bias={7: 5.0}),
+    SamplingParams(top_k=2**64 - 1, logit_bias={3: 2}),
 ]
 
 
