@@ -48,6 +48,7 @@ class SocketPort:
 
     def __init__(self, channel: FrameChannel) -> None:
         self._channel = channel
+        self._early: list[bytes] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
 
@@ -56,12 +57,19 @@ class SocketPort:
         return self._channel.pending_bytes > OUTBOX_BYTES
 
     def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
-        return [_decode(payload) for payload in self.poll_payloads(timeout)]
+        return [_decode(payload) for payload in self._poll_payloads(timeout)]
 
-    def poll_payloads(self, timeout: float | None) -> list[bytes]:
-        """:meth:`poll` before decoding."""
+    def first_payload(self) -> bytes:
+        """Waits for the first frame, which is not one of :meth:`poll`'s kinds; what came with it is polled later."""
+        while not (payloads := self._poll_payloads(None)):
+            pass
+        first, *self._early = payloads
+        return first
+
+    def _poll_payloads(self, timeout: float | None) -> list[bytes]:
         self._channel.flush()
-        payloads = self._channel.receive()
+        payloads, self._early = self._early, []
+        payloads += self._channel.receive()
         if payloads or timeout == 0:
             return payloads
         self._wait(timeout)
@@ -147,11 +155,8 @@ def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStam
 
 
 def _read_config(port: SocketPort) -> EngineConfig | None:
-    payloads: list[bytes] = []
-    while not payloads:
-        payloads = port.poll_payloads(None)
     try:
-        return decode_engine_config(payloads[0])
+        return decode_engine_config(port.first_payload())
     except msgspec.DecodeError as error:
         port.send(EngineFatal(f"engine configuration not understood: {error}"))
         return None

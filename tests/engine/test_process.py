@@ -40,7 +40,7 @@ from app.types import (
     StepOutputs,
 )
 from tests.engine.harness import wait_until
-from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request
+from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, make_fake_runner
 
 SECONDS = 20
 
@@ -143,6 +143,22 @@ def test_requests_are_served_and_shutdown_ends_with_zero(depth: int) -> None:
         assert engine.join() == 0
         with pytest.raises(ChannelClosedError):
             engine.client.read_to_the_end()
+
+
+def test_frames_that_come_along_with_the_configuration_are_not_lost() -> None:
+    near, far = socket.socketpair()
+    frames = [fake_config(), fake_request("a", [1, 2], 1)]
+    near.sendall(b"".join(frame_bytes(encode(frame)) for frame in frames))
+    thread = threading.Thread(target=run_engine, args=(far, make_fake_runner), daemon=True)
+    thread.start()
+    with near:
+        client = Client(near)
+        client.ready()
+        answer = client.receive()
+        assert isinstance(answer, StepOutputs)
+        assert answer.outputs[0].new_token_ids == expected_tokens([1, 2], 1)
+    thread.join(SECONDS)
+    assert not thread.is_alive()
 
 
 def test_one_frame_a_client_and_step() -> None:
