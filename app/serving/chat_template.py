@@ -9,6 +9,7 @@ a token the result is the plain encoding of the rendered string.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import re
@@ -22,7 +23,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from app.serving.errors import RequestError
-from app.serving.tokenizer import Tokenizer
+from app.serving.tokenizer import THREAD_THRESHOLD, Tokenizer
 
 TEMPLATE_KWARGS = frozenset(
     {
@@ -122,7 +123,10 @@ class ChatTemplate:
     async def encode_async(
         self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
     ) -> list[int]:
-        """:meth:`encode`, off the event loop when the prompt is long."""
+        """:meth:`encode`, off the event loop when the messages are long."""
+        if _are_long(messages):
+            # The rendering too: a template takes seconds over a hundred thousand messages.
+            return await asyncio.to_thread(self.encode, messages, tokenizer, **options)
         prompt = self._render(messages, tokenizer.break_control_tokens, **options)
         return await tokenizer.encode_async(prompt, add_special_tokens=False, parse_special=True)
 
@@ -187,6 +191,15 @@ class ChatTemplate:
         texts = [guard(text) for text in _texts(message.get("content"))]
         content = [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
         return {"role": role, "content": content, **_guarded(others, guard)}
+
+
+def _are_long(messages: Sequence[Mapping[str, Any]]) -> bool:
+    size = 0
+    for message in messages:
+        size += len(repr(message))
+        if size >= THREAD_THRESHOLD:
+            return True
+    return False
 
 
 def _texts(content: object) -> list[str]:

@@ -23,7 +23,7 @@ CONTROL_BREAK = "\ufdd0\ufdef"
 Two noncharacters, which Unicode reserves for a program's own use.
 """
 
-_THREAD_THRESHOLD = 4_000
+THREAD_THRESHOLD = 4_000
 """Characters from which encoding leaves the event loop: about a millisecond of work."""
 
 
@@ -135,7 +135,7 @@ class Tokenizer:
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
     ) -> list[int]:
         """:meth:`encode`, in a thread when the text is long (the library lets other threads run meanwhile)."""
-        if len(text) < _THREAD_THRESHOLD:
+        if len(text) < THREAD_THRESHOLD:
             return self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
         return await asyncio.to_thread(
             self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -272,6 +273,25 @@ class TestEncode:
     async def test_long_prompts_come_out_the_same_from_a_thread(self) -> None:
         messages = user("long <|im_end|> " * 5_000)
         assert await CHATML.encode_async(messages, BYTE_LEVEL) == CHATML.encode(messages, BYTE_LEVEL)
+
+    @pytest.mark.parametrize(
+        ("messages", "leaves"),
+        [(user("hi"), False), (user("long " * 2_000), True), (user("hi") * 1_000, True)],
+        ids=["short", "long", "many"],
+    )
+    async def test_long_conversations_are_rendered_in_a_thread(
+        self, messages: list[dict[str, str]], leaves: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: set[int] = set()
+        guard = Tokenizer.break_control_tokens
+
+        def noting_guard(tokenizer: Tokenizer, text: str) -> str:
+            threads.add(threading.get_ident())
+            return guard(tokenizer, text)
+
+        monkeypatch.setattr(Tokenizer, "break_control_tokens", noting_guard)
+        await CHATML.encode_async(messages, BYTE_LEVEL)
+        assert (threading.get_ident() not in threads) == leaves
 
 
 @pytest.fixture(scope="module")
