@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -11,12 +13,23 @@ from app.api.schemas.health import Health
 from app.api.service import Service
 from app.serving.engine_client import EngineState
 
+Probe = Callable[[], Awaitable[Response]]
+
 
 def router(service: Service) -> APIRouter:
     """The routes, over one service."""
     routes = APIRouter(tags=["Probes"], responses=probe_answers(Health))
 
-    @routes.get("/livez", summary="Liveness")
+    def probe(path: str, summary: str) -> Callable[[Probe], Probe]:
+        def add(endpoint: Probe) -> Probe:
+            routes.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+            # `wget --spider` and some balancers ask with HEAD.
+            routes.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+            return endpoint
+
+        return add
+
+    @probe("/livez", "Liveness")
     async def livez() -> Response:
         """Fails when only a restart helps: no engine any more, or one that has work and makes no step."""
         if service.client.state is EngineState.DEAD:
@@ -26,7 +39,7 @@ def router(service: Service) -> APIRouter:
             return _health(service, f"the engine has made no step for {age:.0f} s")
         return _health(service, None)
 
-    @routes.get("/startupz", summary="Start-up")
+    @probe("/startupz", "Start-up")
     async def startupz() -> Response:
         """Fails until the model has been loaded once."""
         if service.client.ready is not None:
@@ -34,9 +47,9 @@ def router(service: Service) -> APIRouter:
         _, reason = service.client.readiness()
         return _health(service, reason)
 
-    @routes.get("/readyz", summary="Readiness")
-    @routes.get("/health", summary="Readiness (alias)")
-    @routes.get("/ping", summary="Readiness (alias)")
+    @probe("/readyz", "Readiness")
+    @probe("/health", "Readiness (alias)")
+    @probe("/ping", "Readiness (alias)")
     async def readyz() -> Response:
         """Fails while the model loads, while the server drains and without an engine. A full queue does not count."""
         if service.draining:

@@ -18,7 +18,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -28,6 +28,8 @@ from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
 
 ENGINE_STATES = ("loading", "ready", "draining", "dead")
 M = TypeVar("M", bound=MetricWrapperBase)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The version that every scraper reads. The library's own constant says 1.0.0, which older parsers refuse."""
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _TOKEN_SECONDS = (
@@ -234,8 +236,11 @@ class Metrics:
 
     def observe_tokens(self, *, generated: int, delivered: int) -> None:
         """Counts tokens as they come, so that the rate of a long stream shows while it runs."""
-        self._generated.inc(generated)
-        self._delivered.inc(delivered)
+        # Called twice a token: an increment takes a lock.
+        if generated:
+            self._generated.inc(generated)
+        if delivered:
+            self._delivered.inc(delivered)
 
     def observe_request(
         self,
@@ -266,7 +271,7 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The page that Prometheus scrapes and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE
 
 
 def _observe_span(histogram: Histogram, start: float | None, end: float | None) -> None:

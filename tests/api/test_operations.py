@@ -49,6 +49,16 @@ async def test_probes_through_a_life() -> None:
         assert refused.headers["retry-after"]
 
 
+@pytest.mark.parametrize("path", PROBES)
+async def test_probes_answer_head(path: str) -> None:
+    async with start_server_without_engine() as server:
+        server.service.draining = True
+        got, headed = await server.http.get(path), await server.http.head(path)
+        assert headed.status_code == got.status_code
+        assert headed.content == b""
+        assert headed.headers["content-length"] == got.headers["content-length"]
+
+
 async def test_liveness_fails_only_without_progress(server: Server) -> None:
     server.service.progress_age = lambda: server.service.settings.stall_timeout - 1
     assert (await server.http.get("/livez")).status_code == 200
@@ -64,7 +74,7 @@ async def test_metrics(server: Server) -> None:
     await server.http.get("/no/such/route")
     await server.http.get(f"/v1/models/{MODEL}")
     page = await server.http.get("/metrics")
-    assert page.headers["content-type"].startswith("text/plain")
+    assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     series = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"):
         assert f'vllm:{name}{{model_name="{MODEL}"}}' in series
