@@ -9,8 +9,8 @@ from typing import Annotated
 
 import msgspec
 
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
-_PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
+_PositiveInt = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 
 
 class LinearScaling(msgspec.Struct, frozen=True):

@@ -13,9 +13,11 @@ import msgspec
 
 from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
-Positive = Annotated[int, msgspec.Meta(gt=0)]
+Positive = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+"""Configs come from strangers: beyond this nothing could be served, and products of sizes would overflow in torch."""
 
 _DEFAULT_ROPE_THETA = 10_000.0
+_MAX_ROPE_THETA = 1e30
 _T = TypeVar("_T")
 _MOE_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")
 
@@ -127,12 +129,12 @@ class _HfConfig(msgspec.Struct, kw_only=True):
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Annotated[int, msgspec.Meta(gt=0, le=1 << 12)]
     num_attention_heads: Positive
     num_key_value_heads: Positive | None = None
     head_dim: Positive | None = None
     max_position_embeddings: Positive
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 1e-6
     hidden_act: str = "silu"
     tie_word_embeddings: bool | None = False
     attention_bias: bool | None = False
@@ -145,12 +147,12 @@ class _HfConfig(msgspec.Struct, kw_only=True):
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, _Traits]:
     names = config.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"architectures = {names!r} names no model class")
     for name in names:
         if name in _ARCHITECTURES:
             return name, _ARCHITECTURES[name]
-    raise unsupported_architecture(str(names[0]))
+    raise unsupported_architecture(names[0])
 
 
 def unsupported_architecture(name: str) -> ConfigError:
@@ -233,8 +235,8 @@ def _rope(config: Mapping[str, Any], max_position_embeddings: int) -> tuple[floa
     if partial not in (None, 1.0):
         raise ConfigError(f"partial_rotary_factor = {partial!r} is not supported")
     theta = rope.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
-    if not isinstance(theta, int | float) or theta <= 0:
-        raise ConfigError(f"rope_theta = {theta!r} is not a positive number")
+    if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= _MAX_ROPE_THETA:
+        raise ConfigError(f"rope_theta = {theta!r} is not a positive number, at most {_MAX_ROPE_THETA:g}")
     return float(theta), _rope_scaling(rope, field, config, max_position_embeddings)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
+_MAX_VOCAB = 1 << 24
+"""Ids index a table: one absurd id in a stranger's file must not fill the memory."""
+
 _Step = Callable[[str], "str | bytes"]
 """One decoder step for one token; bytes end the chain."""
 
@@ -41,10 +44,13 @@ def build_token_bytes(
         added: contents of added tokens by id.
 
     Raises:
-        TokenizerError: the decoder is none of byte-level BPE and SentencePiece with byte fallback.
+        TokenizerError: the decoder is none of byte-level BPE and SentencePiece with byte fallback, or an id is absurd.
     """
     steps, leading_spaces, byte_level = _decoder_steps(decoder)
-    table = [b""] * (max([*vocab.values(), *added], default=-1) + 1)
+    size = max([*vocab.values(), *added], default=-1) + 1
+    if size > _MAX_VOCAB:
+        raise TokenizerError(f"tokenizer.json: token id {size - 1} is beyond the {_MAX_VOCAB} that are supported")
+    table = [b""] * size
     for token, token_id in vocab.items():
         table[token_id] = _apply(steps, token)
     for token_id, content in added.items():

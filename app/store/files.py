@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from app.models.checkpoint import WeightError, read_safetensors_header
 from app.models.config import ConfigError, ModelConfig
@@ -16,6 +19,8 @@ from app.store.special_tokens import eos_token_ids, token_text
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _NAMES_SHOWN = 5
+_MAX_BYTES = 256 << 20
+"""Of a file that is read whole; the largest tokenizers take some 40 MB."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ def read_model(
         StoreError: a file is missing, unreadable or of a shape that cannot be served.
     """
     config = read_config(directory)
-    generation = _read_if_there(directory / "generation_config.json")
+    generation = _read_generation_config(directory / "generation_config.json")
     tokenizer = _read_if_there(directory / "special_tokens_map.json") | _read_if_there(
         directory / "tokenizer_config.json"
     )
     tokenizer_file = tokenizer_file or directory / "tokenizer.json"
+    if tokenizer_file.exists():
+        _check_size(tokenizer_file)
     return ModelFiles(
         name=name,
         directory=directory,
@@ -85,7 +92,7 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
         return (single,)
     if (directory / INDEX).is_file():
         return _shards(directory)
-    found = sorted(directory.glob("*.safetensors"))
+    found = sorted(file for file in directory.glob("*.safetensors") if file.is_file())
     if len(found) > 1:
         raise StoreError(f"{directory}: {len(found)} .safetensors files but no {INDEX}")
     if not found:
@@ -116,11 +123,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         StoreError: missing, unreadable, or something else than an object.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file") from None
-    except OSError as e:
-        raise StoreError(f"{path}: {e.strerror or e}") from None
+        value = json.loads(_read(path))
     except (ValueError, RecursionError) as e:
         raise StoreError(f"{path}: not valid JSON: {e}") from None
     if not isinstance(value, dict):
@@ -128,8 +131,49 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read(path: Path) -> bytes:
+    _check_size(path)
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise StoreError(f"{path}: {e.strerror or e}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Keeps what a model directory links to (a device, a pipe) from being read for ever."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file") from None
+    except OSError as e:
+        raise StoreError(f"{path}: {e.strerror or e}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path}: not a regular file")
+    if status.st_size > _MAX_BYTES:
+        raise StoreError(f"{path}: {status.st_size} bytes, at most {_MAX_BYTES} are read")
+
+
 def _read_if_there(path: Path) -> dict[str, Any]:
     return _read_json(path) if path.exists() else {}
+
+
+class _SamplingDefaults(msgspec.Struct):
+    """Fields of a generation config that every request starts from."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+
+
+def _read_generation_config(path: Path) -> dict[str, Any]:
+    generation = _read_if_there(path)
+    try:
+        msgspec.convert(generation, _SamplingDefaults)
+    except msgspec.ValidationError as e:
+        raise StoreError(f"{path}: {e}") from None
+    return generation
 
 
 def _shards(directory: Path) -> tuple[Path, ...]:
@@ -171,13 +215,13 @@ def _what_instead(directory: Path) -> str:
 
 def _chat_template(directory: Path, tokenizer: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
-    if file.is_file():
+    if file.exists():
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            return _read(file).decode()
+        except UnicodeDecodeError as e:
             raise StoreError(f"{file}: {e}") from None
     template = tokenizer.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        defaults = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = defaults[-1].get("template") if defaults else None
     return template if isinstance(template, str) else None

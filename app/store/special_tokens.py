@@ -42,7 +42,7 @@ def _ids(file: Path, value: object) -> Iterator[int]:
     for token_id in value if isinstance(value, list) else [value]:
         if token_id is None:
             continue
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
             raise StoreError(f"{file}: eos_token_id = {token_id!r} is no token id")
         yield token_id
 

@@ -215,6 +215,11 @@ class TestLoad:
         with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):
             Tokenizer.load(file)
 
+    def test_an_absurd_token_id_takes_no_memory(self, tmp_path: Path) -> None:
+        model = {"type": "BPE", "vocab": {"a": 0, "b": 2**32 - 1}, "merges": []}
+        with pytest.raises(TokenizerError, match="token id 4294967295 is beyond"):
+            Tokenizer.load(edited(tmp_path, model=model))
+
     @pytest.mark.parametrize(
         ("decoder", "message"),
         [(None, "no decoder"), ({"type": "WordPiece", "prefix": "##", "cleanup": True}, "'WordPiece'")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ def test_random_weights_need_no_file(tmp_path: Path, store: Store) -> None:
         ("config.json", '{"architectures": ["OtherModel"]}', r"config\.json: architectures = 'OtherModel'"),
         ("generation_config.json", '{"eos_token_id": "x"}', r"generation_config\.json: eos_token_id = 'x'"),
         ("generation_config.json", '{"eos_token_id": [true]}', "eos_token_id = True is no token id"),
+        ("generation_config.json", '{"eos_token_id": 1000000000000}', "eos_token_id = 1000000000000 is no token id"),
+        ("generation_config.json", '{"temperature": "hot"}', r"generation_config\.json: .* - at `\$\.temperature`"),
+        ("generation_config.json", '{"top_p": NaN}', r"generation_config\.json: .* - at `\$\.top_p`"),
         ("tokenizer_config.json", '{"eos_token": "<nowhere>"}', "EOS token '<nowhere>' is not in the vocabulary"),
         ("tokenizer.json", "{", r"tokenizer\.json: "),
     ],
@@ -143,6 +147,44 @@ def test_broken_json_is_one_line(tmp_path: Path, store: Store, file: str, conten
     with pytest.raises(StoreError, match=message) as caught:
         resolve(str(directory), store)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "huge"])
+def test_what_could_be_read_for_ever_is_not_read(tmp_path: Path, store: Store, name: str, kind: str) -> None:
+    file = write_directory(tmp_path / "m") / name
+    file.unlink(missing_ok=True)
+    match kind:
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "pipe":
+            os.mkfifo(file)
+        case _:
+            file.touch()
+            os.truncate(file, 1 << 40)
+    with pytest.raises(StoreError, match=rf"{name}: (not a regular file|1099511627776 bytes, at most)"):
+        resolve(str(file.parent), store)
+
+
+def test_a_huge_tokenizer_is_not_read(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    os.truncate(directory / "tokenizer.json", 1 << 40)
+    with pytest.raises(StoreError, match=r"tokenizer\.json: 1099511627776 bytes, at most"):
+        resolve(str(directory), store)
+
+
+def test_a_pipe_is_no_weight_file(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    (directory / "model.safetensors").unlink()
+    os.mkfifo(directory / "model.safetensors")
+    with pytest.raises(StoreError, match="no safetensors weights"):
+        resolve(str(directory), store)
+
+
+def test_a_directory_may_be_called_like_a_gguf_file(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m.gguf")
+    assert pull(str(directory), store, SILENT).weights == (directory / "model.safetensors",)
+    assert resolve(str(directory), store).weights == (directory / "model.safetensors",)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +228,7 @@ def test_special_tokens_map_fills_in_for_the_tokenizer_config(tmp_path: Path, st
         ("{{ a }}", "{{ a }}"),
         ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
         ([{"name": "tool_use", "template": "t"}], None),
+        ([{"name": ["default"], "template": "t"}, "default"], None),
         (None, None),
     ],
 )
