@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from app.models.checkpoint import WeightError
+from app.models.config import ConfigError, ModelConfig
 from app.models.gguf_header import GGUFHeader, read_gguf_header
 from app.store.errors import StoreError
 from app.store.files import ModelFiles, read_model
@@ -41,7 +42,12 @@ def write_derived(gguf: Path, directory: Path) -> None:
         header = read_gguf_header(gguf)
     except WeightError as e:
         raise StoreError(str(e)) from None
-    _write_json(directory / "config.json", config_json(header))
+    config = config_json(header)
+    try:
+        ModelConfig.from_dict(config)
+    except ConfigError as e:
+        raise StoreError(f"{gguf}: its metadata amount to a config.json that cannot be served: {e}") from None
+    _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", generation_config_json(header))
     _write_json(directory / "tokenizer_config.json", tokenizer_config_json(header))
     (directory / "tokenizer.json").write_text(_tokenizer_json(header), encoding="utf-8")

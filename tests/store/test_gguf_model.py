@@ -101,6 +101,16 @@ def test_tokenizer_that_cannot_be_built(tmp_path: Path, store: Store, extra: dic
     assert entries(store) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "message"), [("attention.head_count", r"num_attention_heads"), ("block_count", "num_hidden_layers")]
+)
+def test_sizes_that_cannot_be_served(tmp_path: Path, store: Store, key: str, message: str) -> None:
+    file = write_gguf(tmp_path / "m.gguf", extra={f"llama.{key}": 2**32 - 1, "llama.attention.key_length": 8})
+    with pytest.raises(StoreError, match=rf"m\.gguf: .*{message}"):
+        resolve(str(file), store)
+    assert entries(store) == []
+
+
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     directory = tmp_path_factory.mktemp("fuzz")
