@@ -72,7 +72,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def ignored_fields(body: BaseModel, *, strict: bool) -> list[str]:
-    """Names of the fields that the answer will not heed; nested ones as ``stream_options.x``.
+    """Names of the fields that the answer will not heed; nested ones as ``stream_options.x``, ``messages.content.x``.
 
     Args:
         strict: refuse fields that nobody knows.
@@ -80,16 +80,28 @@ def ignored_fields(body: BaseModel, *, strict: bool) -> list[str]:
     Raises:
         RequestError: 400, a field asks for what the server cannot do, or nobody knows it and ``strict``.
     """
-    extras = dict(body.model_extra or {})
-    if (nested := getattr(body, "stream_options", None)) is not None:
-        extras |= {f"stream_options.{name}": value for name, value in (nested.model_extra or {}).items()}
-    given = {name: value for name, value in extras.items() if value is not None}
+    given = {name: value for name, value in _extras(body).items() if value is not None}
     ignored = [name for name, value in given.items() if _is_ignored(name, value, given)]
     unknown = [name for name in ignored if name not in _HARMLESS and name not in _UNSUPPORTED]
     if strict and unknown:
         name = unknown[0][:_MAX_NAME]
         raise RequestError(f"{name} is not a known parameter.", code="unknown_parameter", param=name)
     return ignored
+
+
+def _extras(body: BaseModel) -> dict[str, Any]:
+    extras = dict(body.model_extra or {})
+    if (options := getattr(body, "stream_options", None)) is not None:
+        extras |= _prefixed("stream_options", options)
+    for message in getattr(body, "messages", ()):
+        # A message's own extras go to the chat template; those of a content part go nowhere.
+        for part in message.content if isinstance(message.content, list) else ():
+            extras |= _prefixed("messages.content", part)
+    return extras
+
+
+def _prefixed(prefix: str, nested: BaseModel) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in (nested.model_extra or {}).items()}
 
 
 def _is_ignored(name: str, value: Any, given: Mapping[str, Any]) -> bool:

@@ -22,6 +22,9 @@ async def test_unknown_and_harmless_fields_are_named_back(shared_server: Server)
     stream = {"stream": True, "stream_options": {"include_obfuscation": False, "what": 1}}
     answer = await shared_server.post(CHAT, {**BODY, **stream})
     assert answer.headers["x-ignored-params"] == "stream_options.include_obfuscation, stream_options.what"
+    part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    answer = await shared_server.post(CHAT, {**BODY, "messages": [{"role": "user", "content": [part]}]})
+    assert answer.headers["x-ignored-params"] == "messages.content.cache_control"
     assert "x-ignored-params" not in (await shared_server.post(CHAT, BODY)).headers
 
 
