@@ -34,7 +34,13 @@ from app.telemetry.metrics import Metrics
 from app.types import EngineConfig, LoadProgress
 from app.version import __version__
 
-ENGINE_COMMAND = (sys.executable, "-m", "app.worker")
+# The engine imports from where this process does. -m would look in the working directory first, and a user who starts
+# the server in a project of their own may well have a package named app there.
+_ENGINE_ENTRY = f"""import sys
+sys.path[:] = {sys.path!r}
+from app.worker import main
+sys.exit(main(*map(int, sys.argv[1:])))"""
+ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
 EXIT_OK, EXIT_FAILURE = 0, 1
 _PROGRESS_INTERVAL = 2.0
 _LAST_EVENTS = 5.0
@@ -106,9 +112,10 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(1024)
-    except OSError as e:
+    except (OSError, TypeError) as e:  # TypeError: a name that cannot be a host's
         sock.close()
-        raise StartError(f"cannot listen on {host}:{port}: {e.strerror or e}") from None
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
     sock.set_inheritable(False)
     return sock
 

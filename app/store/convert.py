@@ -37,7 +37,7 @@ def convert_tokenizer(source: Path, target: Path, progress: ProgressReporter) ->
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with progress.task(f"Converting the tokenizer of {source.name}"):
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, str(source), str(target)],
+            [sys.executable, "-P", "-c", _SCRIPT, str(source), str(target)],
             capture_output=True,
             text=True,
             errors="replace",

