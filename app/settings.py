@@ -24,8 +24,11 @@ from pydantic_settings import (
 from pydantic_settings.sources import NoDecode
 
 ENV_PREFIX = "TUILI_"
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Nothing is sensible beyond these bounds: a slip of the finger should be told, not allocated.
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+BatchSize = Annotated[int, Field(ge=1, le=1 << 18)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Bytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
 
 
 class SettingsError(Exception):
@@ -50,7 +53,7 @@ class Settings(BaseSettings):
         "auto", description="Weights and activations; auto is float32 on a CPU, bfloat16 on a GPU."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of dummy weights.")
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = Field(0, description="Seed of dummy weights.")
 
     # Server
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
@@ -65,24 +68,24 @@ class Settings(BaseSettings):
 
     # Limits of a request
     max_queue: Count = Field(256, description="Requests that may wait; more are answered 429.")
-    max_body_bytes: ByteSize = Field(ByteSize(16 << 20), description="Largest request body, e.g. 16MiB.")
+    max_body_bytes: Bytes = Field(ByteSize(16 << 20), description="Largest request body, e.g. 16MiB.")
     max_n: Count = Field(16, description="Most choices a prompt.")
     max_prompts: Count = Field(256, description="Most prompts a request.")
-    max_logprobs: Annotated[int, Field(ge=0)] = Field(20, description="Most alternatives a token.")
+    max_logprobs: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(20, description="Most alternatives a token.")
     max_stop: Count = Field(16, description="Most stop strings a request.")
-    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    request_timeout: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = Field(
         600.0, description="Seconds after which a request is given up."
     )
 
     # Engine
     max_model_len: Count | None = Field(None, description="Longest prompt + answer; the model's own when absent.")
-    max_num_seqs: Count = Field(64, description="Sequences that run at once.")
-    max_num_batched_tokens: Count = Field(1024, description="Tokens computed in one step.")
-    max_logit_rows: Count = Field(256, description="Rows of logits in one step.")
-    kv_cache_memory: ByteSize = Field(ByteSize(1 << 30), gt=0, description="Memory for the KV cache, e.g. 2GiB.")
+    max_num_seqs: BatchSize = Field(64, description="Sequences that run at once.")
+    max_num_batched_tokens: BatchSize = Field(1024, description="Tokens computed in one step.")
+    max_logit_rows: BatchSize = Field(256, description="Rows of logits in one step.")
+    kv_cache_memory: Bytes = Field(ByteSize(1 << 30), description="Memory for the KV cache, e.g. 2GiB.")
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
     pipeline_depth: Literal[1, 2] = Field(1, description="Steps under way at once.")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="Compute threads; 0: all cores.")
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 
     @field_validator("served_model_name", mode="before")
@@ -167,9 +170,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {path} does not exist")
     try:
         values = YamlConfigSettingsSource(Settings, yaml_file=path)()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
         raise SettingsError(f"settings file {path}: {' '.join(str(e).split())}") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):  # the last for keys that are no strings
         raise SettingsError(f"settings file {path}: not a mapping of settings to values") from None
     return values
 

@@ -63,6 +63,12 @@ def test_settings_are_frozen() -> None:
         ({"kv_cache_memory": "0"}, "kv_cache_memory"),
         ({"max_num_seqs": "4096"}, "max_num_batched_tokens"),
         ({"drain_timeout": "inf"}, "drain_timeout"),
+        ({"drain_timeout": "1e300"}, "drain_timeout"),
+        ({"kv_cache_memory": "9" * 30}, "kv_cache_memory"),
+        ({"max_model_len": "9" * 30}, "max_model_len"),
+        ({"max_num_batched_tokens": "1000000000"}, "max_num_batched_tokens"),
+        ({"seed": str(2**64)}, "seed"),
+        ({"threads": "1000000"}, "threads"),
     ],
 )
 def test_bad_values_are_one_line_that_names_the_source(flags: dict[str, str], said: str) -> None:
@@ -73,7 +79,15 @@ def test_bad_values_are_one_line_that_names_the_source(flags: dict[str, str], sa
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("nonsense: 1\n", "nonsense"), ("- a\n", "mapping"), ("a: [", "line 1"), ("port: x\n", "port")]
+    ("text", "said"),
+    [
+        ("nonsense: 1\n", "nonsense"),
+        ("1: 2\n", "mapping"),
+        ("- a\n", "mapping"),
+        ("a: [", "line 1"),
+        ("[" * 5000, "recursion"),
+        ("port: x\n", "port"),
+    ],
 )
 def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "tuili.yaml"
