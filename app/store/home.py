@@ -64,7 +64,15 @@ class Store:
     """Pulled models under one directory, which is made (mode 0700) when something is first written to it."""
 
     def __init__(self, home: Path | None = None) -> None:
-        self.home = (home or default_home()).expanduser().absolute()
+        """
+        Raises:
+            StoreError: no home is given and there is no home directory to put it in.
+        """
+        try:
+            self.home = (home or default_home()).expanduser().absolute()
+        except RuntimeError:  # no HOME, and no such user
+            where = "this user has no home directory" if home is None else f"{home}: no such user"
+            raise StoreError(f"{where}; set TUILI_HOME to a directory for models") from None
 
     def find(self, entry: str) -> tuple[Path, Manifest] | None:
         """An entry's directory and manifest, or None when it is absent or of an older format.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.store import SilentProgress, Store, StoreError
+from app.store import ModelNotFound, SilentProgress, Store, StoreError, resolve
 from app.store.home import Manifest, default_home, slug
 
 SILENT = SilentProgress()
@@ -39,6 +39,22 @@ def test_home_comes_from_the_environment_or_the_cache_directory(
     assert default_home() == tmp_path / ".cache" / "tuili"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert default_home() == tmp_path / "Library" / "Caches" / "tuili"
+
+
+def test_home_without_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="~no-such-user/x: no such user; set TUILI_HOME"):
+        Store(Path("~no-such-user/x"))
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TUILI_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(StoreError, match="this user has no home directory; set TUILI_HOME"):
+        Store()
+    with pytest.raises(ModelNotFound, match=f"tuili pull smollm2-135m --home {tmp_path}"):
+        resolve("smollm2-135m", Store(tmp_path))
 
 
 def test_home_is_private_and_made_only_when_written(store: Store) -> None:
