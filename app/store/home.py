@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RETIRED = "~"
 """After an entry's name, in which it cannot occur: the entry is being deleted."""
+_ROOMS = ("models", "building", "locks")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -182,14 +183,17 @@ class Store:
 
     def _make_home(self) -> None:
         try:
-            for directory in (self.home, *(self.home / room for room in ("models", "building", "locks"))):
+            for directory in (self.home, *(self.home / room for room in _ROOMS)):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError(f"cannot make the model directory {self.home}: {e.strerror}") from None
         self._check_home()
 
     def _check_home(self) -> None:
-        """Tightens a directory of ours to 0700; refuses one in which somebody else could plant models."""
+        """Tightens a directory of ours to 0700; refuses one in which somebody else could plant models.
+
+        One that holds other things too (a home directory, ``/tmp``) is not ours to close to others.
+        """
         try:
             status = self.home.stat()
         except OSError:
@@ -207,6 +211,10 @@ class Store:
         if stat.S_IMODE(mode) == 0o700:
             return
         try:
+            if any(path.name not in _ROOMS for path in self.home.iterdir()):
+                if mode & _OTHERS_WRITE:
+                    raise StoreError(f"{self.home}: other users may write to it; set TUILI_HOME to a directory below")
+                return
             self.home.chmod(0o700)
         except OSError as e:
             # A read-only mount is as good, unless others can write to it elsewhere.

@@ -71,6 +71,19 @@ def test_wider_mode_of_our_own_home_is_tightened(store: Store) -> None:
     assert stat.S_IMODE(store.home.stat().st_mode) == 0o700
 
 
+def test_directory_with_other_things_in_it_keeps_its_mode(store: Store) -> None:
+    store.home.mkdir(mode=0o755)
+    (store.home / "documents").mkdir()
+    store.create("m", build, SILENT)
+    assert store.find("m") is not None
+    assert stat.S_IMODE(store.home.stat().st_mode) == 0o755
+    assert stat.S_IMODE((store.home / "models").stat().st_mode) == 0o700
+    store.home.chmod(0o1777)
+    with pytest.raises(StoreError, match="set TUILI_HOME to a directory below"):
+        store.find("m")
+    assert stat.S_IMODE(store.home.stat().st_mode) == 0o1777
+
+
 @pytest.mark.parametrize(("owner", "mode", "trusted"), [(0, 0o755, True), (0, 0o775, False), (4242, 0o755, False)])
 def test_home_of_another_user(
     store: Store, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, trusted: bool
