@@ -151,7 +151,8 @@ class LLM:
                 if delta.text:
                     yield delta.text
         finally:
-            self._run(generation.aclose())
+            if not self._loop.is_closed():  # its end has ended the request too
+                self._run(generation.aclose())
 
     def close(self) -> None:
         """Ends the engine and frees what it holds. Closing again does nothing."""

@@ -145,6 +145,13 @@ def test_closing_twice_is_harmless(files: ModelFiles) -> None:
         llm.generate("abc", GREEDY)
 
 
+def test_a_stream_may_be_left_after_it_is_closed(files: ModelFiles) -> None:
+    with LLM(files, make_runner=make_runner) as llm:
+        stream = llm.stream("x", GREEDY)
+        assert next(stream)
+    stream.close()
+
+
 def test_importing_it_needs_no_torch() -> None:
     program = "import sys; from app import LLM; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
