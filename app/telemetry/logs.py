@@ -59,7 +59,9 @@ def bind_request_id(request_id: str) -> None:
 def _rendering(for_people: bool) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if for_people:
-        return [strip, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default formatter shows the local variables of every frame: prompts, among others.
+        plain = structlog.dev.plain_traceback
+        return [strip, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 

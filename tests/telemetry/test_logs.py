@@ -8,6 +8,8 @@ import sys
 from datetime import datetime
 from typing import Any
 
+import pytest
+
 PROGRAM = """
 import logging, sys
 import structlog
@@ -21,6 +23,7 @@ structlog.get_logger("tuili.test").debug("detail")
 logging.getLogger("uvicorn.error").warning("from %s", "uvicorn")
 logging.getLogger("uvicorn.access").info("GET /")
 try:
+    prompt = "a" + "secret"
     1 / 0
 except ZeroDivisionError:
     logging.getLogger("tuili.other").exception("it broke")
@@ -63,6 +66,13 @@ def test_the_level_is_obeyed() -> None:
 
 def test_auto_is_json_unless_on_a_terminal() -> None:
     assert len(parsed("info", "auto")) == 3
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_tracebacks_show_no_values(log_format: str) -> None:
+    text = "\n".join(run("info", log_format))
+    assert "ZeroDivisionError" in text
+    assert "asecret" not in text
 
 
 def test_lines_for_people_are_not_json() -> None:
