@@ -25,6 +25,8 @@ async def test_unknown_and_harmless_fields_are_named_back(shared_server: Server)
     part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
     answer = await shared_server.post(CHAT, {**BODY, "messages": [{"role": "user", "content": [part]}]})
     assert answer.headers["x-ignored-params"] == "messages.content.cache_control"
+    answer = await shared_server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1, "messages": [1]})
+    assert answer.headers["x-ignored-params"] == "messages"
     assert "x-ignored-params" not in (await shared_server.post(CHAT, BODY)).headers
 
 
