@@ -22,6 +22,7 @@ import click
 import uvicorn
 
 from app.api.app import create_app
+from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
 from app.serving.engine_client import EngineClient, EngineFailedError
 from app.serving.generation import Generator
@@ -43,6 +44,9 @@ sys.exit(main(*map(int, sys.argv[1:])))"""
 ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
 EXIT_OK, EXIT_FAILURE = 0, 1
 _PROGRESS_INTERVAL = 2.0
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than the clients and proxies that reuse it keep it (60 at most of
+them), or a request now and then meets its closing."""
 _LAST_EVENTS = 5.0
 """Seconds that streams cut by the drain's deadline get to send their error event."""
 
@@ -225,7 +229,7 @@ async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phase
         client, engine_config(settings, files), ENGINE_COMMAND, metrics=metrics, on_give_up=lambda _: gave_up.set()
     )
     service = Service(generator, client, metrics, client.progress_age, api_settings(settings))
-    server = _Server(_uvicorn_config(service, settings), service, supervisor, settings)
+    server = _Server(uvicorn_config(service, settings), service, supervisor, settings)
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()
     try:
@@ -266,9 +270,13 @@ async def _until_done(
         await serving
 
 
-def _uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
     return uvicorn.Config(
         create_app(service),
+        http=HttpProtocol,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE,
         log_config=None,
         access_log=False,
         log_level="warning",

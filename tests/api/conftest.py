@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 
 from app.api.app import create_app
+from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
 from app.serving.chat_template import ChatTemplate
 from tests.byte_tokenizer import CHATML_TEMPLATE
@@ -57,7 +58,7 @@ class Server:
 async def _listening(service: Service) -> AsyncIterator[str]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(service), log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(create_app(service), http=HttpProtocol, log_config=None, access_log=False, lifespan="off")
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
