@@ -172,8 +172,11 @@ def _from_file(path: Path) -> dict[str, Any]:
         values = YamlConfigSettingsSource(Settings, yaml_file=path)()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as e:
         raise SettingsError(f"settings file {path}: {' '.join(str(e).split())}") from None
-    except (TypeError, ValueError, AttributeError):  # the last for keys that are no strings
+    except (TypeError, ValueError, AttributeError):  # the last for keys that are no strings, in some versions
         raise SettingsError(f"settings file {path}: not a mapping of settings to values") from None
+    for key in values:
+        if not isinstance(key, str):
+            raise SettingsError(f"settings file {path}: not a mapping of settings to values")
     return values
 
 
