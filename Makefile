@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-HOST   ?= 127.0.0.1
-PORT   ?= 8000
-MODEL  ?= smollm2-135m
+# What is not given here is left to the settings, so that TUILI_PORT and its like count too. HOST is taken from make's
+# command line alone: some shells export one that means another thing.
+HOST   =
+PORT   ?=
+MODEL  ?=
 ARGS   ?=
 
-.PHONY: serve test lint format clean
+.PHONY: help serve test lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +31,7 @@ $(VENV)/.test: $(VENV)/.serve
 	@touch $@
 
 serve: $(VENV)/.serve
-	@exec $(BIN)/tuili serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
+	@exec $(BIN)/tuili serve $(if $(HOST),--host "$(HOST)") $(if $(PORT),--port "$(PORT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
