@@ -76,7 +76,7 @@ class Scheduler:
             budget.reserved -= wanted == 1
             short_of_blocks |= not self._advance(request, wanted, step, budget)
         budget.reserved = 0
-        if not short_of_blocks:
+        if self.waiting and not short_of_blocks:
             self._admit(step, budget, now)
         if not step.rows:
             return None

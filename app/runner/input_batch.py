@@ -30,6 +30,7 @@ class StagedBuffer:
     def upload(self, count: int) -> Tensor:
         """The first ``count`` entries on the device, as they stand in :attr:`array` now."""
         if self._device is not self._host:
+            # Waits for the copy: the next step, prepared while this one runs, writes into the same host memory.
             self._device[:count].copy_(self._host[:count])
         return self._device[:count]
 
