@@ -1,0 +1,160 @@
+"""Random requests under random limits on a tiny real model: each answer is the one that the request gets alone.
+
+Sampling parameters stand at their extremes as often as not; scheduler, runner and sampler are the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.engine.core import EngineCore
+from app.runner.model_runner import make_runner
+from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, TokenLogprobs
+
+VOCAB = 211
+NUM_SCENARIOS = 6
+WINDOW = 20
+
+
+@dataclass
+class Answer:
+    """All that a request was told."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish: tuple[str, str | None] | None = None
+
+    def add(self, output: EngineOutput) -> None:
+        self.token_ids += output.new_token_ids
+        self.logprobs += output.logprobs or []
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
+        if output.finish_reason is not None:
+            self.finish = (output.finish_reason, output.error.message if output.error else None)
+
+
+@pytest.fixture(params=["LlamaForCausalLM", "MistralForCausalLM"])
+def model_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A config alone; Mistral's layers see a window that ends within the second block."""
+    config = {
+        "architectures": [request.param],
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "sliding_window": WINDOW,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def make_engine(model_dir: Path, **limits: Any) -> EngineCore:
+    config = EngineConfig(
+        model_dir=str(model_dir), load_format="dummy", integrity_checks=True, eos_token_ids=(5, VOCAB + 1), **limits
+    )
+    runner = make_runner(config, _ignore)
+    for name, weight in runner._model.destinations().items():  # dummy weights proper make all logits nearly equal
+        if not name.endswith("norm.weight"):
+            weight.mul_(8.0)
+    return EngineCore(runner, config)
+
+
+def _ignore(progress: LoadProgress) -> None:
+    del progress
+
+
+def draw_sampling(rng: random.Random) -> SamplingParams:
+    max_tokens = rng.randint(1, 40)
+    return SamplingParams(
+        temperature=rng.choice([0.0, 0.7, 1.0, 1e-9, 1e30]),
+        top_p=rng.choice([1.0, 0.9, 0.5, 1e-12]),
+        top_k=rng.choice([0, 1, 5, 2**64 - 1]),
+        min_p=rng.choice([0.0, 0.0, 0.1, 1.0]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3, 1e-4, 1e4]),
+        presence_penalty=rng.choice([0.0, 0.0, 1.5, -1e30]),
+        frequency_penalty=rng.choice([0.0, 0.0, 0.5, 1e30]),
+        max_tokens=max_tokens,
+        min_tokens=rng.choice([0, rng.randint(0, max_tokens)]),
+        stop_token_ids=rng.choice([(), (7, 7, 8)]),
+        ignore_eos=rng.random() < 0.5,
+        logprobs=rng.choice([None, 0, 3, VOCAB]),
+        prompt_logprobs=rng.choice([None, None, None, 0, VOCAB]),
+        logit_bias=rng.choice([{}, {}, {5: -100.0, 3: 2.5}, dict.fromkeys(range(VOCAB), -1e30)]),
+    )
+
+
+def draw_requests(rng: random.Random) -> list[EngineRequest]:
+    shared = rng.choices(range(VOCAB), k=60)
+    requests = []
+    for index in range(rng.randint(3, 10)):
+        length = rng.choice([1, 2, 15, 16, 17, 31, 32, 33, 60])
+        kept = rng.choice([0, length - 1, rng.randint(0, length)])
+        requests.append(
+            EngineRequest(
+                request_id=str(index),
+                prompt_token_ids=shared[:kept] + rng.choices(range(VOCAB), k=length - kept),
+                sampling=draw_sampling(rng),
+                seed=rng.choice([-1, 0, 2**64 - 1, rng.randrange(2**63)]),
+                sample_index=rng.choice([0, 1, 2**32 - 1]),
+                priority=rng.randint(-1, 1) << 30,
+                arrival_time=float(index),
+            )
+        )
+    return requests
+
+
+def answers_of(engine: EngineCore, requests: Sequence[EngineRequest], rng: random.Random) -> dict[str, Answer]:
+    """Lets the requests come up to three a step."""
+    answers = {request.request_id: Answer() for request in requests}
+    waiting = list(requests)
+    while waiting or engine.has_work:
+        for _ in range(min(len(waiting), rng.randint(0, 3))):
+            engine.add_request(waiting.pop(0))
+        for output in engine.step():
+            answers[output.request_id].add(output)
+        engine.check_integrity()
+    return answers
+
+
+def assert_same(got: Answer, alone: Answer) -> None:
+    assert (got.token_ids, got.finish) == (alone.token_ids, alone.finish)
+    assert (got.prompt_logprobs is None) == (alone.prompt_logprobs is None)
+    pairs = zip(got.logprobs + (got.prompt_logprobs or []), alone.logprobs + (alone.prompt_logprobs or []), strict=True)
+    for one, other in pairs:
+        assert (one.token_id, len(one.top)) == (other.token_id, len(other.top))
+        assert one.logprob == pytest.approx(other.logprob, abs=3e-5)
+
+
+def test_every_answer_is_the_one_that_the_request_gets_alone(model_dir: Path) -> None:
+    reference = make_engine(model_dir, num_blocks=16, enable_prefix_caching=False)
+    preemptions = hits = 0
+    for seed in range(NUM_SCENARIOS):
+        rng = random.Random(seed)
+        requests = draw_requests(rng)
+        engine = make_engine(
+            model_dir,
+            num_blocks=rng.choice([7, 8, 10, 40]),
+            max_model_len=112,
+            max_num_seqs=rng.randint(2, 8),
+            max_num_batched_tokens=rng.choice([8, 33, 256]),
+            max_logit_rows=rng.choice([8, 20, 256]),
+            pipeline_depth=rng.randint(1, 3),
+        )
+        answers = answers_of(engine, requests, rng)
+        for request in requests:
+            alone = answers_of(reference, [request], rng)[request.request_id]
+            assert_same(answers[request.request_id], alone)
+        preemptions += engine.stats().preemptions_total
+        hits += engine.stats().prefix_hit_tokens_total
+    assert preemptions > 0
+    assert hits > 0
