@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +149,7 @@ def test_a_stream_may_be_left_after_it_is_closed(files: ModelFiles) -> None:
     with LLM(files, make_runner=make_runner) as llm:
         stream = llm.stream("x", GREEDY)
         assert next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
 
 
