@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from app.serving.generation import Completion, Generation, Generator
+from app.api.service import Service
+from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
 
 T = TypeVar("T")
@@ -16,9 +17,13 @@ OnDelta = Callable[[int, ChoiceDelta], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def submitted(
-    generator: Generator, requests: Sequence[GenerationRequest], *, endpoint: str, stream: bool
+    service: Service, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str, stream: bool
 ) -> AsyncIterator[list[Generation]]:
     """Submits one generation a prompt; leaving the block aborts whatever has not finished, however it is left.
+
+    Args:
+        request_id: of the HTTP request, under which it can be asked for and cancelled meanwhile.
+        endpoint: the route's template.
 
     Raises:
         RequestError: one was refused; none is left running.
@@ -26,9 +31,10 @@ async def submitted(
     async with contextlib.AsyncExitStack() as stack:
         generations = []
         for request in requests:
-            generation = await generator.submit(request, endpoint=endpoint, stream=stream)
+            generation = await service.generator.submit(request, endpoint=endpoint, stream=stream)
             generations.append(await stack.enter_async_context(generation))
-        yield generations
+        async with service.live.track(request_id, generations):
+            yield generations
 
 
 async def read_deltas(generations: Sequence[Generation], on_delta: OnDelta) -> None:

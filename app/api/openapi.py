@@ -15,6 +15,7 @@ from app.api.schemas.chat import ChatBody, ChatChunk, ChatCompletion
 from app.api.schemas.completions import Completion, CompletionBody
 from app.api.schemas.errors import ErrorResponse
 from app.api.schemas.health import Health
+from app.api.schemas.live import LiveRequest
 from app.api.schemas.models import ModelCard, ModelList
 
 _BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody)
@@ -24,12 +25,13 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     Completion,
     ModelList,
     ModelCard,
+    LiveRequest,
     Health,
     ErrorResponse,
 )
 _ERRORS = {
     400: "The request cannot be served; the message names the field.",
-    404: "Unknown model.",
+    404: "There is no such model or request.",
     413: "The body is too large.",
     429: "The queue is full; `Retry-After` says when to try again.",
     500: "A fault of the server.",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.generation import Generator
+from app.serving.live_requests import LiveRequests
 from app.telemetry.metrics import Metrics
 from app.types import EngineReady
 from app.version import __version__
@@ -49,6 +50,7 @@ class Service:
     progress_age: Callable[[], float]
     """Seconds for which the engine had work and made no step."""
     settings: ApiSettings = field(default_factory=ApiSettings)
+    live: LiveRequests = field(default_factory=LiveRequests)
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time shown by ``/v1/models``."""
     draining: bool = False

@@ -27,9 +27,16 @@ class EventStream:
     waits longer than the keep-alive interval gets the headers and comment lines meanwhile.
     """
 
-    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str], *, prefix: bytes = b"data: ") -> None:
+        """
+        Args:
+            headers: besides those of every stream.
+            prefix: of an event's line; a space behind the colon is no part of the data, but some protocols have none.
+        """
         self._send = send
-        self._headers = {**_HEADERS, **headers}
+        self._prefix = prefix
+        self.headers = {**_HEADERS, **headers}
+        """May be added to until the response begins."""
         self._lock = asyncio.Lock()
         self._clock = asyncio.get_running_loop().time
         self._last_write = self._clock()
@@ -38,7 +45,7 @@ class EventStream:
 
     async def event(self, data: bytes) -> None:
         """Sends one event; ``data`` is a single line."""
-        await self._write(b"data: " + data + b"\n\n")
+        await self._write(self._prefix + data + b"\n\n")
 
     async def end(self) -> None:
         """Ends the response."""
@@ -70,7 +77,7 @@ class EventStream:
         async with self._lock:  # events of several prompts, comments: never into each other
             if not self.started:
                 self.started = True
-                raw = MutableHeaders(self._headers).raw
+                raw = MutableHeaders(self.headers).raw
                 await self._send({"type": "http.response.start", "status": 200, "headers": raw})
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
             self._last_write = self._clock()

@@ -23,6 +23,7 @@ _STATUS = {
     "slow_consumer": 408,
     "engine_restarted": 503,
     "deadline_exceeded": 504,
+    "request_cancelled": 499,
 }
 _RESTART_RETRY_AFTER = 1.0
 _serial = itertools.count()

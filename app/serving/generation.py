@@ -18,12 +18,14 @@ from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Arrival, Mailbox
 from app.serving.tokenizer import Tokenizer
-from app.serving.types import ChoiceDelta, GenerationRequest, TokenLogprob, Usage
+from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
 from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
 
 if TYPE_CHECKING:
     from app.store import ModelFiles
 
+CANCELLED = "request_cancelled"
+"""Error code of a request that was cancelled by another one."""
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
 _DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -88,6 +90,21 @@ class Generation:
         self._watchdog = self._watch_deadline(sequences[0])
 
     @property
+    def record(self) -> RequestRecord:
+        """Its account so far; finish reasons and error code come with the end."""
+        return self._entry.record
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was read, or it was closed."""
+        return self._entry.closed
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` ended it."""
+        return self._error is not None and self._error.code == CANCELLED
+
+    @property
     def usage(self) -> Usage:
         """Tokens of the prompt and tokens delivered so far, all choices together."""
         return self._entry.usage
@@ -137,10 +154,22 @@ class Generation:
     ) -> None:
         await self.aclose()
 
+    def cancel(self) -> None:
+        """Frees at once what the engine holds for it; its reader gets the error. Harmless when it has ended."""
+        if self._entry.closed or self._error is not None:
+            return
+        unfinished = self._unfinished()
+        if unfinished:
+            self._client.abort(unfinished)
+            self._error = EngineError(CANCELLED, "The request was cancelled.")
+            self._mailbox.put(
+                EngineOutput(request_id=unfinished[0], finish_reason=FinishReason.ERROR, error=self._error)
+            )
+
     async def aclose(self) -> None:
         """Ends the request: aborts in the engine what has not finished. Harmless when all has."""
         self._deltas.clear()
-        self._close()
+        self._close(CANCELLED if self.cancelled else None)
 
     def _absorb(self, arrivals: Sequence[Arrival]) -> None:
         touched: dict[int, Choice] = {}
@@ -184,7 +213,7 @@ class Generation:
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._client.abort(self._unfinished())
-        cut = FinishReason.ABORT if error_code is None else FinishReason.ERROR
+        cut = FinishReason.ABORT if error_code in (None, CANCELLED) else FinishReason.ERROR
         self._entry.close([choice.finish_reason or cut for choice in self._choices.values()], error_code)
 
     def _watch_deadline(self, sequence: EngineRequest) -> asyncio.TimerHandle | None:

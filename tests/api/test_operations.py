@@ -135,6 +135,7 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
         "/v1/completions",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/requests/{request_id}",
         "/metrics",
         *PROBES,
     }

@@ -23,6 +23,7 @@ from app.api.schemas.requests import GenerationBody
 from app.api.schemas.usage import Usage, total_usage
 from app.api.service import Service
 from app.api.sse import DONE, EventStream
+from app.api.timing import server_timing
 from app.serving.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
@@ -75,16 +76,18 @@ class Answer:
     def response(self, request: Request) -> Response:
         """Submits, reads and sends; ends everything at once when the client leaves."""
         stream = bool(self.body.stream)
+        http_id = request_id(request.scope)
 
         async def work(send: Send) -> None:
             async with submitted(
-                self.service.generator, self.requests, endpoint=self.endpoint, stream=stream
+                self.service, self.requests, request_id=http_id, endpoint=self.endpoint, stream=stream
             ) as generations:
                 if stream:
-                    await self._send_events(EventStream(send, self.headers), generations, request_id(request.scope))
+                    await self._send_events(EventStream(send, self.headers), generations, http_id)
                 else:
                     whole = self.writer.whole(await read_whole(generations), _usage(generations))
-                    await json_response(whole, headers=self.headers)(request.scope, request.receive, send)
+                    headers = {**self.headers, **server_timing(generations)}
+                    await json_response(whole, headers=headers)(request.scope, request.receive, send)
 
         return UntilDisconnect(work)
 
@@ -109,6 +112,8 @@ class Answer:
         continuous = bool(options and options.continuous_usage_stats)
 
         async def send(prompt: int, delta: ChoiceDelta) -> None:
+            if not events.started:
+                events.headers.update(server_timing(generations))
             usage: ChunkUsage = _usage(generations) if continuous else None if include_usage else UNSET
             for chunk in self.writer.chunks(prompt, delta, generations[prompt], usage):
                 await events.event(encode(chunk))

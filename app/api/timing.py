@@ -1,0 +1,28 @@
+"""``Server-Timing``: where the time of an answer went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from app.serving.generation import Generation
+from app.serving.phases import Phases, longest, phases
+
+
+def generation_phases(generations: Sequence[Generation]) -> Phases:
+    """Phases of one request's generations, which run at the same time."""
+    now = time.monotonic()
+    return longest(phases(generation.timings, now) for generation in generations)
+
+
+def server_timing(generations: Sequence[Generation]) -> dict[str, str]:
+    """The header: milliseconds of each phase that is over, and the prompt tokens that came from the prefix cache.
+
+    A stream's headers leave with its first text, so decoding is known of whole answers alone.
+    """
+    known = generation_phases(generations)
+    if any(not generation.ended for generation in generations):
+        known = known._replace(decode=None)
+    parts = [f"{name};dur={1000 * value:.3f}" for name, value in known._asdict().items() if value is not None]
+    cached = sum(generation.usage.cached_tokens for generation in generations)
+    return {"server-timing": ", ".join([*parts, f'cached_tokens;desc="{cached}"'])}

@@ -1,0 +1,156 @@
+"""The clients' requests that are under way, and for a while those that ended, by request id."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from app.serving.generation import Generation
+from app.serving.phases import Phases, longest, phases
+from app.types import FinishReason
+
+MAX_ENDED = 256
+"""Ended requests that can still be asked for."""
+
+
+class LiveStatus(enum.StrEnum):
+    """How far a client's request has come."""
+
+    QUEUED = "queued"
+    """No token yet: it waits, or its prompt is being read."""
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    """By another request."""
+    ABORTED = "aborted"
+    """Its client left."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """One client's request, all its prompts and choices together."""
+
+    request_id: str
+    endpoint: str
+    """Route template."""
+    stream: bool
+    status: LiveStatus
+    created: float
+    """Unix time of its arrival."""
+    seconds: float
+    """Since then; until its end once it ended."""
+    prompts: int
+    choices: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    """Delivered to the client."""
+    generated_tokens: int
+    """Made by the engine."""
+    phases: Phases
+    finish_reasons: tuple[FinishReason, ...]
+    """One a choice that ended."""
+    error_code: str | None
+
+
+class _LiveRequest:
+    """A request under way."""
+
+    def __init__(self, request_id: str, generations: Sequence[Generation]) -> None:
+        self._request_id = request_id
+        self._generations = generations
+        self._created = time.time()
+        self._started = time.monotonic()
+
+    def cancel(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+
+    def state(self) -> RequestState:
+        now = time.monotonic()
+        records = [generation.record for generation in self._generations]
+        usages = [record.usage for record in records]
+        return RequestState(
+            request_id=self._request_id,
+            endpoint=records[0].endpoint,
+            stream=records[0].stream,
+            status=self._status(),
+            created=self._created,
+            seconds=now - self._started,
+            prompts=len(records),
+            choices=sum(record.n for record in records),
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            generated_tokens=sum(record.generated_tokens for record in records),
+            phases=longest(phases(record.timings, now) for record in records),
+            finish_reasons=tuple(reason for record in records for reason in record.finish_reasons),
+            error_code=next((record.error_code for record in records if record.error_code is not None), None),
+        )
+
+    def _status(self) -> LiveStatus:
+        records = [generation.record for generation in self._generations]
+        if any(generation.cancelled for generation in self._generations):
+            return LiveStatus.CANCELLED
+        if any(record.error_code is not None for record in records):
+            return LiveStatus.FAILED
+        if any(FinishReason.ABORT in record.finish_reasons for record in records):
+            return LiveStatus.ABORTED
+        if all(record.finish_reasons for record in records):
+            return LiveStatus.FINISHED
+        return LiveStatus.RUNNING if any(record.generated_tokens for record in records) else LiveStatus.QUEUED
+
+
+class LiveRequests:
+    """Finds requests by the id that their clients know.
+
+    Clients choose ids and may choose one twice: the latest request of an id is the one that is shown, and all of them
+    are cancelled together. As many are held as are under way, which admission bounds, and ``max_ended`` more.
+    """
+
+    def __init__(self, max_ended: int = MAX_ENDED) -> None:
+        self._live: dict[str, list[_LiveRequest]] = {}
+        self._ended: OrderedDict[str, RequestState] = OrderedDict()
+        self._max_ended = max_ended
+
+    @contextlib.asynccontextmanager
+    async def track(self, request_id: str, generations: Sequence[Generation]) -> AsyncIterator[None]:
+        """Keeps a request, of one generation or more, while the block runs; closes the generations at its end."""
+        live = _LiveRequest(request_id, generations)
+        same_id = self._live.setdefault(request_id, [])
+        same_id.append(live)
+        try:
+            yield
+        finally:
+            same_id.remove(live)
+            if not same_id:
+                del self._live[request_id]
+            for generation in generations:
+                await generation.aclose()
+            self._keep(live.state())
+
+    def find(self, request_id: str) -> RequestState | None:
+        """The state of a request; None when its id is unknown, or its end long ago."""
+        if same_id := self._live.get(request_id):
+            return same_id[-1].state()
+        return self._ended.get(request_id)
+
+    def cancel(self, request_id: str) -> RequestState | None:
+        """Ends a request with an error to its client, frees what it holds, and returns its state.
+
+        One that ended already stays as it is. None when the id is unknown, or the request's end long ago.
+        """
+        for live in self._live.get(request_id, ()):
+            live.cancel()
+        return self.find(request_id)
+
+    def _keep(self, state: RequestState) -> None:
+        self._ended.pop(state.request_id, None)
+        self._ended[state.request_id] = state
+        while len(self._ended) > self._max_ended:
+            self._ended.popitem(last=False)
