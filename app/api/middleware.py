@@ -123,9 +123,9 @@ class BodyLimitMiddleware:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes):
-            response = error_response(self._too_large())
-            response.headers["connection"] = "close"  # nobody will read the rest
-            await response(scope, receive, send)
+            # The connection stays open: the server drops the rest as it comes. Closing it now would reset it, and take
+            # this answer from clients that read only once they have sent everything.
+            await error_response(self._too_large())(scope, receive, send)
             return
         received = 0
 

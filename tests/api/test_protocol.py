@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
 from app.api.protocol import MAX_HEAD_BYTES
-from tests.api.conftest import TIMEOUT, Server
+from app.api.service import ApiSettings
+from tests.api.conftest import TIMEOUT, Server, start_server
 
 START = b"GET /livez HTTP/1.1\r\nhost: x\r\n"
 FILLING = MAX_HEAD_BYTES - 1000
@@ -55,6 +57,15 @@ async def test_large_heads_and_bodies_pass(shared_server: Server) -> None:
     for size in (len(whole), 50_000):
         answer = await _exchange(shared_server, *(whole[at : at + size] for at in range(0, len(whole), size)))
         assert answer.count(b"HTTP/1.1 200 ") == 5
+
+
+async def test_a_large_body_is_sent_to_its_end_for_a_413() -> None:
+    """A connection closed on unread bytes is reset, and the answer with it."""
+    async with start_server(ApiSettings(max_body_bytes=1000)) as server:
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
+        last = START + b"connection: close\r\n\r\n"
+        answer = await _exchange(server, head, *[b"x" * 1_000_000] * 4, last)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"413", b"200"]
 
 
 async def test_what_is_not_http_is_400(shared_server: Server) -> None:
