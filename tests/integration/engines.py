@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -75,9 +74,3 @@ def collect_tokens(outputs: Sequence[EngineOutput]) -> dict[str, list[int]]:
             raise AssertionError(f"{output.request_id}: {output.error.code}: {output.error.message}")
         tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
     return tokens
-
-
-def weights_of(files: ModelFiles) -> Path:
-    """The model's one weight file."""
-    (path,) = files.weights
-    return path
