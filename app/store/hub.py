@@ -143,5 +143,14 @@ def _bytes_below(directory: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    match error:
+        case RevisionNotFoundError():
+            return "the repository has no such revision"
+        case GatedRepoError():
+            return "access has to be granted on the hub first; then set HF_TOKEN"
+        case RepositoryNotFoundError():
+            return "no such repository, or a private one, which needs HF_TOKEN"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

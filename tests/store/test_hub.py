@@ -98,9 +98,9 @@ def test_revision(hub: Hub, store: Store) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("org/absent", "cannot fetch org/absent: "),
-        ("org/tiny@v9", "cannot fetch org/tiny@v9: "),
-        ("org/gated", "cannot fetch org/gated: "),
+        ("org/absent", "cannot fetch org/absent: no such repository"),
+        ("org/tiny@v9", "cannot fetch org/tiny@v9: the repository has no such revision"),
+        ("org/gated", "cannot fetch org/gated: access has to be granted"),
         ("org/pickled", "org/pickled has no safetensors weights (only pytorch_model.bin, a pickled file"),
         ("org/other", "architectures = 'OtherModel' is not supported"),
         ("org/silent", "no tokenizer.json and no other tokenizer files"),
