@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from app.bench.command import bench
 from app.version import __version__
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ def pull(model: str, home: Path | None) -> None:
     except StoreError as e:
         _fail(str(e))
     click.echo(f"{files.name}: {files.directory}")
+
+
+main.add_command(bench)
 
 
 if __name__ == "__main__":
