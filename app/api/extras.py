@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.api.schemas.chat import ChatBody
+from app.api.schemas.tokenize import TokenizeBody
 from app.serving.errors import RequestError
 
 IGNORED_HEADER = "x-ignored-params"
@@ -94,7 +95,7 @@ def _extras(body: BaseModel) -> dict[str, Any]:
     extras = dict(body.model_extra or {})
     if (options := getattr(body, "stream_options", None)) is not None:
         extras |= _prefixed("stream_options", options)
-    for message in body.messages if isinstance(body, ChatBody) else ():
+    for message in (body.messages or ()) if isinstance(body, ChatBody | TokenizeBody) else ():
         # A message's own extras go to the chat template; those of a content part go nowhere.
         for part in message.content if isinstance(message.content, list) else ():
             extras |= _prefixed("messages.content", part)

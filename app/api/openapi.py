@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -17,14 +17,18 @@ from app.api.schemas.errors import ErrorResponse
 from app.api.schemas.health import Health
 from app.api.schemas.live import LiveRequest
 from app.api.schemas.models import ModelCard, ModelList
+from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody)
+_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion,
     ChatChunk,
     Completion,
     ModelList,
     ModelCard,
+    Tokenized,
+    Detokenized,
+    TokenizerInfo,
     LiveRequest,
     Health,
     ErrorResponse,
@@ -56,16 +60,17 @@ def takes(body: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "parameters": [strict]}
 
 
-def answers(whole: type[msgspec.Struct], event: type[msgspec.Struct] | None = None) -> dict[int | str, dict[str, Any]]:
-    """A route's responses: the whole answer, the events of its stream if it has one, errors."""
+def answers(
+    whole: type[msgspec.Struct], event: type[msgspec.Struct] | None = None, *, errors: Collection[int] = (404,)
+) -> dict[int | str, dict[str, Any]]:
+    """A route's responses: the whole answer, the events of its stream if it has one, then with all errors."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(whole.__name__)}}
     if event is not None:
         content["text/event-stream"] = {"schema": _ref(event.__name__)}
-    errors = _ERRORS if event is not None else {404: _ERRORS[404]}
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
-    for status, text in errors.items():
+    for status in _ERRORS if event is not None else errors:
         error = {"application/json": {"schema": _ref(ErrorResponse.__name__)}}
-        documented[status] = {"description": text, "content": error}
+        documented[status] = {"description": _ERRORS[status], "content": error}
     return documented
 
 

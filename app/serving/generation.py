@@ -272,7 +272,11 @@ class Generator:
             TokenizerError: the tokenizer cannot be used.
         """
         tokenizer = Tokenizer.load(
-            files.tokenizer_file, add_bos=files.add_bos, bos_token=files.bos_token, eos_token=files.eos_token
+            files.tokenizer_file,
+            add_bos=files.add_bos,
+            bos_token=files.bos_token,
+            eos_token=files.eos_token,
+            pad_token=files.pad_token,
         )
         return cls(
             client,

@@ -43,6 +43,7 @@ class Tokenizer:
         add_bos: bool = False,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        pad_token: str | None = None,
     ) -> None:
         """
         Args:
@@ -75,6 +76,7 @@ class Tokenizer:
         )
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.pad_token = pad_token
         self.bos_token_id = self._plain.token_to_id(bos_token) if bos_token else None
         self.eos_token_id = self._plain.token_to_id(eos_token) if eos_token else None
         self._prefix = self._missing_bos() if add_bos else []
@@ -87,6 +89,7 @@ class Tokenizer:
         add_bos: bool = False,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        pad_token: str | None = None,
     ) -> Tokenizer:
         """Reads a ``tokenizer.json``.
 
@@ -98,7 +101,7 @@ class Tokenizer:
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(f"{tokenizer_file}: {error}") from error
         try:
-            return cls(definition, add_bos=add_bos, bos_token=bos_token, eos_token=eos_token)
+            return cls(definition, add_bos=add_bos, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
         except TokenizerError as error:
             raise TokenizerError(f"{tokenizer_file}: {error}") from error
 

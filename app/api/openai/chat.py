@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.body import read_body
+from app.api.conversation import check_messages, encode_messages
 from app.api.extras import ignored_fields, ignored_header
 from app.api.middleware import request_id
 from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
@@ -73,7 +74,7 @@ def router(service: Service) -> APIRouter:
         num_top = _check(body, service)
         answer_id = f"chatcmpl-{request_id(request.scope)}"
         service.generator.check_accepting(answer_id, endpoint=ENDPOINT, n=body.n or 1)
-        prompt = await _encode(body, service)
+        prompt = await encode_messages(body.messages, body, service.generator)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(
             body,
@@ -95,27 +96,8 @@ def _check(body: ChatBody, service: Service) -> int | None:
     check_logprobs("top_logprobs", body.top_logprobs, service.settings)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs.", code="invalid_value", param="top_logprobs")
-    for position, message in enumerate(body.messages):
-        if message.content is None and message.role != "assistant":
-            param = f"messages[{position}].content"
-            raise RequestError(f"{param} is required.", code="missing_required_parameter", param=param)
+    check_messages(body.messages)
     return (body.top_logprobs or 0) if body.logprobs else None
-
-
-async def _encode(body: ChatBody, service: Service) -> list[int]:
-    generator = service.generator
-    messages = [message.model_dump() for message in body.messages]
-    for message in messages:
-        if message["role"] == "developer":  # OpenAI's newer name; templates know only the older one
-            message["role"] = "system"
-    continues = bool(body.continue_final_message)
-    return await generator.chat_template.encode_async(
-        messages,
-        generator.tokenizer,
-        add_generation_prompt=not continues if body.add_generation_prompt is None else body.add_generation_prompt,
-        continue_final_message=continues,
-        template_kwargs=body.chat_template_kwargs,
-    )
 
 
 class ChatWriter:

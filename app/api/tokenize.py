@@ -1,0 +1,112 @@
+"""``POST /tokenize``, ``POST /detokenize`` and ``GET /tokenizer_info``, as lm-eval's remote tokenizer expects them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.body import read_body
+from app.api.conversation import check_messages, encode_messages
+from app.api.extras import ignored_fields, ignored_header
+from app.api.json import json_response
+from app.api.openai.answer import is_strict
+from app.api.openapi import answers, takes
+from app.api.params import check_token_ids
+from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
+from app.api.service import Service
+from app.serving.errors import RequestError
+
+_THREAD_THRESHOLD = 4_000
+"""Tokens from which decoding leaves the event loop: about a millisecond of work."""
+_TOKENIZE_EXAMPLES = {
+    "text": {"summary": "A text", "value": {"prompt": "The capital of France is", "add_special_tokens": False}},
+    "conversation": {"summary": "A conversation", "value": {"messages": [{"role": "user", "content": "Hi"}]}},
+}
+_DETOKENIZE_EXAMPLES = {"ids": {"summary": "Token ids", "value": {"tokens": [72, 105]}}}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, over one service."""
+    routes = APIRouter(tags=["Tokenizer"])
+
+    @routes.post(
+        "/tokenize",
+        summary="Text or conversation to token ids",
+        openapi_extra=takes(TokenizeBody, _TOKENIZE_EXAMPLES),
+        responses=answers(Tokenized, errors=(400, 404, 413, 503)),
+    )
+    async def tokenize(request: Request) -> Response:
+        """Token ids and their number, next to how many fit the model."""
+        body = await read_body(request, TokenizeBody)
+        headers = _checked(request, body, body.model, service)
+        tokens = await _encode(body, service)
+        answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=service.generator.max_model_len)
+        return json_response(answer, headers=headers)
+
+    @routes.post(
+        "/detokenize",
+        summary="Token ids to text",
+        openapi_extra=takes(DetokenizeBody, _DETOKENIZE_EXAMPLES),
+        responses=answers(Detokenized, errors=(400, 404, 413)),
+    )
+    async def detokenize(request: Request) -> Response:
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
+        body = await read_body(request, DetokenizeBody)
+        headers = _checked(request, body, body.model, service)
+        return json_response(Detokenized(prompt=await _decode(body.tokens, service)), headers=headers)
+
+    @routes.get("/tokenizer_info", summary="Special tokens and chat template", responses=answers(TokenizerInfo))
+    async def tokenizer_info() -> Response:
+        """What a client needs to build prompts of its own."""
+        generator = service.generator
+        tokenizer = generator.tokenizer
+        return json_response(
+            TokenizerInfo(
+                model=generator.model_names[0],
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+                pad_token=tokenizer.pad_token,
+                vocab_size=tokenizer.vocab_size,
+                chat_template=generator.chat_template.source,
+            )
+        )
+
+    return routes
+
+
+def _checked(request: Request, body: BaseModel, model: str | None, service: Service) -> dict[str, str]:
+    """Checks what both bodies have; returns the headers of the answer."""
+    ignored = ignored_fields(body, strict=is_strict(request, service))
+    service.model_name(model)
+    return ignored_header(ignored)
+
+
+async def _encode(body: TokenizeBody, service: Service) -> list[int]:
+    generator = service.generator
+    if body.messages is None:
+        if body.prompt is None:
+            raise RequestError("prompt or messages is required.", code="missing_required_parameter", param="prompt")
+        add_special_tokens = body.add_special_tokens is not False
+        return await generator.tokenizer.encode_async(
+            body.prompt, add_special_tokens=add_special_tokens, parse_special=True
+        )
+    if body.prompt is not None:
+        raise RequestError("prompt and messages exclude each other.", code="invalid_value", param="prompt")
+    if body.add_special_tokens:
+        message = "add_special_tokens is not supported with messages: the chat template alone adds special tokens."
+        raise RequestError(message, code="unsupported_parameter", param="add_special_tokens")
+    check_messages(body.messages)
+    return await encode_messages(body.messages, body, generator)
+
+
+async def _decode(tokens: Sequence[int], service: Service) -> str:
+    tokenizer = service.generator.tokenizer
+    check_token_ids("tokens", tokens, tokenizer.vocab_size)
+    if len(tokens) < _THREAD_THRESHOLD:
+        return tokenizer.decode(tokens, skip_special_tokens=False)
+    return await asyncio.to_thread(tokenizer.decode, tokens, skip_special_tokens=False)
