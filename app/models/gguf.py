@@ -90,6 +90,8 @@ def _dequantize(path: Path, entry: TensorEntry) -> Tensor:
 def _unpermute(header: GGUFHeader, entry: TensorEntry, tensor: Tensor, heads_key: str) -> Tensor:
     """Undoes the row order of architecture ``llama``, where the two halves of a rotated pair are neighbours."""
     heads = header.metadata.get(f"llama.{heads_key}", header.metadata.get("llama.attention.head_count"))
+    if isinstance(heads, list) and len(set(heads)) == 1:  # one value a layer; the config made sure that they are equal
+        heads = heads[0]
     rows = tensor.shape[0]
     if not isinstance(heads, int) or heads <= 0 or rows % (2 * heads):
         raise WeightError(f"{header.path}: tensor {entry.name!r} has {rows} rows, which are not {heads!r} heads")

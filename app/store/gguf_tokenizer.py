@@ -16,6 +16,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 _SPACE = "▁"
 """SentencePiece's spelling of a space."""
 
+_MAX_PIECE = 256
+"""Characters of a SentencePiece token. Work and memory for its merges grow with the square; real ones have up to 64."""
+
 
 class GGUFTokenizerError(ValueError):
     """Metadata from which no tokenizer can be made; the message is one line."""
@@ -188,11 +191,17 @@ def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types
         raise GGUFTokenizerError(f"the GGUF file has {len(tokens)} tokens but {len(scores)} scores")
     vocab = _vocabulary(tokens)
     unknown = int(fields.get("unknown_token_id", 0))
+    if not 0 <= unknown < len(tokens):
+        raise GGUFTokenizerError(f"the GGUF file's unknown token {unknown} is not in its vocabulary")
     mergeable = {
         token: token_id
         for token, token_id in vocab.items()
         if types[token_id] in (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
     }
+    longest = max(mergeable, key=len, default="")
+    if len(longest) > _MAX_PIECE:
+        what = f"token {vocab[longest]} is {len(longest)} characters long"
+        raise GGUFTokenizerError(f"the GGUF file's {what}, at most {_MAX_PIECE} are supported")
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.models.gguf import checkpoint_name
 from app.models.gguf_header import read_gguf_header
 from app.models.loader import WeightError, iter_weights
-from tests.store.tiny import HEADS, HIDDEN, permute, random_weights, write_gguf
+from tests.store.tiny import HEADS, HIDDEN, KV_HEADS, permute, random_weights, write_gguf
 
 Floats = NDArray[np.float32]
 
@@ -257,6 +257,15 @@ def test_truncated_in_the_data_names_the_tensor(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-64])
     with pytest.raises(WeightError, match=r"m\.gguf: truncated: tensor 'blk\.1\.ffn_down\.weight' ends at byte"):
         read_gguf_header(file)
+
+
+def test_heads_may_be_given_layer_by_layer(tmp_path: Path) -> None:
+    weights = random_weights()
+    by_layer = {"llama.attention.head_count": [HEADS] * 2, "llama.attention.head_count_kv": [KV_HEADS] * 2}
+    read_back = read(write_gguf(tmp_path / "m.gguf", weights, extra=by_layer))
+    for part in ("q_proj", "k_proj"):
+        name = f"model.layers.1.self_attn.{part}.weight"
+        assert np.array_equal(read_back[name], weights[name])
 
 
 def test_heads_that_do_not_fit_the_rows(tmp_path: Path) -> None:

@@ -217,3 +217,11 @@ def test_fields_that_contradict_each_other_are_errors() -> None:
         build_tokenizer(byte_level_metadata("gpt-2") | {"tokenizer.ggml.merges": ["a zz"]})
     with pytest.raises(GGUFTokenizerError, match="BOS"):
         build_tokenizer(byte_level_metadata("gpt-2", add_bos_token=True, bos_token_id=9999))
+    with pytest.raises(GGUFTokenizerError, match="unknown token 0 is not in its vocabulary"):
+        build_tokenizer(sentencepiece_metadata(tokens=[], scores=[], token_type=[]))
+
+
+def test_merges_of_huge_pieces_are_not_looked_for() -> None:
+    pieces = ["<unk>", *("a" * size for size in range(1, 2000))]
+    with pytest.raises(GGUFTokenizerError, match="token 1999 is 1999 characters long"):
+        build_tokenizer(sentencepiece_metadata(tokens=pieces, scores=[0.0] * len(pieces), token_type=None))
