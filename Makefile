@@ -16,6 +16,9 @@ help:
 	@echo "make serve [PORT=8000] [MODEL=smollm2-135m] [ARGS=...]   install, fetch the model, serve it"
 	@echo "make test                                                install what tests need, run them all"
 	@echo "make lint                                                ruff, mypy, import-linter"
+	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
+	@echo "make image-check                                         build the image for real and run it (root, buildah)"
+	@echo "make dashboard-check                                     ask a real Prometheus every query of the dashboard"
 
 # A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
 $(VENV)/.serve: pyproject.toml
@@ -28,6 +31,10 @@ $(VENV)/.serve: pyproject.toml
 $(VENV)/.test: $(VENV)/.serve
 	@echo "installing what tests and linters need into $(VENV) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.ops: deploy/requirements.txt $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
 	@touch $@
 
 serve: $(VENV)/.serve
@@ -45,6 +52,25 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+ops-check: $(VENV)/.ops
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@if docker compose version >/dev/null 2>&1; then set -x; docker compose config --quiet; \
+	 else echo "skipped: docker compose config (no docker compose here)"; fi
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
+	$(BIN)/mypy deploy
+	@if command -v promtool >/dev/null; then set -ex; promtool check config deploy/prometheus/prometheus.yml; \
+	 promtool test rules deploy/prometheus/alerts_test.yml; \
+	 else echo "skipped: promtool check config, promtool test rules (no promtool here; it comes with Prometheus)"; fi
+
+# Builds the Dockerfile without a container engine; says what it needs where that is missing.
+image-check: $(VENV)/.serve
+	$(BIN)/python -m deploy.image_check
+
+# A server under load, a Prometheus that scrapes it; a minute.
+dashboard-check: $(VENV)/.serve
+	$(BIN)/python -m deploy.dashboard_check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
