@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import math
+import shlex
 import signal
 import socket
 import sys
@@ -295,5 +296,5 @@ def _ready_line(url: str, model: str, seconds: float) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     return (
         f"ready: {url} serves {model} after {seconds:.2f} s. Try:\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -56,6 +58,11 @@ def test_phases_and_ready_line_are_printed(server: Server) -> None:
     for phase in ("model", "tokenizer", "weights", "kv_cache"):
         assert re.search(rf"^ *{phase}\b.*\d\.\d+ s", text, re.MULTILINE), phase
     assert f"curl {server.url}/v1/chat/completions" in text
+
+
+def test_the_curl_survives_any_name() -> None:
+    curl = shlex.split(main._ready_line("http://127.0.0.1:1", "it's", 1.0).splitlines()[1])
+    assert json.loads(curl[-1])["model"] == "it's"
 
 
 def test_prompts_are_not_logged(server: Server) -> None:
