@@ -1,7 +1,7 @@
 # docker build -t tuili .
 # docker run -p 127.0.0.1:8000:8000 -v tuili:/var/lib/tuili tuili [--model NAME] [any other flag of tuili serve]
 #
-# Any Debian or Ubuntu with Python >= 3.11 will do, e.g. BASE_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu24.04.
+# Any Debian or Ubuntu with Python >= 3.11 will do, e.g. BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04.
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS base
