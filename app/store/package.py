@@ -55,7 +55,8 @@ def _reason(stderr: str) -> str:
     if "No module named pip" in stderr:
         return f"there is no pip; add it with: {sys.executable} -m ensurepip"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
+    # A fault that pip does not know (a full disk) is a traceback under this line; its last line is the error.
+    errors = [] if "ERROR: Exception:" in lines else [line for line in lines if line.startswith("ERROR:")]
     last = (errors or lines or ["pip failed without a word"])[-1]
     return last.removeprefix("ERROR:").strip()
 

@@ -10,6 +10,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -80,6 +81,20 @@ def test_modules_of_the_working_directory_are_not_run(
     (tmp_path / "pip.py").write_text("raise SystemExit('the wrong pip')")
     monkeypatch.chdir(tmp_path)
     assert pull("tiny", store, SilentProgress()).name == "tiny"
+
+
+def test_full_disk_is_named(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.run
+
+    def run_on_a_full_disk(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99))"
+        pip = f"{limit}; runpy.run_module('pip', run_name='__main__')"
+        return run([sys.executable, "-c", pip, *command[command.index("pip") + 1 :]], **options)
+
+    monkeypatch.setattr(subprocess, "run", run_on_a_full_disk)
+    with pytest.raises(StoreError, match=r"cannot fetch tuili-tiny==1\.0: .*File too large"):
+        pull("tiny", store, SilentProgress())
+    assert is_empty(store)
 
 
 def test_other_bytes_than_pinned_are_refused(tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
