@@ -14,6 +14,8 @@ from app.version import __version__
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from app.store import Store
+    from app.store.home import Manifest
 
 FAILURE = 1
 
@@ -114,6 +116,54 @@ def pull(model: str, home: Path | None) -> None:
     except StoreError as e:
         _fail(str(e))
     click.echo(f"{files.name}: {files.directory}")
+
+
+@main.command("list")
+@click.option("--home", type=click.Path(path_type=Path), envvar="TUILI_HOME", help="Directory of pulled models.")
+def list_models(home: Path | None) -> None:
+    """List the models that were pulled: name, size, source."""
+    from app.store import Store, StoreError
+
+    try:
+        store = Store(home)
+        rows = [(manifest.name, _size(store, entry, manifest), manifest.source) for entry, manifest in store.entries()]
+    except StoreError as e:
+        _fail(str(e))
+    if not rows:
+        click.echo(f"no models in {store.home}; fetch one with: tuili pull smollm2-135m", err=True)
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for name, size, source in rows:
+        click.echo(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {source}")
+
+
+def _size(store: Store, entry: str, manifest: Manifest) -> str:
+    """What a model takes on the disk, weights that lie elsewhere included."""
+    from rich.filesize import decimal
+
+    directory = store.home / "models" / entry
+    files = {path for path in directory.rglob("*") if path.is_file()} | {directory / file for file in manifest.weights}
+    try:
+        return decimal(sum(path.stat().st_size for path in files))
+    except FileNotFoundError:
+        return "weights missing"
+
+
+@main.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server, with or without /v1.")
+@click.option("--model", help="Model to ask; the first that the server lists when absent.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Bearer token (or OPENAI_API_KEY).")
+@click.option("--system", help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="The server's default when absent.")
+def chat(url: str, model: str | None, api_key: str | None, system: str | None, **body: float | None) -> None:
+    """Talk to a running server: a line is a turn, from the terminal or a pipe.
+
+    Ctrl-C stops an answer, /reset starts over, Ctrl-D leaves.
+    """
+    from app.chat import run
+
+    given = {name: value for name, value in body.items() if value is not None}
+    raise SystemExit(run(url, model=model, api_key=api_key, system=system, body=given))
 
 
 main.add_command(bench)

@@ -17,6 +17,9 @@ from app.bench.summary import MEASURES
 _COLUMNS = ("mean", "median", "std", "p50", "p90", "p99")
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E latency"}
 
+_LAG_WORTH_A_NOTE = 50.0
+"""Milliseconds."""
+
 
 @contextmanager
 def live_progress(console: Console, total: int | None, duration: float | None) -> Iterator[Callable[[LoadRun], None]]:
@@ -81,6 +84,8 @@ def _notes(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count} × {kind}: {row['error_examples'][kind]}"
     if row["interrupted"]:
         yield "interrupted: this is what had been measured by then"
+    if (row["max_send_lag_ms"] or 0.0) > _LAG_WORTH_A_NOTE:
+        yield f"requests went out up to {row['max_send_lag_ms']:.0f} ms late: this machine could not keep up"
     if row["cached_tokens"]:
         share = row["cached_tokens"] / max(1, row["total_input_tokens"])
         yield f"{share:.0%} of the input tokens came out of the server's prefix cache"
