@@ -61,7 +61,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     phases = _Phases()
     try:
-        with _listen(settings.host, settings.port) as sock:
+        with listen(settings.host, settings.port) as sock:
             files = _model_files(settings, phases)
             return asyncio.run(_run(settings, sock, files, phases))
     except (StartError, StoreError, EngineFailedError, ValueError) as e:
@@ -109,10 +109,11 @@ class _Phases:
         self._last_print = time.monotonic()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Binds before the model loads: a taken port should cost nobody a minute."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
+    # asyncio turns Nagle's delays off for sockets that name their protocol; accepted ones inherit it.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))

@@ -56,7 +56,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def _listening(service: Service) -> AsyncIterator[str]:
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
     sock.bind(("127.0.0.1", 0))
     config = uvicorn.Config(create_app(service), http=HttpProtocol, log_config=None, access_log=False, lifespan="off")
     config.timeout_graceful_shutdown = 1
