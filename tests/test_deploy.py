@@ -142,6 +142,13 @@ def test_dashboard_asks_for_what_is_exported(title: str, query: str, legend: str
     assert _problems(query, page, frozenset(re.findall(r"\{\{(\w+)\}\}", legend))) == []
 
 
+def test_dashboard_offers_labels_that_are_exported(page: dict[str, set[str]]) -> None:
+    for variable in _dashboard()["templating"]["list"]:
+        found = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
+        assert found, variable["definition"]
+        assert found[2] in page[found[1]]
+
+
 @pytest.mark.parametrize("rule", _alerts(), ids=lambda rule: rule["alert"])
 def test_alerts_ask_for_what_is_exported(rule: dict[str, Any], page: dict[str, set[str]]) -> None:
     shown = frozenset(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
