@@ -102,23 +102,25 @@ async def test_steps_that_fail_are_errors_of_the_requests() -> None:
 
 
 async def test_a_server_that_goes_away_in_the_middle() -> None:
-    three_done = asyncio.Event()
+    three_done, refused = asyncio.Event(), asyncio.Event()
 
     def on_change(run: LoadRun) -> None:
         if len(run.results) >= 3:
             three_done.set()
+        if run.results and run.results[-1].error == "connect":
+            refused.set()
 
     async with contextlib.AsyncExitStack() as rest:
         async with start_server() as server:
             sender = await rest.enter_async_context(client(server.url))
-            load = Load(sender.send, prompts(40), on_change=on_change)
-            running = asyncio.create_task(load.closed(1))
+            load = Load(sender.send, itertools.cycle(prompts(7)), on_change=on_change)
+            running = asyncio.create_task(load.closed(1, stop=refused))
             await three_done.wait()
         run = await running
     figures = summarise(run, {})
     assert figures["completed"] >= 3
     assert figures["errors"]["connect"] >= 1
-    assert figures["completed"] + figures["failed"] == 40
+    assert figures["completed"] + figures["failed"] == len(run.results)
 
 
 async def test_a_request_of_its_own_error_is_told(server: Server) -> None:
@@ -136,9 +138,15 @@ async def test_the_duration_caps_starts_and_finishes_what_is_under_way(server: S
     due = list(itertools.takewhile(lambda arrival: arrival < 0.2, arrival_times(100.0, 1.0, SEED)))
     assert len(opened.results) == len(due)
     assert closed.results
-    assert all(result.started < 0.2 for result in closed.results)
     assert closed.num_running == opened.num_running == 0
     assert not any(result.error for result in (*closed.results, *opened.results))
+
+
+async def test_no_request_starts_when_the_time_is_up(server: Server) -> None:
+    async with client(server.url) as sender:
+        closed = await Load(sender.send, prompts(3), duration=0.0).closed(2)
+        opened = await Load(sender.send, prompts(3), duration=0.0).open([0.0, 0.1])
+    assert closed.num_started == opened.num_started == 0
 
 
 async def test_a_stop_cuts_off_and_keeps_what_was_measured() -> None:
