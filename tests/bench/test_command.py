@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.bench.options import Options
+from app.bench.serve import run
 from app.cli import main
 from tests.api.conftest import Server, start_server
 from tests.serving.rig import until
@@ -37,9 +38,9 @@ async def bench(*args: str) -> tuple[int | None, dict[str, Any], str]:
 async def test_a_run_from_the_command_line(server: Server, tmp_path: Path) -> None:
     output, requests, plot = (tmp_path / name for name in ("rows.jsonl", "requests.jsonl", "plot.png"))
     files = ("--output", str(output), "--requests-output", str(requests), "--plot", str(plot))
-    run = ("--num-prompts", "12", "--concurrency", "3", "--warmup", "2", "--seed", "5", "--api-key", "s3cret")
+    shape = ("--num-prompts", "12", "--concurrency", "3", "--warmup", "2", "--seed", "5", "--api-key", "s3cret")
     slo = ("--goodput", "ttft:60000", "tpot:60000", "e2el:60000")
-    code, row, text = await bench("--url", f"{server.url}/v1", *SYNTHETIC, *run, *files, *slo)
+    code, row, text = await bench("--url", f"{server.url}/v1", *SYNTHETIC, *shape, *files, *slo)
     assert code == 0, text
     assert (row["completed"], row["failed"], row["cancelled"], row["cached_tokens"]) == (12, 0, 0, 0)
     assert (row["total_input_tokens"], row["total_output_tokens"]) == (6 * 20 + 6 * 40, 12 * 5)
@@ -114,6 +115,22 @@ async def test_what_cannot_begin_ends_with_one_line(server: Server, tmp_path: Pa
         assert "Traceback" not in text
 
 
+async def test_a_picture_that_fails_loses_no_figures(server: Server, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.nonsense"
+    code, row, text = await bench("--url", server.url, *SYNTHETIC, "--num-prompts", "2", "--plot", str(plot))
+    assert (code, row["completed"]) == (0, 2)
+    assert "warning" in text
+    assert "nonsense" in text
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert run(Options(url="http://127.0.0.1:1", plot=tmp_path / "plot.png")) == 1
+    assert "tuili[plot]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -138,11 +155,11 @@ def test_options_that_make_no_sense(args: list[str], message: str) -> None:
 def test_the_command_and_the_options_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
 
-    def run(options: Options) -> int:
+    def fake_run(options: Options) -> int:
         seen.append(options)
         return 0
 
-    monkeypatch.setattr("app.bench.serve.run", run)
+    monkeypatch.setattr("app.bench.serve.run", fake_run)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     result = CliRunner().invoke(main, ["bench", "serve"])
     assert result.exit_code == 0, result.output
