@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from app.api import health, metrics, requests, tokenize
+from app.api import generate, health, metrics, requests, tokenize
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
 from app.api.openai import chat, completions, models
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
         default_response_class=Response,
     )
-    for room in (chat, completions, models, tokenize, requests, health, metrics):
+    for room in (chat, completions, models, generate, tokenize, requests, health, metrics):
         app.include_router(room.router(service))
     install_openapi(app)
     install_error_handlers(app)

@@ -1,4 +1,4 @@
-"""Errors in the OpenAI shape: status, body, ``Retry-After``, ``x-should-retry``."""
+"""Errors: status, body, ``Retry-After``, ``x-should-retry``. In the OpenAI shape, but flat on the routes of TGI."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.api.schemas.errors import ErrorDetail, ErrorResponse
+from app.api.schemas.generate import FlatError
 from app.serving.errors import RequestError
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics and logs for a client that left before its answer began; nobody receives it."""
+FLAT_PATHS = frozenset({"/generate", "/generate_stream"})
 _MAX_SHOWN_PATH = 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+_FAILURES = frozenset({"engine_error", "engine_restarted", "request_cancelled", "slow_consumer", "deadline_exceeded"})
+"""Codes of requests that failed once they were admitted."""
 
 
 def error_body(error: RequestError) -> bytes:
@@ -25,15 +29,34 @@ def error_body(error: RequestError) -> bytes:
     return msgspec.json.encode(ErrorResponse(detail))
 
 
-def error_response(error: RequestError) -> Response:
-    """The HTTP answer to a request that failed before its answer began."""
+def flat_error(error: RequestError) -> tuple[int, bytes]:
+    """Status and JSON of an error in the shape of text-generation-inference."""
+    status, kind = error.status, "validation"
+    if error.status == 429:
+        kind = "overloaded"
+    elif error.code == "internal_error":
+        kind = "internal"
+    elif (error.code or "").startswith("engine_") and error.code not in _FAILURES:
+        kind = "unavailable"  # loading, draining or dead: nothing was generated
+    elif error.code in _FAILURES or error.status >= 500:
+        status, kind = 424, "generation"
+    elif error.status in (400, 404) and error.code != "unknown_url":
+        status = 422
+    return status, msgspec.json.encode(FlatError(error.message, kind))
+
+
+def error_response(error: RequestError, path: str = "") -> Response:
+    """The HTTP answer to a request for ``path`` that failed before its answer began."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 500:
         # The same request would fail the same way: SDKs retry a 500 twice unless told not to.
         headers["x-should-retry"] = "false"
-    return Response(error_body(error), error.status, headers, "application/json")
+    # API keys are checked for all routes alike, and refused in one shape.
+    is_flat = path in FLAT_PATHS and error.status not in (401, 403)
+    status, body = flat_error(error) if is_flat else (error.status, error_body(error))
+    return Response(body, status, headers, "application/json")
 
 
 def internal_error(request_id: str) -> RequestError:
@@ -53,23 +76,25 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _client_disconnect)
 
 
-async def _request_error(_request: Request, error: Exception) -> Response:
+async def _request_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestError):
         raise error
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    path = request.url.path[:_MAX_SHOWN_PATH]
-    messages = {404: f"There is no route {path}.", 405: f"{path} does not answer {request.method}."}
+    path = request.url.path
+    shown = path[:_MAX_SHOWN_PATH]
+    messages = {404: f"There is no route {shown}.", 405: f"{shown} does not answer {request.method}."}
     response = error_response(
         RequestError(
             messages.get(error.status_code, str(error.detail)),
             status=error.status_code,
             code=_HTTP_CODES.get(error.status_code),
-        )
+        ),
+        path,
     )
     response.headers.update(error.headers or {})
     return response

@@ -36,6 +36,7 @@ _HARMLESS = frozenset(
 # Fields that ask for something this server does not do, and the values with which they ask for nothing. Some are only
 # here for the endpoint whose schema does not declare them.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "adapter_id": (),
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
@@ -69,6 +70,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
+    "watermark": (False,),
     "web_search_options": (),
 }
 

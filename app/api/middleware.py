@@ -106,7 +106,7 @@ class FaultMiddleware:
             if scope["type"] != "http" or started:
                 raise
             _log.exception("request failed", path=scope["path"])
-            await error_response(internal_error(request_id(scope)))(scope, receive, send)
+            await error_response(internal_error(request_id(scope)), scope["path"])(scope, receive, send)
 
 
 class BodyLimitMiddleware:
@@ -125,7 +125,7 @@ class BodyLimitMiddleware:
         if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes):
             # The connection stays open: the server drops the rest as it comes. Closing it now would reset it, and take
             # this answer from clients that read only once they have sent everything.
-            await error_response(self._too_large())(scope, receive, send)
+            await error_response(self._too_large(), scope["path"])(scope, receive, send)
             return
         received = 0
 

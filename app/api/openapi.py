@@ -14,16 +14,20 @@ from pydantic.json_schema import models_json_schema
 from app.api.schemas.chat import ChatBody, ChatChunk, ChatCompletion
 from app.api.schemas.completions import Completion, CompletionBody
 from app.api.schemas.errors import ErrorResponse
+from app.api.schemas.generate import FlatError, GenerateBody, Generated, StreamEvent
 from app.api.schemas.health import Health
 from app.api.schemas.live import LiveRequest
 from app.api.schemas.models import ModelCard, ModelList
 from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, GenerateBody, TokenizeBody, DetokenizeBody)
 _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion,
     ChatChunk,
     Completion,
+    Generated,
+    StreamEvent,
+    FlatError,
     ModelList,
     ModelCard,
     Tokenized,
@@ -41,6 +45,14 @@ _ERRORS = {
     500: "A fault of the server.",
     503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
     504: "The request's time was up before it was done.",
+}
+_FLAT_ERRORS = {
+    413: "The body is too large.",
+    422: "The request cannot be served; the message names the field.",
+    424: "The generation failed or was cancelled, or its time was up.",
+    429: "The queue is full; `Retry-After` says when to try again.",
+    500: "A fault of the server.",
+    503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
 }
 
 
@@ -71,6 +83,19 @@ def answers(
     for status in _ERRORS if event is not None else errors:
         error = {"application/json": {"schema": _ref(ErrorResponse.__name__)}}
         documented[status] = {"description": _ERRORS[status], "content": error}
+    return documented
+
+
+def flat_answers(
+    whole: type[msgspec.Struct] | None = None, event: type[msgspec.Struct] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """Responses of a route in the shapes of text-generation-inference."""
+    media = {"application/json": whole, "text/event-stream": event}
+    content = {name: {"schema": _ref(schema.__name__)} for name, schema in media.items() if schema is not None}
+    documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
+    for status, text in _FLAT_ERRORS.items():
+        error = {"application/json": {"schema": _ref(FlatError.__name__)}}
+        documented[status] = {"description": text, "content": error}
     return documented
 
 

@@ -17,25 +17,26 @@ GREEDY_BELOW = 1e-5
 def check_limits(body: GenerationBody, settings: ApiSettings, *, num_prompts: int = 1) -> None:
     """Bounds what one request can fan out into. Raises :class:`RequestError` 400."""
     n = body.n or 1
-    _at_most("n", n, settings.max_n, "choices a prompt")
-    _at_most("prompt", num_prompts, settings.max_prompts, "prompts")
-    _at_most("n", n * num_prompts, settings.max_prompts, "choices of all prompts together")
+    at_most("n", n, settings.max_n, "choices a prompt")
+    at_most("prompt", num_prompts, settings.max_prompts, "prompts")
+    at_most("n", n * num_prompts, settings.max_prompts, "choices of all prompts together")
     if isinstance(body.stop, list):
-        _at_most("stop", len(body.stop), settings.max_stop, "stop strings")
-    _at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_stop, "stop token ids")
-    _at_most("logit_bias", len(body.logit_bias or ()), settings.max_logit_bias, "biased tokens")
+        at_most("stop", len(body.stop), settings.max_stop, "stop strings")
+    at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_stop, "stop token ids")
+    at_most("logit_bias", len(body.logit_bias or ()), settings.max_logit_bias, "biased tokens")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream.", code="invalid_value", param="stream_options")
 
 
-def _at_most(param: str, count: int, limit: int, what: str) -> None:
+def at_most(param: str, count: int, limit: int, what: str) -> None:
+    """Bounds a number of things. Raises :class:`RequestError` 400."""
     if count > limit:
         raise RequestError(f"{param}: {count} {what} exceed the limit of {limit}.", code="invalid_value", param=param)
 
 
 def check_logprobs(param: str, count: int | None, settings: ApiSettings) -> None:
     """Bounds the alternatives a token. Raises :class:`RequestError` 400."""
-    _at_most(param, count or 0, settings.max_logprobs, "alternatives a token")
+    at_most(param, count or 0, settings.max_logprobs, "alternatives a token")
 
 
 def check_token_ids(param: str, token_ids: Collection[int], vocab_size: int) -> None:

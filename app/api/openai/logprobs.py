@@ -19,11 +19,12 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
 
 
 def _chat_logprob(token: TokenLogprob) -> ChatLogprob:
-    top = [TopLogprob(other.text, list(other.bytes), _finite(other.logprob)) for other in token.top]
-    return ChatLogprob(token.text, list(token.bytes), _finite(token.logprob), top)
+    top = [TopLogprob(other.text, list(other.bytes), finite(other.logprob)) for other in token.top]
+    return ChatLogprob(token.text, list(token.bytes), finite(token.logprob), top)
 
 
-def _finite(logprob: float | None) -> float:
+def finite(logprob: float | None) -> float:
+    """As JSON can carry it."""
     return LOWEST if logprob is None else max(logprob, LOWEST)
 
 
@@ -45,7 +46,7 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], offsets: TextOffsets) ->
     """The shape of completions."""
     return CompletionLogprobs(
         text_offset=[offsets.advance(token.token_id) for token in tokens],
-        token_logprobs=[None if token.logprob is None else _finite(token.logprob) for token in tokens],
+        token_logprobs=[None if token.logprob is None else finite(token.logprob) for token in tokens],
         tokens=[token_key(token) for token in tokens],
         top_logprobs=[None if token.logprob is None else _top_dict(token) for token in tokens],
     )
@@ -80,6 +81,6 @@ def _top_dict(token: TokenLogprob) -> dict[str, float]:
         name = token_key(other)
         if (name == key and other.token_id != token.token_id) or name in named:
             name = f"token_id:{other.token_id}"
-        named[name] = _finite(other.logprob)
-    named[key] = _finite(token.logprob)
+        named[name] = finite(other.logprob)
+    named[key] = finite(token.logprob)
     return named
