@@ -25,9 +25,9 @@ class SettingsCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The verb's own parameters and one option a setting."""
-        from app.settings import Settings
+        from app.settings import Settings, has_flag
 
-        options = [_option(name, field) for name, field in Settings.model_fields.items()]
+        options = [_option(name, field) for name, field in Settings.model_fields.items() if has_flag(field)]
         return [*self.params, *options, *super().get_params(ctx)[len(self.params) :]]
 
 
@@ -50,6 +50,15 @@ def _option(name: str, field: Any) -> click.Option:
 
 def _plain(value: Any) -> str:
     return value.human_readable() if hasattr(value, "human_readable") else str(value)
+
+
+def _shown(settings: Settings, name: str) -> str:
+    from app.settings import has_flag
+
+    value = getattr(settings, name)
+    if not has_flag(type(settings).model_fields[name]):
+        return f"set ({len(value)} key{'s' if len(value) > 1 else ''})" if value else "not set"
+    return _plain(value)
 
 
 def _load(flags: dict[str, Any], config: Path | None) -> tuple[Settings, dict[str, str]]:
@@ -100,7 +109,7 @@ def config(config_file: Path | None, **flags: Any) -> None:
     settings, sources = _load(flags, config_file)
     width = max(len(name) for name in sources)
     for name, source in sources.items():
-        click.echo(f"{name:<{width}}  {_plain(getattr(settings, name))}  ({source})")
+        click.echo(f"{name:<{width}}  {_shown(settings, name)}  ({source})")
 
 
 @main.command()
@@ -164,6 +173,28 @@ def chat(url: str, model: str | None, api_key: str | None, system: str | None, *
 
     given = {name: value for name, value in body.items() if value is not None}
     raise SystemExit(run(url, model=model, api_key=api_key, system=system, body=given))
+
+
+@main.group()
+def keys() -> None:
+    """Make API keys."""
+
+
+@keys.command()
+@click.option("--name", required=True, help="Who has it: shown in logs instead of the key.")
+@click.option("--scopes", default="infer", show_default=True, help="Comma-separated: infer, metrics, admin.")
+def new(name: str, scopes: str) -> None:
+    """Print a new key, once, and the line that lets --api-key-file know it without holding it."""
+    from app.keys import KeyFormatError, new_key
+
+    try:
+        key, line = new_key(name, [scope.strip() for scope in scopes.split(",")])
+    except KeyFormatError as e:
+        _fail(str(e))
+    click.echo("key, shown only this once:", err=True)
+    click.echo(key)
+    click.echo("line for the file of --api-key-file:", err=True)
+    click.echo(line)
 
 
 main.add_command(bench)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import json
 import math
 import shlex
@@ -25,6 +26,7 @@ import uvicorn
 from app.api.app import create_app
 from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
+from app.keys import distinct, read_key_file
 from app.serving.engine_client import EngineClient, EngineFailedError
 from app.serving.generation import Generator
 from app.serving.ledger import Ledger
@@ -61,9 +63,15 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     phases = _Phases()
     try:
+        api = api_settings(settings)
         with listen(settings.host, settings.port) as sock:
+            if not (api.api_keys or settings.insecure or _is_loopback(sock)):
+                raise StartError(
+                    f"{settings.host} can be reached from other machines and no API key is set: set TUILI_API_KEYS or "
+                    "--api-key-file (tuili keys new makes a key), or say --insecure"
+                )
             files = _model_files(settings, phases)
-            return asyncio.run(_run(settings, sock, files, phases))
+            return asyncio.run(_run(settings, api, sock, files, phases))
     except (StartError, StoreError, EngineFailedError, ValueError) as e:
         click.echo(f"tuili: error: {e}", err=True)
         return EXIT_FAILURE
@@ -126,6 +134,11 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _is_loopback(sock: socket.socket) -> bool:
+    """Whether only this machine reaches a bound socket; asked of the socket, because a host may be a name."""
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+
+
 def _model_files(settings: Settings, phases: _Phases) -> ModelFiles:
     store = Store(settings.home)
     with phases.timed("model"):
@@ -157,7 +170,8 @@ def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
 
 
 def api_settings(settings: Settings) -> ApiSettings:
-    """What the HTTP side is told."""
+    """What the HTTP side is told. Raises :class:`KeyFormatError` for a key file that cannot be used."""
+    in_file = read_key_file(settings.api_key_file) if settings.api_key_file else ()
     return ApiSettings(
         strict_params=settings.strict_params,
         max_body_bytes=int(settings.max_body_bytes),
@@ -168,6 +182,8 @@ def api_settings(settings: Settings) -> ApiSettings:
         keepalive_interval=settings.keepalive_interval,
         default_timeout=settings.request_timeout,
         stall_timeout=settings.stall_timeout,
+        api_keys=distinct([*settings.api_keys, *in_file]),
+        cors_origins=settings.cors_origins,
     )
 
 
@@ -213,7 +229,7 @@ class _Server(uvicorn.Server):
         await self._supervisor.stop()
 
 
-async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phases: _Phases) -> int:
+async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files: ModelFiles, phases: _Phases) -> int:
     names = settings.served_model_name or (files.name,)
     metrics = Metrics(names[0], version=__version__)
     client = EngineClient(metrics, on_progress=phases.engine_progress)
@@ -230,7 +246,7 @@ async def _run(settings: Settings, sock: socket.socket, files: ModelFiles, phase
     supervisor = Supervisor(
         client, engine_config(settings, files), ENGINE_COMMAND, metrics=metrics, on_give_up=lambda _: gave_up.set()
     )
-    service = Service(generator, client, metrics, client.progress_age, api_settings(settings))
+    service = Service(generator, client, metrics, client.progress_age, api)
     server = _Server(uvicorn_config(service, settings), service, supervisor, settings)
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()

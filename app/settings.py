@@ -7,12 +7,14 @@ A value comes from, strongest first: command-line flag, environment variable (``
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -23,7 +25,12 @@ from pydantic_settings import (
 )
 from pydantic_settings.sources import NoDecode
 
+from app.keys import ApiKey, parse_keys
+
 ENV_PREFIX = "TUILI_"
+NO_FLAG: dict[str, Any] = {"flag": False}
+"""Marks a secret: it is neither a command-line option nor ever shown."""
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:\d+)?|[a-z][a-z0-9+.-]*://\[[0-9A-Fa-f:]+\](:\d+)?")
 # Nothing is sensible beyond these bounds: a slip of the finger should be told, not allocated.
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 BatchSize = Annotated[int, Field(ge=1, le=1 << 18)]
@@ -60,6 +67,16 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (),
+        description="Keys that clients need, comma-separated: KEY, or NAME:SCOPE+SCOPE:KEY (infer, metrics, admin).",
+        json_schema_extra=NO_FLAG,
+    )
+    api_key_file: Path | None = Field(None, description="File of hashed keys, as `tuili keys new` prints them.")
+    insecure: bool = Field(False, description="Listen beyond this machine even though no key is needed.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origin(s) whose pages may read answers in a browser, e.g. https://a.example. May repeat."
+    )
     strict_params: bool = Field(False, description="Refuse unknown request fields instead of naming them back.")
     keepalive_interval: Seconds = Field(15.0, description="Seconds of silence before a stream gets a comment line.")
     drain_delay: Seconds = Field(0.0, description="Seconds to keep accepting after SIGTERM, readiness being 503.")
@@ -88,10 +105,26 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 
-    @field_validator("served_model_name", mode="before")
+    @field_validator("served_model_name", "cors_origins", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return _split(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError("an origin is SCHEME://HOST[:PORT] and nothing behind it, or *")
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _read_keys(cls, value: Any) -> Any:
+        entries = _split(value)
+        if not isinstance(entries, tuple | list) or not all(isinstance(entry, str) for entry in entries):
+            raise ValueError("keys are texts")  # not shown: what is no text may still hold a key
+        return parse_keys(entries)
 
     @field_validator("pipeline_depth", mode="before")
     @classmethod
@@ -122,6 +155,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # load() has already merged the sources, to know where each value came from.
         return (init_settings,)
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def has_flag(field: FieldInfo) -> bool:
+    """Whether a setting may be given on the command line, where every user of the machine can read it."""
+    return field.json_schema_extra != NO_FLAG
 
 
 def flag_name(field: str) -> str:
@@ -188,4 +230,6 @@ def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
         return message
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r} ({sources.get(name, 'settings file')})"
+    if not has_flag(Settings.model_fields[name]):
+        return f"bad setting {name} ({sources[name]}): {message}"
     return f"bad setting {name} = {first['input']!r} ({sources.get(name, 'default')}): {message}"

@@ -117,10 +117,10 @@ def test_misspelt_environment_is_named() -> None:
     assert "TUILI_PROT" in done.output
 
 
-def test_every_setting_is_an_option_with_help() -> None:
+def test_every_setting_but_secrets_is_an_option_with_help() -> None:
     text = CliRunner().invoke(main, ["serve", "--help"]).output
     for name, field in Settings.model_fields.items():
-        assert settings.flag_name(name) in text
+        assert (settings.flag_name(name) in text) == settings.has_flag(field)
         assert field.description
 
 
@@ -128,3 +128,51 @@ def test_bad_setting_exits_1() -> None:
     done = CliRunner().invoke(main, ["serve", "--port", "x"])
     assert done.exit_code == 1
     assert "tuili: error: bad setting port" in done.output
+
+
+SECRET = "a-secret-of-20-chars"
+
+
+def test_api_keys_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for value in (f"{SECRET}, bob:metrics:x{SECRET}", SECRET):
+        monkeypatch.setenv("TUILI_API_KEYS", value)
+        loaded, _ = settings.load({})
+        assert [key.name for key in loaded.api_keys] == ["key-1", "bob"][: len(loaded.api_keys)]
+        assert SECRET not in repr(loaded)
+    shown = CliRunner().invoke(main, ["config"], env={"TUILI_API_KEYS": f"{SECRET},bob:metrics:x{SECRET}"}).output
+    assert "set (2 keys)  (environment TUILI_API_KEYS)" in shown
+    assert SECRET not in shown
+    monkeypatch.delenv("TUILI_API_KEYS")
+    assert "not set" in CliRunner().invoke(main, ["config"]).output
+    file = tmp_path / "tuili.yaml"
+    file.write_text(f"api_keys:\n  - {SECRET}\n")
+    assert len(settings.load({}, file)[0].api_keys) == 1
+
+
+@pytest.mark.parametrize("value", [f"a:nothing:{SECRET}", f"{SECRET} {SECRET}", f"{SECRET},{SECRET}"])
+def test_bad_api_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TUILI_API_KEYS", value)
+    with pytest.raises(SettingsError, match=r"bad setting api_keys \(environment TUILI_API_KEYS\)") as caught:
+        settings.load({})
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [f"api_keys: {{a: {SECRET}}}\n", f"api_keys: [[{SECRET}]]\n", "api_keys: [12]\n"])
+def test_api_keys_that_are_no_texts(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tuili.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="keys are texts") as caught:
+        settings.load({}, file)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "null", "https://*", "https://a b", "https://"])
+def test_origins_are_origins(origin: str) -> None:
+    with pytest.raises(SettingsError, match="cors_origins"):
+        settings.load({"cors_origins": (origin,)})
+
+
+def test_origins() -> None:
+    origins = "https://a.example, http://localhost:3000, http://[::1]:80,*"
+    assert len(settings.load({"cors_origins": origins})[0].cors_origins) == 4

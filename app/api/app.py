@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app.api import generate, health, metrics, requests, tokenize
+from app.api.auth import AuthMiddleware, needs
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
 from app.api.openai import chat, completions, models
 from app.api.openapi import install_openapi
 from app.api.service import Service
+from app.keys import KeyScope
 from app.version import __version__
 
 _DESCRIPTION = """\
@@ -33,13 +38,30 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
         default_response_class=Response,
     )
-    for room in (chat, completions, models, generate, tokenize, requests, health, metrics):
-        app.include_router(room.router(service))
+    for room in (chat, completions, models, generate, tokenize, requests):
+        app.include_router(room.router(service), dependencies=[needs(KeyScope.INFER)])
+    app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
+    app.include_router(health.router(service))
     install_openapi(app)
     install_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=service.settings.max_body_bytes)
+    if service.settings.api_keys:
+        app.add_middleware(AuthMiddleware, keys=service.settings.api_keys)
+    if service.settings.cors_origins:
+        _allow_origins(app, service.settings.cors_origins)
     app.add_middleware(FaultMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=service.metrics)
     app.add_middleware(RequestIdMiddleware)
     return app
+
+
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    """Lets pages of ``origins`` read answers. Outside the key check: browsers send no key ahead of a request."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "x-ignored-params", "server-timing", "retry-after"],
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from app.api.auth import owner, tenant_salt
 from app.api.service import Service
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
@@ -31,9 +33,10 @@ async def submitted(
     async with contextlib.AsyncExitStack() as stack:
         generations = []
         for request in requests:
-            generation = await service.generator.submit(request, endpoint=endpoint, stream=stream)
+            salted = dataclasses.replace(request, cache_salt=tenant_salt(request.cache_salt))
+            generation = await service.generator.submit(salted, endpoint=endpoint, stream=stream)
             generations.append(await stack.enter_async_context(generation))
-        async with service.live.track(request_id, generations):
+        async with service.live.track(request_id, generations, owner=owner()):
             yield generations
 
 

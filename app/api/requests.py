@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Protocol
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.auth import caller, owner
 from app.api.json import json_response
 from app.api.openapi import answers
 from app.api.schemas.live import LiveRequest, RequestSeconds
 from app.api.service import Service
+from app.keys import KeyScope
 from app.serving.errors import RequestError
 from app.serving.live_requests import RequestState
 
@@ -23,6 +25,13 @@ _MAX_SHOWN = 128
 _NO_STORE = {"cache-control": "no-store"}
 
 
+class LookUp(Protocol):
+    """Finds a request, and may do something to it."""
+
+    def __call__(self, request_id: str, /, *, owner: str) -> RequestState | None:
+        """None when there is none."""
+
+
 def router(service: Service) -> APIRouter:
     """The routes, over one service."""
     routes = APIRouter(tags=["Requests"], responses=answers(LiveRequest))
@@ -31,9 +40,10 @@ def router(service: Service) -> APIRouter:
     async def get_request(request: Request) -> Response:
         """What a request is doing, by its `X-Request-Id` or the id of its answer (`chatcmpl-…`, `cmpl-…`).
 
-        The last few hundred that ended are remembered. Of several with the same id, the latest.
+        The last few hundred that ended are remembered. Of several with the same id, the latest. Only keys
+        with scope `admin` find requests of other keys.
         """
-        return _answer(service.live.find, request)
+        return _answer(service, service.live.find, request)
 
     @routes.delete(_PATH, summary="Cancel a request", openapi_extra=_ID_IN_PATH)
     async def cancel_request(request: Request) -> Response:
@@ -42,19 +52,27 @@ def router(service: Service) -> APIRouter:
         Its own client gets the error `request_cancelled`: as the last event of a stream, else with status 499. A
         request that ended already stays as it is. Several with the same id are cancelled together.
         """
-        return _answer(service.live.cancel, request)
+        return _answer(service, service.live.cancel, request)
 
     return routes
 
 
-def _answer(look_up: Callable[[str], RequestState | None], request: Request) -> Response:
+def _answer(service: Service, look_up: LookUp, request: Request) -> Response:
     given: str = request.path_params["request_id"]
     answer_id = _ANSWER_ID.fullmatch(given)
     for request_id in (given, answer_id[1]) if answer_id else (given,):
-        if (state := look_up(request_id)) is not None:
-            return json_response(_live_request(state), headers=_NO_STORE)
+        for each in _visible_owners(service, request_id):
+            if (state := look_up(request_id, owner=each)) is not None:
+                return json_response(_live_request(state), headers=_NO_STORE)
     message = f"There is no request {given[:_MAX_SHOWN]!r}, or it ended too long ago."
     raise RequestError(message, status=404, code="request_not_found")
+
+
+def _visible_owners(service: Service, request_id: str) -> list[str]:
+    """Whose requests the caller may see: its own, or with scope admin everybody's, its own first."""
+    key = caller()
+    everybody = key is not None and key.allows(KeyScope.ADMIN)
+    return [owner(), *service.live.owners(request_id)] if everybody else [owner()]
 
 
 def _live_request(state: RequestState) -> LiveRequest:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.keys import ApiKey
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.generation import Generator
@@ -38,6 +39,10 @@ class ApiSettings:
     """Seconds after which a request is given up."""
     stall_timeout: float = 60.0
     """Seconds without a step, work waiting, after which ``/livez`` fails."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Once there is one, everything but the probes needs one."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may read answers in a browser."""
 
 
 @dataclass(slots=True)

@@ -110,47 +110,57 @@ class LiveRequests:
     """Finds requests by the id that their clients know.
 
     Clients choose ids and may choose one twice: the latest request of an id is the one that is shown, and all of them
-    are cancelled together. As many are held as are under way, which admission bounds, and ``max_ended`` more.
+    are cancelled together. Each owner (the name of an API key; empty without keys) has ids of its own.
+    As many are held as are under way, which admission bounds, and ``max_ended`` more.
     """
 
     def __init__(self, max_ended: int = MAX_ENDED) -> None:
-        self._live: dict[str, list[_LiveRequest]] = {}
-        self._ended: OrderedDict[str, RequestState] = OrderedDict()
+        self._live: dict[tuple[str, str], list[_LiveRequest]] = {}
+        self._ended: OrderedDict[tuple[str, str], RequestState] = OrderedDict()
         self._max_ended = max_ended
 
     @contextlib.asynccontextmanager
-    async def track(self, request_id: str, generations: Sequence[Generation]) -> AsyncIterator[None]:
+    async def track(
+        self, request_id: str, generations: Sequence[Generation], *, owner: str = ""
+    ) -> AsyncIterator[None]:
         """Keeps a request, of one generation or more, while the block runs; closes the generations at its end."""
         live = _LiveRequest(request_id, generations)
-        same_id = self._live.setdefault(request_id, [])
+        key = (owner, request_id)
+        same_id = self._live.setdefault(key, [])
         same_id.append(live)
         try:
             yield
         finally:
             same_id.remove(live)
             if not same_id:
-                del self._live[request_id]
+                del self._live[key]
             for generation in generations:
                 await generation.aclose()
-            self._keep(live.state())
+            self._keep(key, live.state())
 
-    def find(self, request_id: str) -> RequestState | None:
+    def owners(self, request_id: str) -> list[str]:
+        """Who has a request of this id, one under way first."""
+        known = dict.fromkeys([*reversed(self._live), *reversed(self._ended)])
+        return [owner for owner, each in known if each == request_id]
+
+    def find(self, request_id: str, *, owner: str = "") -> RequestState | None:
         """The state of a request; None when its id is unknown, or its end long ago."""
-        if same_id := self._live.get(request_id):
+        key = (owner, request_id)
+        if same_id := self._live.get(key):
             return same_id[-1].state()
-        return self._ended.get(request_id)
+        return self._ended.get(key)
 
-    def cancel(self, request_id: str) -> RequestState | None:
+    def cancel(self, request_id: str, *, owner: str = "") -> RequestState | None:
         """Ends a request with an error to its client, frees what it holds, and returns its state.
 
         One that ended already stays as it is. None when the id is unknown, or the request's end long ago.
         """
-        for live in self._live.get(request_id, ()):
+        for live in self._live.get((owner, request_id), ()):
             live.cancel()
-        return self.find(request_id)
+        return self.find(request_id, owner=owner)
 
-    def _keep(self, state: RequestState) -> None:
-        self._ended.pop(state.request_id, None)
-        self._ended[state.request_id] = state
+    def _keep(self, key: tuple[str, str], state: RequestState) -> None:
+        self._ended.pop(key, None)
+        self._ended[key] = state
         while len(self._ended) > self._max_ended:
             self._ended.popitem(last=False)

@@ -56,6 +56,14 @@ def bind_request_id(request_id: str) -> None:
     structlog.contextvars.bind_contextvars(request_id=request_id)
 
 
+def bind_api_key(name: str | None) -> None:
+    """Puts the name of the request's API key on those lines too, or takes one off again."""
+    if name is None:
+        structlog.contextvars.unbind_contextvars("api_key")
+    else:
+        structlog.contextvars.bind_contextvars(api_key=name)
+
+
 def _rendering(for_people: bool) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if for_people:

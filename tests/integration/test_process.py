@@ -163,6 +163,17 @@ def test_impossible_host() -> None:
     assert "cannot listen on éé" in _fails_clearly("--host", "é" * 80)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104 - refused
+def test_an_address_others_reach_needs_a_key(host: str) -> None:
+    line = _fails_clearly("--host", host, env={"TUILI_API_KEYS": ""})
+    assert host in line
+    assert "--insecure" in line
+
+
+def test_a_key_file_that_cannot_be_used(tmp_path: Path) -> None:
+    assert "no-keys" in _fails_clearly("--api-key-file", str(tmp_path / "no-keys"))
+
+
 def test_a_package_app_in_the_working_directory_is_left_alone(tiny_llama: Path, tmp_path: Path) -> None:
     """As in anybody's web project, from which the console script is run."""
     (tmp_path / "app").mkdir()

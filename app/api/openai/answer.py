@@ -147,6 +147,11 @@ def is_strict(request: Request, service: Service) -> bool:
     return given.lower() in ("true", "1")
 
 
+def time_limit(asked: float | None, service: Service) -> float | None:
+    """Seconds after which a request is given up: what it asks for, at most what the server allows."""
+    return min((limit for limit in (asked, service.settings.default_timeout) if limit is not None), default=None)
+
+
 def generation_request(
     name: str, prompt: list[int], params: SamplingParams, body: GenerationBody, service: Service
 ) -> GenerationRequest:
@@ -157,6 +162,6 @@ def generation_request(
         params=params,
         n=body.n or 1,
         priority=body.priority or 0,
-        timeout=service.settings.default_timeout,
+        timeout=time_limit(body.timeout, service),
         cache_salt=body.cache_salt or "",
     )

@@ -70,6 +70,9 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text. Default true.")
+    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        None, description="Seconds after which the request is given up; the server may allow less."
+    )
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(None, description="Lower runs first.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="Cached prompt prefixes are shared only among requests with the same salt."
