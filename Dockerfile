@@ -1,5 +1,6 @@
 # docker build -t tuili .
-# docker run -p 127.0.0.1:8000:8000 -v tuili:/var/lib/tuili tuili [--model NAME] [any other flag of tuili serve]
+# docker run -p 127.0.0.1:8000:8000 -v tuili:/var/lib/tuili -e TUILI_API_KEYS=KEY tuili [--model NAME] [any other flag of tuili serve]
+# Inside it listens on 0.0.0.0, so it starts with a key or with --insecure only; the latter is fine published on 127.0.0.1.
 #
 # Any Debian or Ubuntu with Python >= 3.11 will do, e.g. BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04.
 ARG BASE_IMAGE=python:3.12-slim

@@ -60,7 +60,8 @@ ops-check: $(VENV)/.ops
 	 else echo "skipped: docker compose config (no docker compose here)"; fi
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
 	$(BIN)/mypy deploy
-	@if command -v promtool >/dev/null; then set -ex; promtool check config deploy/prometheus/prometheus.yml; \
+	@if command -v promtool >/dev/null; then set -ex; promtool check config --syntax-only deploy/prometheus/prometheus.yml; \
+	 promtool check rules deploy/prometheus/alerts.yml; \
 	 promtool test rules deploy/prometheus/alerts_test.yml; \
 	 else echo "skipped: promtool check config, promtool test rules (no promtool here; it comes with Prometheus)"; fi
 

@@ -61,7 +61,10 @@ def _serving(address: str) -> Iterator[None]:
 def _scraping(directory: Path, server: str, address: str) -> Iterator[None]:
     shutil.copy(DEPLOY / "prometheus/alerts.yml", directory)
     config = (DEPLOY / "prometheus/prometheus.yml").read_text()
-    (directory / "prometheus.yml").write_text(config.replace("tuili:8000", server))
+    key = directory / "metrics_key"
+    key.write_text("any")  # the server here asks for none, but Prometheus insists on a file
+    config = config.replace("tuili:8000", server).replace("/run/secrets/metrics_key", str(key))
+    (directory / "prometheus.yml").write_text(config)
     options = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
     options += [f"--web.listen-address={address}", "--log.level=error"]
     with _process(["prometheus", *options], f"http://{address}/-/ready"):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.keys import KeyScope, digest, parse_keys
 from app.settings import ENV_PREFIX, Settings, load
 from app.telemetry.metrics import Metrics
 from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
@@ -188,7 +189,8 @@ def test_prometheus_scrapes_the_compose_service() -> None:
 
 def _compose_environment() -> dict[str, str]:
     environment = _compose()["services"]["tuili"]["environment"]
-    return {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in environment.items()}
+    given = {name: re.sub(r"\$\{(\w+):\?[^}]*\}", r"the-value-of-\1", value) for name, value in environment.items()}
+    return {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in given.items()}
 
 
 def _image_environment() -> dict[str, str]:
@@ -206,6 +208,32 @@ def test_environments_hold_valid_settings(environment: dict[str, str], monkeypat
     _, sources = load({})
     for name in environment:
         assert sources[name.removeprefix(ENV_PREFIX).lower()] == f"environment {name}"
+
+
+def test_compose_gives_prometheus_a_key_for_metrics_alone() -> None:
+    compose, (prometheus,) = _compose(), _documents(DEPLOY / "prometheus/prometheus.yml")
+    keys = parse_keys(_compose_environment()["TUILI_API_KEYS"].split(","))
+    assert {key.name: set(key.scopes) for key in keys} == {
+        "client": {KeyScope.INFER},
+        "prometheus": {KeyScope.METRICS},
+    }
+    (secret,) = compose["services"]["prometheus"]["secrets"]
+    (job,) = prometheus["scrape_configs"]
+    assert job["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
+    variable = compose["secrets"][secret]["environment"]
+    (metrics,) = (key for key in keys if key.name == "prometheus")
+    assert metrics.digest == digest(f"the-value-of-{variable}".encode())
+
+
+def test_pods_mount_the_file_of_their_keys() -> None:
+    file = Path(_pod_environment()["TUILI_API_KEY_FILE"])
+    (mount,) = (each for each in _container()["volumeMounts"] if each["mountPath"] == str(file.parent))
+    volumes = _kubernetes("Deployment")["spec"]["template"]["spec"]["volumes"]
+    (volume,) = (each for each in volumes if each["name"] == mount["name"])
+    assert (
+        f"create secret generic {volume['secret']['secretName']} --from-file={file.name}\n"
+        in (DEPLOY / "kubernetes/tuili.yaml").read_text()
+    )
 
 
 def _drain(environment: dict[str, str]) -> float:
