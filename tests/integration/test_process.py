@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from app import main
+from app.keys import new_key
 from app.store import ModelFiles
 from tests.integration.server import Server, spawn, start_server
 
@@ -168,6 +169,32 @@ def test_an_address_others_reach_needs_a_key(host: str) -> None:
     line = _fails_clearly("--host", host, env={"TUILI_API_KEYS": ""})
     assert host in line
     assert "--insecure" in line
+
+
+def test_keys_from_a_file_and_the_environment(tiny_llama: Path, tmp_path: Path) -> None:
+    in_file, line = new_key("alice", ["infer"])
+    in_environment = "prometheus-key-0123456789"
+    (tmp_path / "keys").write_text(line)
+    environment = {"TUILI_API_KEYS": f"prometheus:metrics:{in_environment}"}
+    flags = ["--model", str(tiny_llama), "--api-key-file", str(tmp_path / "keys")]
+    with start_server(*flags, env=environment) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        assert http.get("/readyz").status_code == 200
+        for path, key, status in [
+            ("/v1/models", None, 401),
+            ("/v1/models", in_file, 200),
+            ("/v1/models", in_environment, 403),
+            ("/metrics", None, 401),
+            ("/metrics", in_file, 403),
+            ("/metrics", in_environment, 200),
+        ]:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            assert http.get(path, headers=headers).status_code == status, (path, key)
+        headers = {"Authorization": f"Bearer {in_file}"}
+        http.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}, headers=headers).raise_for_status()
+    text = "".join(server.lines)
+    assert '"api_key": "alice"' in text
+    assert in_file not in text
+    assert in_environment not in text
 
 
 def test_a_key_file_that_cannot_be_used(tmp_path: Path) -> None:
