@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 from app.store import ModelFiles, SilentProgress, Store, pull
 
 # Tests run on every core already; compute threads beside them would wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# CI repeats the same examples, so that what it says is about the change; elsewhere every run looks further.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 DEFAULT_MODEL = "smollm2-135m"
 

@@ -146,7 +146,7 @@ class Terminal:
 
 async def test_on_a_terminal() -> None:
     # An answer tries to colour the terminal; it goes on until it is stopped.
-    async with start_server(next_token=repeat("\x1b[31mred \x9b2J "), delay=0.002, max_model_len=4096) as server:
+    async with start_server(next_token=repeat("\x1b[31mred \x9b2J "), delay=0.02, max_model_len=4096) as server:
         terminal = Terminal(server.url)
         try:
             await terminal.shows("> ")

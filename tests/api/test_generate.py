@@ -82,7 +82,9 @@ async def test_a_stream_has_one_event_a_token(server: Server) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    length=st.integers(1, 30), prompt=st.integers(1, 25), stops=st.lists(st.text("élwö 你好", min_size=1, max_size=3))
+    length=st.integers(1, 30),
+    prompt=st.integers(1, 25),
+    stops=st.lists(st.text("élwö 你好", min_size=1, max_size=3), max_size=16),
 )
 async def test_tokens_make_up_the_text(shared_server: Server, length: int, prompt: int, stops: list[str]) -> None:
     parameters = {"max_new_tokens": length, "stop": stops, "details": True}
