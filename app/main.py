@@ -61,6 +61,8 @@ class StartError(Exception):
 def serve(settings: Settings) -> int:
     """Serves until told to stop; returns the exit code."""
     configure_logging(settings.log_level, settings.log_format)
+    # Until the HTTP server takes signals over. As a container's first process, it would not be ended by default.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     phases = _Phases()
     try:
         api = api_settings(settings)

@@ -21,7 +21,7 @@ import pytest
 from app import main
 from app.keys import new_key
 from app.store import ModelFiles
-from tests.integration.server import Server, spawn, start_server
+from tests.integration.server import START_TIMEOUT, Server, spawn, start_server
 
 # Failing takes about a second; a start that hangs must not hang the tests.
 FAILURE_BOUND = 60.0
@@ -107,6 +107,20 @@ def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event() -> None:
         assert '"error"' in rest[-1]
         assert server.process.wait(30) == 0
         assert "Traceback" not in "".join(server.lines)
+
+
+def test_sigterm_while_a_model_is_fetched(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(START_TIMEOUT)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = spawn("--model", "some/model", env={"HF_ENDPOINT": endpoint, "TUILI_HOME": str(tmp_path)})
+        asked, _ = silent.accept()  # and never answered
+        with asked:
+            assert server.stop() == 0
+        server.close()
+    assert "Traceback" not in "".join(server.lines)
 
 
 def test_readiness_flips_before_the_listener_closes() -> None:
