@@ -8,7 +8,7 @@ import random
 
 import httpx
 
-from tests.integration.server import Server
+from tests.integration.server import start_server
 
 CLIENTS = 200
 AT_ONCE = 20
@@ -56,23 +56,38 @@ async def _leave(host: str, port: int, rng: random.Random) -> str:
     return moment
 
 
-async def test_blocks_return_to_the_baseline(server: Server) -> None:
+async def _watch_queue(http: httpx.AsyncClient, most: list[float]) -> None:
+    """Notes how many requests wait, at most, until cancelled."""
+    while True:
+        most[0] = max(most[0], _gauge((await http.get("/metrics")).text, "vllm:num_requests_waiting"))
+        await asyncio.sleep(0.1)
+
+
+async def test_blocks_return_to_the_baseline() -> None:
     rng = random.Random(20)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        baseline = await _idle_blocks(http)
-        url = httpx.URL(server.url)
-        gate = asyncio.Semaphore(AT_ONCE)
+    # Few slots, so that clients also leave while they queue. The engine checks its allocator whenever it is idle.
+    with start_server("--max-num-seqs", "4") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            baseline = await _idle_blocks(http)
+            url = httpx.URL(server.url)
+            gate = asyncio.Semaphore(AT_ONCE)
 
-        async def one() -> str:
-            async with gate:
-                return await _leave(url.host, url.port or 0, rng)
+            async def one() -> str:
+                async with gate:
+                    return await _leave(url.host, url.port or 0, rng)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one()) for _ in range(CLIENTS)]
-        assert len({task.result() for task in tasks}) == 4
-        assert await _idle_blocks(http) == baseline
-        answer = await http.post("/v1/completions", json={"prompt": "Still there?", "max_tokens": 3})
-        assert answer.status_code == 200
-        aborted = [line for line in (await http.get("/metrics")).text.splitlines() if 'finished_reason="abort"' in line]
-        assert aborted
-        assert float(aborted[0].rsplit(" ", 1)[1]) > 0
+            most_waiting = [0.0]
+            watcher = asyncio.create_task(_watch_queue(http, most_waiting))
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one()) for _ in range(CLIENTS)]
+            watcher.cancel()
+            assert len({task.result() for task in tasks}) == 4
+            assert most_waiting[0] > 0
+            assert await _idle_blocks(http) == baseline
+            answer = await http.post("/v1/completions", json={"prompt": "Still there?", "max_tokens": 3})
+            assert answer.status_code == 200
+            metrics = (await http.get("/metrics")).text
+            assert _gauge(metrics, "tuili_engine_restarts_total") == 0
+            aborted = [line for line in metrics.splitlines() if 'finished_reason="abort"' in line]
+            assert aborted
+            assert float(aborted[0].rsplit(" ", 1)[1]) > 0
