@@ -112,7 +112,13 @@ class Terminal:
         self._master, slave = pty.openpty()
         environment = {**os.environ, "TERM": "dumb"}
         self.process = subprocess.Popen(
-            [*COMMAND, "--url", url], stdin=slave, stdout=slave, stderr=slave, env=environment
+            [*COMMAND, "--url", url],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            # Whoever runs the tests in the background ignores Ctrl-C, and a child inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         self.shown = ""
