@@ -47,13 +47,39 @@ class LinearWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """Weight [N, K] of a linear layer in the layout of the native kernels, int8 or bf16.
+
+    Made by :func:`app.kernels.linear.pack.new_packed_weight`, filled row by row with ``pack_rows``. Rows are padded
+    with zeros; ``scale`` (int8 only) and ``bias`` are fp32 in the packed order of rows.
+    """
+
+    data: Tensor
+    """Flat, int8 or bf16."""
+    out_features: int
+    in_features: int
+    gate_up: bool
+    """The N / 2 rows of a gate and those of an up projection, interleaved by panels for the SiLU·mul epilogue."""
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def act_format(self) -> ActFormat:
+        return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
 class LayerKVCache:
     """One layer's pages: ``values`` [num_blocks, 2, G, B, E] (0 keys, 1 values); int8 pages carry ``scale``
     [num_blocks, 2, G, B] fp16.
+
+    In ``packed`` pages (bf16 or int8, native kernels only) each [B, E] tile is stored permuted, element pairs side by
+    side as dot-product instructions take them: keys [E / 2, B, 2], values [B / 2, E, 2].
     """
 
     values: Tensor
     scale: Tensor | None = None
+    packed: bool = False
 
     @property
     def block_size(self) -> int:

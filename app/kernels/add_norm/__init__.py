@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from app.kernels.add_norm.cpu import add_norm_cpu
 from app.kernels.add_norm.reference import add_norm_reference
 from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.dispatch import native
 from app.kernels.types import Act
 
 __all__ = ["add_norm"]
@@ -34,4 +36,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
     check_act("add_norm", "out", out, shape)
     if residual is not None:
         check_tensor("add_norm", "residual", residual, shape, x_TD.dtype)
-    add_norm_reference(x_TD, weight_D, eps, out, residual)
+    if native("add_norm", x_TD, weight_D, residual, out.values):
+        add_norm_cpu(x_TD, weight_D, eps, out, residual)
+    else:
+        add_norm_reference(x_TD, weight_D, eps, out, residual)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_tensor
+from app.kernels.dispatch import native
+from app.kernels.embed.cpu import embed_cpu
 from app.kernels.embed.reference import embed_reference
 
 __all__ = ["embed"]
@@ -17,7 +19,7 @@ def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
     Args:
         token_ids_T: [T] int64, each below V (not checked here).
         table_VD: [V, D] floating.
-        out_TD: [T, D] of the table's dtype.
+        out_TD: [T, D] of the table's dtype, or fp32 where the table is bf16.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -25,4 +27,7 @@ def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
     check_tensor("embed", "token_ids", token_ids_T, (token_ids_T.numel(),), torch.int64)
     check_tensor("embed", "table", table_VD, (table_VD.shape[0], table_VD.shape[-1]), *FLOATING)
     check_tensor("embed", "out", out_TD, (token_ids_T.numel(), table_VD.shape[1]), table_VD.dtype)
-    embed_reference(token_ids_T, table_VD, out_TD)
+    if native("embed", table_VD, out_TD):
+        embed_cpu(token_ids_T, table_VD, out_TD)
+    else:
+        embed_reference(token_ids_T, table_VD, out_TD)

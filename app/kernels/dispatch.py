@@ -1,0 +1,157 @@
+"""Which code runs a kernel: native on a CPU that has it, the plain torch of ``reference.py`` everywhere else.
+
+A native kernel is *emitted*: run at once, or appended to the recording under way (:func:`recording`), whose calls
+:mod:`app.runner.graph` replays as one. The choice is the process's: :func:`configure` is called once, at its entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from app.kernels.native.abi import DTYPES, Dim
+from app.kernels.native.library import NativeError, best_isa
+from app.kernels.native.program import Call, Program, ThreadPool
+
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+class Mode(enum.Enum):
+    """What ``TUILI_KERNELS`` can be."""
+
+    AUTO = "auto"
+    """Native where there is a native kernel for the arguments, else reference."""
+    REFERENCE = "reference"
+    STRICT = "strict"
+    """Native, and an error where that is not possible."""
+
+
+class FallbackError(RuntimeError):
+    """A kernel would have had to fall back to plain torch, which strict mode forbids."""
+
+
+class _State:
+    """Of the process."""
+
+    mode = Mode.AUTO
+    threads = 1
+    isa: str | None = None
+    pool: ThreadPool | None = None
+    recording: list[Call] | None = None
+
+
+_state = _State()
+
+
+def configure(mode: Mode, threads: int, isa: str | None = None) -> None:
+    """Sets how this process runs its kernels.
+
+    Args:
+        threads: of the native pool.
+        isa: instruction set, the best when absent.
+    """
+    if _state.pool is not None and _state.pool.threads != threads:
+        _state.pool.close()
+        _state.pool = None
+    _state.mode, _state.threads, _state.isa = mode, threads, isa
+    unavailable.cache_clear()
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why there are no native kernels here; None when there are."""
+    if _state.mode is Mode.REFERENCE:
+        return "TUILI_KERNELS=reference"
+    try:
+        best_isa()
+    except NativeError as e:
+        return str(e)
+    return None
+
+
+def native(op: str, *tensors: Tensor | None) -> bool:
+    """Whether the native kernel takes these: tensors of a CPU, floating ones fp32 or bf16.
+
+    Raises:
+        FallbackError: no, in strict mode.
+    """
+    why = unavailable()
+    for tensor in tensors:
+        if why is None and tensor is not None:
+            if tensor.device.type != "cpu":
+                why = f"a tensor is on {tensor.device}"
+            elif tensor.is_floating_point() and tensor.dtype not in DTYPES:
+                why = f"a tensor is {tensor.dtype}"
+    if why is not None and _state.mode is Mode.STRICT:
+        raise FallbackError(f"{op}: {why}, and TUILI_KERNELS=strict allows no plain torch")
+    return why is None
+
+
+def pool() -> ThreadPool:
+    """The threads of this process's native kernels."""
+    if _state.pool is None:
+        _state.pool = ThreadPool(_state.threads)
+    return _state.pool
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return _state.isa or best_isa()
+
+
+def emit(
+    calls: list[Call],
+    *,
+    tokens: int = 0,
+    rows: int = 0,
+    logits: int = 0,
+    samples: int = 0,
+    max_seq_len: int = 0,
+    max_query_len: int = 0,
+) -> None:
+    """Runs calls as a step of that many tokens, rows, logits and samples; or appends them to the recording."""
+    if _state.recording is not None:
+        _state.recording += calls
+        return
+    program = Program(pool(), calls, isa())
+    program.run(
+        tokens=tokens,
+        rows=rows,
+        logits=logits,
+        samples=samples,
+        max_seq_len=max_seq_len,
+        max_query_len=max_query_len,
+    )
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Within it native kernels run nothing; the list gains their calls. A kernel that would fall back raises."""
+    if _state.recording is not None:
+        raise RuntimeError("a recording is under way already")
+    mode, calls = _state.mode, list[Call]()
+    _state.mode, _state.recording = Mode.STRICT, calls
+    try:
+        yield calls
+    finally:
+        _state.mode, _state.recording = mode, None
+
+
+__all__ = [
+    "Call",
+    "Dim",
+    "FallbackError",
+    "Mode",
+    "configure",
+    "emit",
+    "isa",
+    "native",
+    "pool",
+    "recording",
+    "unavailable",
+]

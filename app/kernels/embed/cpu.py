@@ -1,0 +1,22 @@
+"""Binding of the native ``embed``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.native.program import dtype_code
+
+
+def embed_cpu(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
+    call = Call(
+        "embed",
+        Dim.TOKENS,
+        token_ids=token_ids_T,
+        table=table_VD,
+        out=out_TD,
+        table_dtype=dtype_code(table_VD),
+        out_dtype=dtype_code(out_TD),
+        width=table_VD.shape[1],
+    )
+    emit([call], tokens=token_ids_T.numel())

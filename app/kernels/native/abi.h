@@ -1,0 +1,222 @@
+// What the kernels of one instruction set, the program that runs them and their Python side agree on.
+//
+// An op is a pair of a kind (functions) and its arguments (a plain struct of pointers and sizes that do not change
+// between steps). What does change, the numbers of tokens, rows and logits, stands in the step's header, so that one
+// recorded program serves every batch. Each struct has a twin in abi.py; tuili_args_size holds the two together.
+//
+// T tokens of a step, R rows (sequences), L rows of logits, S sampled rows.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+
+enum TuiliDType : int32_t { TUILI_F32 = 0, TUILI_BF16 = 1, TUILI_I8 = 2 };
+
+// Which number of the header an op's rows are counted by.
+enum TuiliDim : int32_t { TUILI_TOKENS = 0, TUILI_ROWS = 1, TUILI_LOGITS = 2, TUILI_SAMPLES = 3 };
+
+typedef struct {
+    int32_t count[4];  // by TuiliDim
+    int32_t max_seq_len;
+    int32_t max_query_len;
+    int32_t reserved[10];
+} TuiliStep;
+
+typedef struct {
+    int32_t thread;         // 0 .. threads - 1
+    int32_t threads;
+    void* scratch;          // this thread's own, 64-byte aligned; contents do not outlive a chunk
+    size_t scratch_bytes;   // TUILI_SCRATCH_BYTES
+} TuiliThread;
+
+#define TUILI_SCRATCH_BYTES (size_t(1) << 20)
+
+// Functions of an op. Chunks of one op may run on any thread, in any order, at the same time.
+//
+// Row-wise ops have `rows` alone: row i reads and writes nothing but row i of its activations (and the pages of its
+// own token), so that they can follow another op's rows at once. Other ops have `chunks` and `run`.
+typedef struct {
+    const char* name;
+    size_t args_size;
+    int64_t (*chunks)(const void* args, const TuiliStep* step, int32_t threads);
+    void (*run)(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread);
+    void (*rows)(const void* args, const TuiliStep* step, int64_t begin, int64_t end, const TuiliThread* thread);
+} TuiliKind;
+
+// One entry of a program.
+typedef struct {
+    const TuiliKind* kind;
+    const void* args;
+    int32_t dim;  // TuiliDim that counts the rows
+    int32_t reserved;
+} TuiliOp;
+
+// ---------------------------------------------------------------------------------------------------------------
+// Arguments, one struct an op. Activations are [rows, width], rows contiguous.
+
+// out[t] = table[token_ids[t]]; table and out of one dtype (F32 or BF16), or a BF16 table and an F32 out. Row-wise.
+typedef struct {
+    const int64_t* token_ids;
+    const void* table;  // [V, width]
+    void* out;
+    int32_t table_dtype, out_dtype;
+    int32_t width;
+    int32_t reserved;
+} TuiliEmbedArgs;
+
+// See app/kernels/add_norm. Row-wise.
+typedef struct {
+    const void* x;
+    const void* weight;
+    void* residual;  // or NULL
+    void* out;
+    float* out_scale;  // NULL unless out_dtype is I8
+    int32_t dtype;  // of x and residual: F32 or BF16
+    int32_t weight_dtype;
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t width;
+    float eps;
+    int32_t reserved;
+} TuiliAddNormArgs;
+
+// Per-token symmetric int8 of x (app/kernels/int8.py). Row-wise. With `indices` row i reads x[indices[i]].
+typedef struct {
+    const void* x;
+    const int64_t* indices;  // or NULL
+    int8_t* out;
+    float* scale;
+    int32_t dtype;  // of x
+    int32_t width;
+} TuiliQuantizeArgs;
+
+// out[i] = x[indices[i]], converted to out's dtype. Row-wise.
+typedef struct {
+    const void* x;
+    const int64_t* indices;
+    void* out;
+    int32_t dtype, out_dtype;
+    int32_t width;
+    int32_t reserved;
+} TuiliGatherArgs;
+
+// out = x @ w.T + bias, then + residual or silu(gate) * up. I8 x and weights, or BF16 x and weights.
+// `weight` is packed (linear/cpu.cpp says how); scale and bias are fp32 in the packed order of outputs, zero-padded.
+// With silu_mul, w holds gate and up interleaved by panels and out has n / 2 columns.
+typedef struct {
+    const void* x;
+    const float* x_scale;  // [rows], I8 only
+    const void* weight;
+    const float* w_scale;  // I8 only
+    const float* bias;     // or NULL
+    const void* residual;  // or NULL; [rows, n]; may be out itself
+    void* out;
+    int32_t x_dtype;         // BF16 or I8; also the weight's
+    int32_t out_dtype;       // F32 or BF16
+    int32_t residual_dtype;  // F32 or BF16
+    int32_t k;
+    int32_t n;  // outputs, gate and up both counted
+    int32_t silu_mul;
+} TuiliLinearArgs;
+
+// See app/kernels/qk_norm_rope_kv_write; pages in the packed layout of paged_attention/cpu.cpp. Row-wise.
+typedef struct {
+    const void* qkv;  // [T, (h + 2g) * e]
+    const int64_t* positions;
+    const float* rope;  // [P, rotary_dim]
+    void* kv;
+    void* kv_scale;  // fp16, I8 pages only
+    const int64_t* slots;
+    void* q_out;  // [T, h * e]
+    const void* q_norm;  // [e] or NULL
+    const void* k_norm;
+    int32_t dtype;  // of qkv and q_out: F32 or BF16
+    int32_t norm_dtype;
+    int32_t kv_dtype;  // BF16 or I8
+    int32_t h, g, e, rotary_dim, block_size;
+    float eps;
+    int32_t reserved;
+} TuiliRopeKvArgs;
+
+// See app/kernels/paged_attention.
+typedef struct {
+    const void* q;  // [T, h * e]
+    const void* kv;
+    const void* kv_scale;  // fp16, I8 pages only
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    void* out;  // [T, h * e]
+    void* workspace;  // of tuili_attention_workspace bytes, zeroed once
+    int32_t dtype;  // of q
+    int32_t out_dtype;  // F32 or BF16
+    int32_t kv_dtype;  // BF16 or I8
+    int32_t h, g, e, block_size, block_table_stride;
+    int32_t max_rows;
+    int32_t max_tokens;
+    int32_t sliding_window;  // 0 for none
+    float scale;
+} TuiliAttentionArgs;
+
+// See app/kernels/sample; optional parts are NULL. Counted by SAMPLES, row-wise.
+typedef struct {
+    const float* logits;  // [L, vocab_size]
+    const int64_t* rows;
+    const int64_t* slots;
+    const float* temperature;
+    const int64_t* seeds;
+    const int64_t* positions;
+    const int64_t* sample_indices;
+    const int64_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const float* repetition;
+    const float* presence;
+    const float* frequency;
+    const uint8_t* prompt_mask;    // [S, vocab_size]
+    const int32_t* output_counts;  // [S, vocab_size]
+    const uint8_t* min_tokens_active;
+    const uint8_t* stop_mask;    // [S, vocab_size]
+    const float* logit_bias;     // [S, vocab_size]
+    const int32_t* token_mask;   // [S, ceil(vocab_size / 32)]
+    int64_t* out;
+    uint8_t* failed;
+    void* workspace;  // [max_samples, vocab_size] fp32
+    int32_t vocab_size;
+    int32_t reserved;
+} TuiliSampleArgs;
+
+// See record_tokens. Counted by SAMPLES, row-wise.
+typedef struct {
+    const int64_t* token_ids;
+    const int64_t* slots;
+    int64_t* last_token;
+    int32_t* output_counts;  // or NULL
+    int32_t vocab_size;
+    int32_t reserved;
+} TuiliRecordArgs;
+
+// token_ids[destinations[i]] = last_token[slots[i]] for the rows whose token was sampled in the step before. Counted
+// by the number that stands at `count`, in one chunk.
+typedef struct {
+    const int64_t* destinations;
+    const int64_t* slots;
+    const int64_t* last_token;
+    int64_t* token_ids;
+    const int64_t* count;
+} TuiliCarryArgs;
+
+// See logprobs. Counted by SAMPLES (an eager program of its own sets it to Q). Row-wise.
+typedef struct {
+    const float* logits;
+    const int64_t* rows;
+    const int64_t* token_ids;
+    float* logprob;
+    int64_t* rank;
+    int64_t* top_ids;
+    float* top_logprobs;
+    int32_t vocab_size;
+    int32_t k;
+} TuiliLogprobsArgs;
+
+}  // extern "C"

@@ -1,0 +1,164 @@
+"""The structs of ``abi.h``, which says what they mean, for ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from ctypes import c_float, c_int32, c_size_t, c_void_p
+from typing import Any, ClassVar
+
+import torch
+
+
+class Dim(enum.IntEnum):
+    """Which number of the step's header counts an op's rows."""
+
+    TOKENS = 0
+    ROWS = 1
+    LOGITS = 2
+    SAMPLES = 3
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+class Step(ctypes.Structure):
+    """A step's header."""
+
+    _fields_: ClassVar[list[Any]] = [
+        ("count", c_int32 * 4),
+        ("max_seq_len", c_int32),
+        ("max_query_len", c_int32),
+        ("reserved", c_int32 * 10),
+    ]
+
+
+class Kind(ctypes.Structure):
+    """An op's functions; Python reads the size of its arguments alone."""
+
+    _fields_: ClassVar[list[Any]] = [
+        ("name", ctypes.c_char_p),
+        ("args_size", c_size_t),
+        ("chunks", c_void_p),
+        ("run", c_void_p),
+        ("rows", c_void_p),
+    ]
+
+
+class Op(ctypes.Structure):
+    """An entry of a program."""
+
+    _fields_: ClassVar[list[Any]] = [
+        ("kind", c_void_p),
+        ("args", c_void_p),
+        ("dim", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+def _args(pointers: str, ints: str, floats: str = "") -> list[Any]:
+    """Fields in the order of abi.h: pointers first, then ``ints`` and ``floats`` as they stand there."""
+    fields: list[Any] = [(name, c_void_p) for name in pointers.split()]
+    fields += [(name, c_int32) for name in ints.split()]
+    return fields + [(name, c_float) for name in floats.split()]
+
+
+class EmbedArgs(ctypes.Structure):
+    """TuiliEmbedArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("token_ids table out", "table_dtype out_dtype width reserved")
+
+
+class AddNormArgs(ctypes.Structure):
+    """TuiliAddNormArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("x weight residual out out_scale", "dtype weight_dtype out_dtype width", "eps"),
+        ("reserved", c_int32),
+    ]
+
+
+class QuantizeArgs(ctypes.Structure):
+    """TuiliQuantizeArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("x indices out scale", "dtype width")
+
+
+class GatherArgs(ctypes.Structure):
+    """TuiliGatherArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("x indices out", "dtype out_dtype width reserved")
+
+
+class LinearArgs(ctypes.Structure):
+    """TuiliLinearArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "x x_scale weight w_scale bias residual out", "x_dtype out_dtype residual_dtype k n silu_mul"
+    )
+
+
+class RopeKvArgs(ctypes.Structure):
+    """TuiliRopeKvArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args(
+            "qkv positions rope kv kv_scale slots q_out q_norm k_norm",
+            "dtype norm_dtype kv_dtype h g e rotary_dim block_size",
+            "eps",
+        ),
+        ("reserved", c_int32),
+    ]
+
+
+class AttentionArgs(ctypes.Structure):
+    """TuiliAttentionArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "q kv kv_scale query_start_loc seq_lens block_tables out workspace",
+        "dtype out_dtype kv_dtype h g e block_size block_table_stride max_rows max_tokens sliding_window",
+        "scale",
+    )
+
+
+class SampleArgs(ctypes.Structure):
+    """TuiliSampleArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "logits rows slots temperature seeds positions sample_indices top_k top_p min_p repetition presence frequency "
+        "prompt_mask output_counts min_tokens_active stop_mask logit_bias token_mask out failed workspace",
+        "vocab_size reserved",
+    )
+
+
+class RecordArgs(ctypes.Structure):
+    """TuiliRecordArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("token_ids slots last_token output_counts", "vocab_size reserved")
+
+
+class CarryArgs(ctypes.Structure):
+    """TuiliCarryArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("destinations slots last_token token_ids count", "")
+
+
+class LogprobsArgs(ctypes.Structure):
+    """TuiliLogprobsArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("logits rows token_ids logprob rank top_ids top_logprobs", "vocab_size k")
+
+
+ARGS: dict[str, type[ctypes.Structure]] = {
+    "embed": EmbedArgs,
+    "add_norm": AddNormArgs,
+    "quantize": QuantizeArgs,
+    "gather": GatherArgs,
+    "linear": LinearArgs,
+    "rope_kv": RopeKvArgs,
+    "attention": AttentionArgs,
+    "sample": SampleArgs,
+    "record": RecordArgs,
+    "carry": CarryArgs,
+    "logprobs": LogprobsArgs,
+}

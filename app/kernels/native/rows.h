@@ -1,0 +1,75 @@
+// What row-wise ops share: rows of either float type, and their int8 form.
+#pragma once
+#include "simd.h"
+
+namespace TUILI_ISA {
+
+// Calls f with a typed pointer to row `row` of a [rows, width] matrix.
+#define TUILI_ROW(T, base, row, width) ((T*)(base) + (row) * (int64_t)(width))
+
+// Loads up to W elements of a row at i; zeros beyond the end.
+template <typename T>
+TUILI_INLINE F load_at(const T* p, int i, int n) {
+    return n - i >= W ? load(p + i) : load_n(p + i, n - i);
+}
+template <typename T>
+TUILI_INLINE void store_at(T* p, int i, int n, F v) {
+    if (n - i >= W) {
+        store(p + i, v);
+    } else {
+        store_n(p + i, v, n - i);
+    }
+}
+TUILI_INLINE void store_int8_at(int8_t* p, int i, int n, F v) {
+    if (n - i >= W) {
+        store_int8(p + i, v);
+    } else {
+        store_int8_n(p + i, v, n - i);
+    }
+}
+
+// max |x| of a row; NaN if there is one.
+template <typename T>
+TUILI_INLINE float row_absmax(const T* x, int n) {
+    F top = zero();
+    uint32_t nan = 0;
+    for (int i = 0; i < n; i += W) {
+        F v = load_at(x, i, n);
+        nan |= nan_bits(v);
+        top = max(abs(v), top);
+    }
+    return nan ? __builtin_nanf("") : hmax(top);
+}
+
+// Symmetric int8 of a row (app/kernels/int8.py): values of x / scale, half to even; the caller stores scale =
+// absmax / 127. A row that is not finite has a scale that is not finite, and any values.
+template <typename T>
+TUILI_INLINE void row_to_int8(const T* x, int n, float scale, int8_t* out) {
+    const F divisor = set1(scale == 0.0f ? 1.0f : scale);
+    const F low = set1(-127.0f), high = set1(127.0f);
+    for (int i = 0; i < n; i += W) {
+        F v = div(load_at(x, i, n), divisor);
+        store_int8_at(out, i, n, min(max(v, low), high));
+    }
+}
+
+template <typename T>
+TUILI_INLINE float quantize_row(const T* x, int n, int8_t* out) {
+    const float scale = row_absmax(x, n) / 127.0f;
+    row_to_int8(x, n, scale, out);
+    return scale;
+}
+
+// Runs a statement with T the C++ type of a dtype, F32 or BF16.
+#define TUILI_WITH_FLOAT(dtype, T, ...)       \
+    do {                                      \
+        if ((dtype) == TUILI_BF16) {          \
+            using T = bf16_t;                 \
+            __VA_ARGS__;                      \
+        } else {                              \
+            using T = float;                  \
+            __VA_ARGS__;                      \
+        }                                     \
+    } while (0)
+
+}  // namespace TUILI_ISA

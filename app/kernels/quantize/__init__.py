@@ -1,0 +1,1 @@
+"""Int8 of activations, as an op of its own where the kernel before it cannot do it: native only."""
