@@ -175,6 +175,21 @@ def chat(url: str, model: str | None, api_key: str | None, system: str | None, *
     raise SystemExit(run(url, model=model, api_key=api_key, system=system, body=given))
 
 
+@main.command()
+@click.argument("url", metavar="URL")
+@click.option("--model", help="Model to ask; the first that the server lists when absent.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Bearer token (or OPENAI_API_KEY).")
+@click.option("--json", "json_only", is_flag=True, help="No table, only the line of JSON on stdout.")
+def doctor(url: str, model: str | None, api_key: str | None, *, json_only: bool) -> None:
+    """Check a live server against what the OpenAI SDK, lm-eval, TGI clients and dashboards rely on.
+
+    Exits with 1 when something that the server offers breaks its contract.
+    """
+    from app.doctor.run import run
+
+    raise SystemExit(run(url, model=model, api_key=api_key, json_only=json_only))
+
+
 @main.group()
 def keys() -> None:
     """Make API keys."""

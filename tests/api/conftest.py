@@ -20,6 +20,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from app.api.app import create_app
 from app.api.protocol import HttpProtocol
@@ -55,10 +56,11 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def _listening(service: Service) -> AsyncIterator[str]:
+async def listening(app: ASGIApp) -> AsyncIterator[str]:
+    """Serves ``app`` on a free port of loopback; yields the URL."""
     sock = socket.socket(proto=socket.IPPROTO_TCP)
     sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(service), http=HttpProtocol, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(app, http=HttpProtocol, log_config=None, access_log=False, lifespan="off")
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
@@ -89,7 +91,7 @@ async def serve_rig(rig: Rig, settings: ApiSettings | None = None) -> AsyncItera
     """An HTTP server over a text side."""
     rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
     service = Service(rig.generator, rig.client, rig.metrics, rig.client.progress_age, settings or ApiSettings())
-    async with _listening(service) as url, _clients(url) as (http, sdk):
+    async with listening(create_app(service)) as url, _clients(url) as (http, sdk):
         yield Server(url, service, rig, http, sdk)
 
 
