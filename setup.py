@@ -30,13 +30,6 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-con
 # GCC 12 takes the undefined operands of its own intrinsics for mistakes of ours.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 WARNINGS += ["-Wno-ignored-attributes"]
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    "-Wno-maybe-uninitialized",
-    "-Wno-uninitialized",
-    "-Wno-ignored-attributes",
-]
 
 
 class BuildKernels(build_ext):
