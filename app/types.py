@@ -94,6 +94,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that may be under way at once."""
     threads: int = 0
     """Compute threads; 0 leaves the choice to the runner."""
+    kernels: str = "auto"
+    """``auto``, ``reference`` (plain torch) or ``strict`` (native or an error)."""
     seed: int = 0
     """Seed of dummy weights."""
     eos_token_ids: tuple[int, ...] = ()
@@ -345,3 +347,5 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """Result of one step, one :class:`RowOutput` a scheduled row."""
 
     rows: list[RowOutput]
+    replayed: bool = False
+    """The step was a recording's, run as one call."""

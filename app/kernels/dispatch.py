@@ -87,9 +87,21 @@ def native(op: str, *tensors: Tensor | None) -> bool:
                 why = f"a tensor is on {tensor.device}"
             elif tensor.is_floating_point() and tensor.dtype not in DTYPES:
                 why = f"a tensor is {tensor.dtype}"
-    if why is not None and _state.mode is Mode.STRICT:
-        raise FallbackError(f"{op}: {why}, and TUILI_KERNELS=strict allows no plain torch")
+    if why is not None:
+        fall_back(op, why)
     return why is None
+
+
+def fall_back(op: str, why: str) -> None:
+    """To be called by a kernel that is about to run its reference although this is not its device's best.
+
+    Raises:
+        FallbackError: in strict mode, or while recording: what plain torch does would be lost.
+    """
+    if _state.recording is not None:
+        raise FallbackError(f"{op}: {why}, so that it cannot be recorded")
+    if _state.mode is Mode.STRICT:
+        raise FallbackError(f"{op}: {why}, and TUILI_KERNELS=strict allows no plain torch")
 
 
 def pool() -> ThreadPool:
@@ -134,12 +146,12 @@ def recording() -> Iterator[list[Call]]:
     """Within it native kernels run nothing; the list gains their calls. A kernel that would fall back raises."""
     if _state.recording is not None:
         raise RuntimeError("a recording is under way already")
-    mode, calls = _state.mode, list[Call]()
-    _state.mode, _state.recording = Mode.STRICT, calls
+    calls = list[Call]()
+    _state.recording = calls
     try:
         yield calls
     finally:
-        _state.mode, _state.recording = mode, None
+        _state.recording = None
 
 
 __all__ = [
@@ -149,6 +161,7 @@ __all__ = [
     "Mode",
     "configure",
     "emit",
+    "fall_back",
     "isa",
     "native",
     "pool",

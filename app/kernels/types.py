@@ -120,6 +120,11 @@ class StepArena:
         self._next = 0
         self._rows = 0
 
+    @property
+    def max_rows(self) -> int:
+        """Tokens of the largest step."""
+        return self._max_rows
+
     def begin(self, rows: int) -> None:
         """Starts a step of ``rows`` tokens; what was taken before may be overwritten from here on.
 

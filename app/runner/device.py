@@ -49,10 +49,19 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def set_threads(threads: int) -> None:
-    """Sets the compute threads of this process; 0 keeps torch's choice (all cores, or ``OMP_NUM_THREADS``)."""
+def choose_threads(threads: int) -> int:
+    """Compute threads; for 0, ``OMP_NUM_THREADS`` or one for each core that this process may run on."""
     if threads > 0:
-        torch.set_num_threads(threads)
+        return threads
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(threads: int) -> None:
+    """Sets the threads of torch's own operations in this process."""
+    torch.set_num_threads(threads)
 
 
 def available_memory(device: torch.device) -> int:

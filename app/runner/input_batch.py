@@ -15,24 +15,8 @@ from torch import Tensor
 
 from app.kernels.types import AttentionMetadata
 from app.runner.errors import RunnerError
+from app.runner.staging import StagedBuffer
 from app.types import ScheduledRow, SchedulerOutput
-
-
-class StagedBuffer:
-    """A buffer that numpy fills on the host and kernels read on the device: on a CPU the same memory."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
-        self._host = host
-        self._device = host if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
-        self.array: NDArray[np.int64 | np.int32] = host.numpy()
-
-    def upload(self, count: int) -> Tensor:
-        """The first ``count`` entries on the device, as they stand in :attr:`array` now."""
-        if self._device is not self._host:
-            # Waits for the copy: the next step, prepared while this one runs, writes into the same host memory.
-            self._device[:count].copy_(self._host[:count])
-        return self._device[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +111,18 @@ class InputBatch:
         token_ids = self._fill_token_ids(rows, ends - counts, last_token_S)
         indices = self._fill_logit_indices(rows, ends, counts)
         return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
+
+    def whole(self) -> StepInputs:
+        """The buffers at their full size: what a recording of a step reads, whatever the step's own size."""
+        meta = AttentionMetadata(
+            query_start_loc=self._query_start_loc.whole,
+            seq_lens=self._seq_lens.whole,
+            block_tables=self._block_tables.whole,
+            slot_mapping=self._slot_mapping.whole,
+            max_query_len=self._max_tokens,
+            max_seq_len=self._max_model_len,
+        )
+        return StepInputs(self._token_ids.whole, self._positions.whole, self._logit_indices.whole, meta)
 
     def _check_size(self, step: SchedulerOutput) -> None:
         if not 0 < step.num_tokens <= self._max_tokens:

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
+from app.kernels import dispatch
+from app.kernels.native.library import allocate
 from app.kernels.types import LayerKVCache
 from app.models.config import ModelConfig
 from app.runner.device import DTYPES
 from app.runner.errors import RunnerError
 from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
+
+KV_DTYPES = {**DTYPES, "int8": torch.int8}
+_SCALE = torch.float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +72,23 @@ def kv_cache_dtype(config: EngineConfig) -> str:
         RunnerError: not a dtype that pages can have.
     """
     name = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    if name not in DTYPES:
-        raise RunnerError(f"kv_cache_dtype = {name!r} is not supported; use auto or one of {', '.join(DTYPES)}")
+    if name not in KV_DTYPES:
+        raise RunnerError(f"kv_cache_dtype = {name!r} is not supported; use auto or one of {', '.join(KV_DTYPES)}")
     return name
 
 
 def _full_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
     """All layers in one group: sliding-window layers keep their whole past too."""
     name = kv_cache_dtype(config)
-    elements = model.num_layers * 2 * model.num_kv_heads * config.block_size * model.head_dim
+    vectors = model.num_layers * 2 * model.num_kv_heads * config.block_size
+    scale_bytes = _SCALE.itemsize if name == "int8" else 0
     return KVCacheGroup(
         kind="full",
         num_layers=model.num_layers,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         dtype=name,
-        bytes_per_block=elements * DTYPES[name].itemsize,
+        bytes_per_block=vectors * (model.head_dim * KV_DTYPES[name].itemsize + scale_bytes),
     )
 
 
@@ -92,6 +98,15 @@ def allocate_kv_cache(plan: KVCachePlan, device: torch.device) -> list[LayerKVCa
     On a CPU the operating system hands the memory out only as pages are written.
     """
     (group,) = plan.spec.groups
-    shape = (plan.num_blocks, 2, group.num_kv_heads, plan.spec.block_size, group.head_dim)
-    dtype = DTYPES[group.dtype]
-    return [LayerKVCache(torch.empty(shape, dtype=dtype, device=device)) for _ in range(group.num_layers)]
+    scale_shape = (plan.num_blocks, 2, group.num_kv_heads, plan.spec.block_size)
+    shape, dtype = (*scale_shape, group.head_dim), KV_DTYPES[group.dtype]
+    packed = device.type == "cpu" and dtype in (torch.bfloat16, torch.int8) and dispatch.unavailable() is None
+
+    def pages() -> LayerKVCache:
+        if packed:
+            scale = allocate(scale_shape, _SCALE) if dtype == torch.int8 else None
+            return LayerKVCache(allocate(shape, dtype), scale, packed=True)
+        scale = torch.empty(scale_shape, dtype=_SCALE, device=device) if dtype == torch.int8 else None
+        return LayerKVCache(torch.empty(shape, dtype=dtype, device=device), scale)
+
+    return [pages() for _ in range(group.num_layers)]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
-from app.kernels.types import StepArena
+from app.kernels import dispatch
+from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
-from app.runner.device import choose_device, choose_dtype, set_threads
-from app.runner.input_batch import InputBatch
+from app.runner.device import choose_device, choose_dtype, choose_threads, set_threads
+from app.runner.errors import RunnerError
+from app.runner.graph import StepGraphs, StepSize
+from app.runner.input_batch import InputBatch, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from app.runner.loading import Phases, check_memory, load_model, read_model_config
-from app.runner.sampler import PendingSample, Sampler
+from app.runner.sampler import PendingSample, SampleParts, Sampler
 from app.types import (
     EngineConfig,
     KVCacheSpec,
@@ -29,6 +35,10 @@ from app.types import (
     StepResult,
 )
 
+_log = logging.getLogger(__name__)
+
+_PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
+
 
 @dataclass(frozen=True, slots=True)
 class StepHandle:
@@ -37,6 +47,7 @@ class StepHandle:
     pending: PendingSample | None
     """None: no token of the step needed logits."""
     num_rows: int
+    replayed: bool
 
 
 class ModelRunner:
@@ -70,6 +81,34 @@ class ModelRunner:
             block_size=config.block_size,
             device=device,
         )
+        native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
+        self._graphs = self._capture(config) if native else None
+
+    def _capture(self, config: EngineConfig) -> StepGraphs | None:
+        """Recordings of a step, if all its kernels have a native form."""
+        graphs = StepGraphs(self._compute_whole)
+        try:
+            graphs.capture(_PLAIN.recordable())
+        except dispatch.FallbackError as error:
+            if config.kernels == dispatch.Mode.STRICT.value:
+                raise RunnerError(str(error)) from None
+            _log.info("steps are not recorded: %s", error)
+            return None
+        return graphs
+
+    @torch.inference_mode()
+    def _compute_whole(self, parts: Any) -> None:
+        """A step over the buffers at their full size: only to be recorded."""
+        self._arena.begin(self._arena.max_rows)
+        self._compute(self._batch.whole(), self._logits_LV, self._sampler.max_samples, parts)
+
+    def _compute(self, inputs: StepInputs, logits_LV: Tensor, num_samples: int, parts: SampleParts) -> None:
+        """All kernels of a step."""
+        hidden_TD = self._model.forward(inputs.token_ids, inputs.positions, self._kv, inputs.meta, self._arena)
+        if logits_LV.shape[0]:
+            self._model.logits(hidden_TD, inputs.logit_indices, logits_LV)
+        if num_samples:
+            self._sampler.launch(logits_LV, num_samples, parts)
 
     @property
     def kv_cache_spec(self) -> KVCacheSpec:
@@ -125,20 +164,30 @@ class ModelRunner:
         """
         self._sampler.bind(step.slots)
         inputs = self._batch.prepare(step, self._sampler.last_token)
-        self._arena.begin(step.num_tokens)
-        hidden_TD = self._model.forward(inputs.token_ids, inputs.positions, self._kv, inputs.meta, self._arena)
-        if step.num_logit_rows == 0:
-            return StepHandle(None, len(step.rows))
-        logits_LV = self._logits_LV[: step.num_logit_rows]
-        self._model.logits(hidden_TD, inputs.logit_indices, logits_LV)
-        return StepHandle(self._sampler.sample(logits_LV, step.rows), len(step.rows))
+        staged = self._sampler.stage(step.rows)
+        logits_LV, num_samples = self._logits_LV[: step.num_logit_rows], len(staged.sampled)
+        if self._graphs is not None:
+            size = StepSize(
+                tokens=step.num_tokens,
+                rows=len(step.rows),
+                logits=step.num_logit_rows,
+                samples=num_samples,
+                max_seq_len=inputs.meta.max_seq_len,
+                max_query_len=inputs.meta.max_query_len,
+            )
+            self._graphs.replay(staged.parts.recordable(), size)
+        else:
+            self._arena.begin(step.num_tokens)
+            self._compute(inputs, logits_LV, num_samples, staged.parts)
+        pending = self._sampler.finish(logits_LV, staged) if step.num_logit_rows else None
+        return StepHandle(pending, len(step.rows), replayed=self._graphs is not None)
 
     @torch.inference_mode()
     def collect(self, handle: StepHandle) -> StepResult:
         """Waits for a step's result, one output a row."""
         if handle.pending is None:
-            return StepResult(rows=[RowOutput() for _ in range(handle.num_rows)])
-        return StepResult(rows=handle.pending.result())
+            return StepResult(rows=[RowOutput() for _ in range(handle.num_rows)], replayed=handle.replayed)
+        return StepResult(rows=handle.pending.result(), replayed=handle.replayed)
 
 
 def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> ModelRunner:
@@ -158,7 +207,9 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     config = msgspec.structs.replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
-    set_threads(config.threads)
+    threads = choose_threads(config.threads)
+    set_threads(threads)
+    dispatch.configure(dispatch.Mode(config.kernels), threads)
     plan = plan_kv_cache(model_config, config)
     check_memory(model_config, plan, dtype, device)
     phases.begin("weights")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from app.kernels.sample import LogprobsOut, MinTokens, Penalties, SampleParams, logprobs, record_tokens, sample
 from app.runner.errors import RunnerError
+from app.runner.staging import StagedBuffer
 from app.types import RowOutput, ScheduledRow, SlotInit, TokenLogprobs
 
 _SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
@@ -55,17 +56,58 @@ class _VocabTable:
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._shape, self._dtype, self._device = shape, dtype, device
         self._table: Tensor | None = None
+        self._dirty: set[int] = set()
 
     def require(self) -> Tensor:
-        """[S, V], zeros when new."""
+        """[S, V], zeros when new; on a CPU they take memory as they are written."""
         if self._table is None:
             self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
         return self._table
 
+    def row(self, slot: int) -> Tensor:
+        """A slot's row, to be written to."""
+        self._dirty.add(slot)
+        return self.require()[slot]
+
+    def touch(self, slots: Iterable[int]) -> None:
+        """Notes that a kernel writes to these slots' rows."""
+        self._dirty.update(slots)
+
     def clear(self, slot: int) -> None:
-        """Zeroes a slot's row."""
-        if self._table is not None:
+        """Zeroes a slot's row, if anything was written to it."""
+        if slot in self._dirty and self._table is not None:
             self._table[slot].zero_()
+            self._dirty.discard(slot)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleParts:
+    """Which optional parts of the sampling a step has."""
+
+    top_k: bool
+    top_p: bool
+    min_p: bool
+    penalties: bool
+    min_tokens: bool
+    logit_bias: bool
+
+    def recordable(self) -> SampleParts:
+        """A superset with few variants: what the kernel skips row by row at no cost is always there."""
+        return replace(self, top_k=True, top_p=True, min_p=True, min_tokens=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedSamples:
+    """A step's samples, their parameters staged in the sampler's buffers."""
+
+    rows: Sequence[ScheduledRow]
+    slots: NDArray[np.int64]
+    """[rows of the step]"""
+    ends: NDArray[np.int64]
+    """[rows of the step]: end of each row's logits."""
+    sampled: list[int]
+    """Which rows sample."""
+    parts: SampleParts
 
 
 class _Reports:
@@ -152,11 +194,27 @@ class Sampler:
         self._vocab_size = vocab_size
         self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
         self._ints = np.zeros((len(_Int), num_slots), dtype=np.int64)
+        # Of the step's sampled rows, at addresses that stay.
+        self._logit_rows = StagedBuffer((num_slots,), torch.int64, device)
+        self._slots = StagedBuffer((num_slots,), torch.int64, device)
+        self._positions = StagedBuffer((num_slots,), torch.int64, device)
+        self._active = StagedBuffer((num_slots,), torch.bool, device)
+        self._row_floats = [StagedBuffer((num_slots,), torch.float32, device) for _ in _Float]
+        self._row_ints = [
+            StagedBuffer((num_slots,), torch.int64, device) for _ in (_Int.SEED, _Int.SAMPLE_INDEX, _Int.TOP_K)
+        ]
+        self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._failed = torch.zeros(num_slots, dtype=torch.bool, device=device)
         shape = (num_slots, vocab_size)
         self._prompt_mask = _VocabTable(shape, torch.bool, device)
         self._output_counts = _VocabTable(shape, torch.int32, device)
         self._stop_mask = _VocabTable(shape, torch.bool, device)
         self._logit_bias = _VocabTable(shape, torch.float32, device)
+
+    @property
+    def max_samples(self) -> int:
+        """Of one step."""
+        return self.last_token.numel()
 
     def bind(self, slots: Sequence[SlotInit]) -> None:
         """Binds slots to new or resumed requests; whatever they held before is gone."""
@@ -186,28 +244,30 @@ class Sampler:
         for table in (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias):
             table.clear(slot)
         if params.min_tokens and init.stop_token_ids:
-            self._stop_mask.require()[slot, self._ids(init.stop_token_ids)] = True
+            self._stop_mask.row(slot)[self._ids(init.stop_token_ids)] = True
         if params.logit_bias:
             values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
-            self._logit_bias.require()[slot, self._ids(list(params.logit_bias))] = values
+            self._logit_bias.row(slot)[self._ids(list(params.logit_bias))] = values
         if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-            self._prompt_mask.require()[slot, self._ids(init.prompt_token_ids)] = True
+            self._prompt_mask.row(slot)[self._ids(init.prompt_token_ids)] = True
             output = self._ids(init.output_token_ids)
-            self._output_counts.require()[slot].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+            self._output_counts.row(slot).index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def _ids(self, token_ids: list[int]) -> Tensor:
         return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
 
-    def _upload(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
-
     def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow]) -> PendingSample:
-        """Starts the sampling of a step; does not wait for the device.
+        """:meth:`stage`, :meth:`launch` and :meth:`finish` in one."""
+        staged = self.stage(rows)
+        if staged.sampled:
+            self.launch(logits_LV, len(staged.sampled), staged.parts)
+        return self.finish(logits_LV, staged)
+
+    def stage(self, rows: Sequence[ScheduledRow]) -> StagedSamples:
+        """Fills the buffers with the parameters of a step's samples.
 
         Args:
-            logits_LV: [L, V] fp32, each row's wanted positions (``logits_start`` to ``num_tokens``) one after the
-                other, in the order of the rows. May be overwritten once this returns.
-            rows: the step's rows.
+            rows: the step's rows; each wants logits of its positions ``logits_start`` to ``num_tokens``.
 
         Raises:
             RunnerError: a row asks for more than one sample, or its logprob targets do not match its positions.
@@ -217,20 +277,56 @@ class Sampler:
         slots = np.array([row.slot for row in rows], dtype=np.int64)
         ends = np.cumsum([row.num_tokens - row.logits_start for row in rows])
         sampled = [index for index, row in enumerate(rows) if row.num_samples]
-        tokens = torch.empty(len(sampled), dtype=torch.int64, device=self._device)
-        failed = torch.empty(len(sampled), dtype=torch.bool, device=self._device)
+        count = len(sampled)
+        own = slots[sampled]
+        positions = np.array([rows[index].start + rows[index].num_tokens for index in sampled], dtype=np.int64)
+        floats, ints = np.take(self._floats, own, axis=1), np.take(self._ints, own, axis=1)
+        self._logit_rows.array[:count] = ends[sampled] - 1
+        self._slots.array[:count] = own
+        self._positions.array[:count] = positions
+        active = positions < ints[_Int.MIN_LEN]
+        self._active.array[:count] = active
+        for buffer, values in zip(self._row_floats, floats, strict=True):
+            buffer.array[:count] = values
+        for buffer, values in zip(self._row_ints, ints, strict=False):
+            buffer.array[:count] = values
+        penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
+        parts = SampleParts(
+            top_k=bool(ints[_Int.TOP_K].any()),
+            top_p=bool((floats[_Float.TOP_P] < 1).any()),
+            min_p=bool(floats[_Float.MIN_P].any()),
+            penalties=bool(penalized.any()),
+            min_tokens=bool(active.any()),
+            logit_bias=bool(ints[_Int.BIASED].any()),
+        )
+        if parts.penalties:
+            self._output_counts.touch(own.tolist())
+        return StagedSamples(rows, slots, ends, sampled, parts)
+
+    def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
+        """Samples the ``count`` staged rows and notes their tokens; does not wait for the device.
+
+        Args:
+            logits_LV: [L, V] fp32, each row's wanted positions one after the other, in the order of the rows.
+        """
+        params = self._params(count, parts)
+        sample(logits_LV, params, self._tokens[:count], self._failed[:count])
+        counts = self._output_counts.require() if parts.penalties else None
+        record_tokens(self._tokens[:count], params.slots, self.last_token, counts)
+
+    def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
+        """Starts the log-probabilities that were asked for. ``logits_LV`` may be overwritten once this returns."""
+        sampled = staged.sampled
+        count = len(sampled)
         reports: _Reports | None = None
         reported: list[int] = []
+        # Copies: the next step writes to the same buffers.
+        tokens, failed = self._tokens[:count].clone(), self._failed[:count].clone()
         if sampled:
-            positions = np.array([rows[index].start + rows[index].num_tokens for index in sampled], dtype=np.int64)
-            params = self._params(ends[sampled] - 1, slots[sampled], positions)
-            sample(logits_LV, params, tokens, failed)
-            counts = self._output_counts.require() if params.penalties else None
-            record_tokens(tokens, params.slots, self.last_token, counts)
-            reports, reported = self._report_samples(logits_LV, params.rows, tokens, slots[sampled])
-        prompt_reports, prompt_rows = self._report_prompts(logits_LV, rows, ends)
+            reports, reported = self._report_samples(logits_LV, tokens, staged.slots[sampled])
+        prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
         return PendingSample(
-            num_rows=len(rows),
+            num_rows=len(staged.rows),
             sampled_rows=sampled,
             token_ids=tokens,
             failed=failed,
@@ -240,50 +336,45 @@ class Sampler:
             prompt_rows=prompt_rows,
         )
 
-    def _params(
-        self, logit_rows: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> SampleParams:
-        """The slots' parameters, the parts that no row uses left out."""
-        floats, ints = np.take(self._floats, slots, axis=1), np.take(self._ints, slots, axis=1)
-        floats_FR, ints_FR = self._upload(floats), self._upload(ints)
-        slots_R = self._upload(slots)
-        active = positions < ints[_Int.MIN_LEN]
-        penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
+    def _params(self, count: int, parts: SampleParts) -> SampleParams:
+        seeds, sample_indices, top_k = (buffer.upload(count) for buffer in self._row_ints)
+        floats = [buffer.upload(count) for buffer in self._row_floats]
         return SampleParams(
-            rows=self._upload(logit_rows),
-            slots=slots_R,
-            temperature=floats_FR[_Float.TEMPERATURE],
-            seeds=ints_FR[_Int.SEED],
-            positions=self._upload(positions),
-            sample_indices=ints_FR[_Int.SAMPLE_INDEX],
-            top_k=ints_FR[_Int.TOP_K] if ints[_Int.TOP_K].any() else None,
-            top_p=floats_FR[_Float.TOP_P] if (floats[_Float.TOP_P] < 1).any() else None,
-            min_p=floats_FR[_Float.MIN_P] if floats[_Float.MIN_P].any() else None,
-            penalties=self._penalties(floats_FR) if penalized.any() else None,
-            min_tokens=MinTokens(self._upload(active), self._stop_mask.require()) if active.any() else None,
-            logit_bias=self._logit_bias.require() if ints[_Int.BIASED].any() else None,
+            rows=self._logit_rows.upload(count),
+            slots=self._slots.upload(count),
+            temperature=floats[_Float.TEMPERATURE],
+            seeds=seeds,
+            positions=self._positions.upload(count),
+            sample_indices=sample_indices,
+            top_k=top_k if parts.top_k else None,
+            top_p=floats[_Float.TOP_P] if parts.top_p else None,
+            min_p=floats[_Float.MIN_P] if parts.min_p else None,
+            penalties=self._penalties(floats) if parts.penalties else None,
+            min_tokens=MinTokens(self._active.upload(count), self._stop_mask.require()) if parts.min_tokens else None,
+            logit_bias=self._logit_bias.require() if parts.logit_bias else None,
         )
 
-    def _penalties(self, floats_FR: Tensor) -> Penalties:
+    def _penalties(self, floats: list[Tensor]) -> Penalties:
         return Penalties(
-            repetition=floats_FR[_Float.REPETITION],
-            presence=floats_FR[_Float.PRESENCE],
-            frequency=floats_FR[_Float.FREQUENCY],
+            repetition=floats[_Float.REPETITION],
+            presence=floats[_Float.PRESENCE],
+            frequency=floats[_Float.FREQUENCY],
             prompt_mask=self._prompt_mask.require(),
             output_counts=self._output_counts.require(),
         )
 
     def _report_samples(
-        self, logits_LV: Tensor, logit_rows: Tensor, tokens: Tensor, slots: NDArray[np.int64]
+        self, logits_LV: Tensor, tokens: Tensor, slots: NDArray[np.int64]
     ) -> tuple[_Reports | None, list[int]]:
         """Log-probabilities of sampled tokens, and which of the samples they are."""
         num_top = self._ints[_Int.LOGPROBS, slots]
         (wanted,) = np.nonzero(num_top >= 0)
         if not wanted.size:
             return None, []
-        wanted_R = self._upload(wanted)
+        wanted_R = torch.from_numpy(wanted).to(self._device)
         chosen = tokens.index_select(0, wanted_R)
-        reports = _Reports(logits_LV, logit_rows.index_select(0, wanted_R), chosen, num_top[wanted].tolist())
+        logit_rows = self._logit_rows.upload(len(slots)).index_select(0, wanted_R)
+        reports = _Reports(logits_LV, logit_rows, chosen, num_top[wanted].tolist())
         return reports, wanted.tolist()
 
     def _report_prompts(

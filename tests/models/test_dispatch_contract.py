@@ -27,16 +27,16 @@ from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 APP = Path(app.__file__).parent
 KERNELS = APP / "kernels"
 
-RESULT_BUFFER = ("runner/sampler.py", "aten.empty.memory_format")
-"""A step's results outlive its buffers; allocating them computes nothing."""
+RESULT_BUFFER = ("runner/sampler.py", "aten.clone.default")
+"""A step's results outlive its buffers, and are taken out of them after its last kernel."""
 CARRIED_TOKENS = {
     ("runner/input_batch.py", "aten.index_select.default"),
     ("runner/input_batch.py", "aten.index_copy_.default"),
 }
 """Input is prepared before the first kernel: tokens that are still on the device move into place."""
 
-CHOICE_OF_REPORTS = ("runner/sampler.py", "aten.index_select.default")
-"""Which samples want log-probabilities: a step that reports any is not one to be replayed."""
+REPORTS = {("runner/sampler.py", "aten.index_select.default"), ("runner/sampler.py", "aten.empty.memory_format")}
+"""Which samples want log-probabilities, and room for them: done behind the step, not within it."""
 
 
 class OnlyKernelsCompute(TorchDispatchMode):
@@ -121,7 +121,7 @@ PENALTIES = SamplingParams(repetition_penalty=1.2, presence_penalty=0.1, frequen
         (GREEDY, set()),
         (SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.05), set()),
         (PENALTIES, set()),
-        (SamplingParams(logprobs=2), {CHOICE_OF_REPORTS}),
+        (SamplingParams(logprobs=2), REPORTS),
     ],
     ids=["greedy", "filters", "penalties", "logprobs"],
 )

@@ -80,7 +80,7 @@ def test_sizes(checkpoint: Path, settings: dict[str, Any], num_blocks: int, max_
         ({"max_model_len": 0}, ["max_model_len = 0"]),
         ({"dtype": "float64"}, ["dtype = 'float64'", "bfloat16"]),
         ({"dtype": "float16"}, ["dtype = 'float16'", "CUDA"]),
-        ({"kv_cache_dtype": "int8"}, ["kv_cache_dtype = 'int8'"]),
+        ({"kv_cache_dtype": "int4"}, ["kv_cache_dtype = 'int4'"]),
         ({"device": "tpu"}, ["device = 'tpu'"]),
         ({"device": "meta"}, ["device = 'meta'"]),
         ({"device": "cuda:99"}, ["device = 'cuda:99'"]),

@@ -1,0 +1,61 @@
+"""A step of the model recorded once and replayed as one call.
+
+On a CPU a recording is a program of native kernels that read the step's size from its header: one serves every batch,
+prefill and decode alike, nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from app.kernels import dispatch
+from app.kernels.native.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """What changes between the replays of one recording."""
+
+    tokens: int
+    rows: int
+    logits: int
+    samples: int
+    max_seq_len: int
+    max_query_len: int
+
+
+class StepGraphs:
+    """Recordings of a step, one for each of its variants.
+
+    Args:
+        compute: runs the kernels of a step of a given variant over the step buffers at their full size.
+    """
+
+    def __init__(self, compute: Callable[[Hashable], None]) -> None:
+        self._compute = compute
+        self._programs: dict[Hashable, Program] = {}
+
+    def capture(self, variant: Hashable) -> Program:
+        """The recording of a variant, made when first asked for.
+
+        Raises:
+            FallbackError: a kernel of the step has no native form for its arguments; the message names it.
+        """
+        program = self._programs.get(variant)
+        if program is None:
+            with dispatch.recording() as calls:
+                self._compute(variant)
+            program = self._programs[variant] = Program(dispatch.pool(), calls, dispatch.isa())
+        return program
+
+    def replay(self, variant: Hashable, size: StepSize) -> None:
+        """Runs a step of that size on what the buffers hold."""
+        self.capture(variant).run(
+            tokens=size.tokens,
+            rows=size.rows,
+            logits=size.logits,
+            samples=size.samples,
+            max_seq_len=size.max_seq_len,
+            max_query_len=size.max_query_len,
+        )
