@@ -56,7 +56,6 @@ def configure(mode: Mode, threads: int, isa: str | None = None) -> None:
         isa: instruction set, the best when absent.
     """
     if _state.pool is not None and _state.pool.threads != threads:
-        _state.pool.close()
         _state.pool = None
     _state.mode, _state.threads, _state.isa = mode, threads, isa
     unavailable.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from ctypes import c_uint64
@@ -31,12 +32,10 @@ class ThreadPool:
         self.handle = self._library.tuili_pool_new(threads, _STEP_SPIN_NS, _OP_SPIN_NS)
         if not self.handle:
             raise NativeError(f"cannot start {threads} threads")
-
-    def close(self) -> None:
-        """Ends the threads. No program may be running."""
-        if self.handle:
-            self._library.tuili_pool_free(self.handle)
-            self.handle = None
+        self.lock = threading.Lock()
+        """Held while a program runs: a process may have several engines, the threads do one step at a time."""
+        # Each program holds its pool, so that the last program is freed before the threads end.
+        weakref.finalize(self, self._library.tuili_pool_free, self.handle).atexit = False
 
 
 class Call:
@@ -107,11 +106,12 @@ class Program:
         step = self._step
         step.count[0], step.count[1], step.count[2], step.count[3] = tokens, rows, logits, samples
         step.max_seq_len, step.max_query_len = max_seq_len, max_query_len
-        self._run(self._pool.handle, self._handle, ctypes.byref(step), op_ns)
+        with self._pool.lock:
+            self._run(self._pool.handle, self._handle, ctypes.byref(step), op_ns)
 
 
 def _free(pool: ThreadPool, handle: int) -> None:
-    if pool.handle:
+    with pool.lock:
         library().tuili_program_free(pool.handle, handle)
 
 
