@@ -8,24 +8,39 @@ from torch import Tensor
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.types import LinearWeight
+from app.quant.destination import Destination, Tee
+from app.quant.placement import Placement
 
 
 class Embedding:
     """Looks rows up in ``table`` [V, D]."""
 
-    def __init__(self, vocab_size: int, width: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.table = torch.empty(vocab_size, width, dtype=dtype, device=device)
+    def __init__(self, vocab_size: int, width: int, *, placement: Placement) -> None:
+        self.table = torch.empty(vocab_size, width, dtype=placement.table_dtype, device=placement.device)
 
     def __call__(self, token_ids_T: Tensor, out_TD: Tensor) -> None:
         embed(token_ids_T, self.table, out_TD)
 
 
 class LMHead:
-    """Logits of chosen positions. ``table`` [V, D] is the embedding's when the two are tied."""
+    """Logits of chosen positions.
 
-    def __init__(self, table_VD: Tensor) -> None:
-        self.weight = LinearWeight(table_VD)
+    Args:
+        tied: to this embedding, whose table serves both where its format allows it.
+    """
+
+    def __init__(self, vocab_size: int, width: int, *, placement: Placement, tied: Embedding | None) -> None:
+        if tied is not None and placement.head_shares_table:
+            self.weight, self._rows = LinearWeight(tied.table), None
+            return
+        new = placement.new_weight(vocab_size, width, bias=False)
+        self.weight, self._rows = new.weight, new.rows(0, vocab_size)
 
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
         """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``."""
         gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)
+
+    def destination(self, table_VD: Destination | None = None) -> Destination:
+        """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""
+        parts = [part for part in (table_VD, self._rows) if part is not None]
+        return parts[0] if len(parts) == 1 else Tee(*parts)

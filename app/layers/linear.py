@@ -4,45 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
 from app.kernels.linear import Activation, linear
-from app.kernels.types import Act, ActFormat, LinearWeight
+from app.kernels.types import Act, ActFormat
+from app.quant.destination import Destination
+from app.quant.placement import Placement
 
 
 class Linear:
     """``out = x @ weight.T + bias`` for the projections ``parts`` (checkpoint name -> output features), stacked.
 
     A projection that a checkpoint keeps on its own is a fused layer of one part.
+
+    Args:
+        activation: with ``SILU_MUL`` the parts are a gate and an up projection.
     """
 
     def __init__(
-        self, parts: Mapping[str, int], in_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        parts: Mapping[str, int],
+        in_features: int,
+        *,
+        bias: bool,
+        placement: Placement,
+        activation: Activation = Activation.NONE,
     ) -> None:
         self._parts = dict(parts)
+        self._activation = activation
         self.out_features = sum(self._parts.values())
-        self.weight = LinearWeight(
-            values=torch.empty(self.out_features, in_features, dtype=dtype, device=device),
-            bias=torch.empty(self.out_features, dtype=dtype, device=device) if bias else None,
-        )
+        gate_up = activation is Activation.SILU_MUL
+        self._new = placement.new_weight(self.out_features, in_features, bias=bias, gate_up=gate_up)
+        self.weight = self._new.weight
 
     @property
     def act_format(self) -> ActFormat:
         """The format in which the layer wants its input."""
         return self.weight.act_format
 
-    def __call__(self, x: Act, out: Act, *, activation: Activation = Activation.NONE) -> None:
+    def __call__(self, x: Act, out: Act) -> None:
         """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``."""
-        linear(x, self.weight, out, activation=activation)
+        linear(x, self.weight, out, activation=self._activation)
 
-    def destinations(self, prefix: str) -> dict[str, Tensor]:
+    def destinations(self, prefix: str) -> dict[str, Destination]:
         """Where a checkpoint's ``{prefix}.{part}.weight`` and ``.bias`` go: rows of the fused tensors."""
-        named: dict[str, Tensor] = {}
+        named: dict[str, Destination] = {}
         start = 0
         for part, size in self._parts.items():
-            named[f"{prefix}.{part}.weight"] = self.weight.values[start : start + size]
-            if self.weight.bias is not None:
-                named[f"{prefix}.{part}.bias"] = self.weight.bias[start : start + size]
+            named[f"{prefix}.{part}.weight"] = self._new.rows(start, start + size)
+            bias = self._new.bias(start, start + size)
+            if bias is not None:
+                named[f"{prefix}.{part}.bias"] = bias
             start += size
         return named

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from app.kernels.linear import Activation
@@ -22,6 +21,8 @@ from app.layers.linear import Linear
 from app.layers.norm import RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
+from app.quant.destination import Destination
+from app.quant.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +52,19 @@ class _Activations:
 class DecoderLayer:
     """One block: attention, then MLP, each after a norm."""
 
-    def __init__(
-        self, config: ModelConfig, index: int, rope_PE: Tensor, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: ModelConfig, index: int, rope_PE: Tensor, placement: Placement) -> None:
         width, eps, head_dim = config.hidden_size, config.rms_norm_eps, config.head_dim
         q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         self._prefix = f"model.layers.{index}"
-        self.input_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.input_norm = RMSNorm(width, eps, placement=placement)
         self.qkv_proj = Linear(
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
             width,
             bias=config.qkv_bias,
-            dtype=dtype,
-            device=device,
+            placement=placement,
         )
-        self.q_norm = RMSNorm(head_dim, eps, dtype=dtype, device=device) if config.qk_norm else None
-        self.k_norm = RMSNorm(head_dim, eps, dtype=dtype, device=device) if config.qk_norm else None
+        self.q_norm = RMSNorm(head_dim, eps, placement=placement) if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, eps, placement=placement) if config.qk_norm else None
         self.attention = Attention(
             config.num_heads,
             head_dim,
@@ -75,11 +73,17 @@ class DecoderLayer:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
         )
-        self.o_proj = Linear({"o_proj": width}, q_size, bias=config.o_proj_bias, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(width, eps, dtype=dtype, device=device)
+        self.o_proj = Linear({"o_proj": width}, q_size, bias=config.o_proj_bias, placement=placement)
+        self.mlp_norm = RMSNorm(width, eps, placement=placement)
         inner, bias = config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear({"gate_proj": inner, "up_proj": inner}, width, bias=bias, dtype=dtype, device=device)
-        self.down_proj = Linear({"down_proj": width}, inner, bias=bias, dtype=dtype, device=device)
+        self.gate_up_proj = Linear(
+            {"gate_proj": inner, "up_proj": inner},
+            width,
+            bias=bias,
+            placement=placement,
+            activation=Activation.SILU_MUL,
+        )
+        self.down_proj = Linear({"down_proj": width}, inner, bias=bias, placement=placement)
 
     def forward(
         self, acts: _Activations, positions_T: Tensor, kv: LayerKVCache, meta: AttentionMetadata, *, first: bool
@@ -93,10 +97,10 @@ class DecoderLayer:
         self.attention(acts.qkv, positions_T, kv, meta, acts.q, acts.attention_out)
         self.o_proj(acts.attention_out, Act(acts.delta))
         self.mlp_norm(acts.delta, acts.mlp_in, residual_TD=acts.residual)
-        self.gate_up_proj(acts.mlp_in, acts.gated, activation=Activation.SILU_MUL)
+        self.gate_up_proj(acts.mlp_in, acts.gated)
         self.down_proj(acts.gated, Act(acts.delta))
 
-    def destinations(self) -> dict[str, Tensor]:
+    def destinations(self) -> dict[str, Destination]:
         """Checkpoint names of the layer's weights and where each goes."""
         prefix = self._prefix
         named = self.input_norm.destinations(f"{prefix}.input_layernorm")
@@ -118,15 +122,16 @@ class LlamaForCausalLM:
         max_positions: positions from 0 that sequences will use; sizes the table of rotary angles.
     """
 
-    def __init__(self, config: ModelConfig, *, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, *, max_positions: int, placement: Placement) -> None:
         self._config = config
-        self._dtype = dtype
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        rope_PE = rope_table(config.head_dim, config.rope_theta, config.rope_scaling, max_positions, device)
-        self.layers = [DecoderLayer(config, i, rope_PE, dtype, device) for i in range(config.num_layers)]
-        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
-        head = self.embedding.table if config.tie_word_embeddings else torch.empty_like(self.embedding.table)
-        self.lm_head = LMHead(head)
+        self._dtype = placement.dtype
+        vocab_size, width = config.vocab_size, config.hidden_size
+        self.embedding = Embedding(vocab_size, width, placement=placement)
+        rope_PE = rope_table(config.head_dim, config.rope_theta, config.rope_scaling, max_positions, placement.device)
+        self.layers = [DecoderLayer(config, i, rope_PE, placement) for i in range(config.num_layers)]
+        self.final_norm = RMSNorm(width, config.rms_norm_eps, placement=placement)
+        tied = self.embedding if config.tie_word_embeddings else None
+        self.lm_head = LMHead(vocab_size, width, placement=placement, tied=tied)
 
     def forward(
         self,
@@ -155,14 +160,17 @@ class LlamaForCausalLM:
         """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave."""
         self.lm_head(hidden_TD, indices_L, out_LV)
 
-    def destinations(self) -> dict[str, Tensor]:
-        """Every weight of the checkpoint by name, and the tensor that it is to be copied into."""
-        named = {"model.embed_tokens.weight": self.embedding.table}
+    def destinations(self) -> dict[str, Destination]:
+        """Every weight of the checkpoint by name, and where it goes."""
+        tied, table = self._config.tie_word_embeddings, self.embedding.table
+        named: dict[str, Destination] = {
+            "model.embed_tokens.weight": self.lm_head.destination(table) if tied else table,
+        }
         for layer in self.layers:
             named |= layer.destinations()
         named |= self.final_norm.destinations("model.norm")
-        if not self._config.tie_word_embeddings:
-            named["lm_head.weight"] = self.lm_head.weight.values
+        if not tied:
+            named["lm_head.weight"] = self.lm_head.destination()
         return named
 
     def ignores(self, name: str) -> bool:

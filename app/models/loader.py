@@ -18,6 +18,7 @@ from torch import Tensor
 from app.models import gguf
 from app.models.checkpoint import WeightError, read_safetensors_header
 from app.models.gguf_header import read_gguf_header
+from app.quant.destination import Destination
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
 
@@ -56,18 +57,18 @@ def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
 
 
 def load_weights(
-    destinations: Mapping[str, Tensor],
+    destinations: Mapping[str, Destination],
     files: Sequence[Path],
     *,
     ignore: Callable[[str], bool],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Copies every tensor of ``files`` into the destination of its name, converted to the destination's dtype.
+    """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
 
     Names and shapes are checked before the first copy. One tensor at a time is in memory beside the destinations.
 
     Args:
-        destinations: checkpoint name -> tensor (a view, as a rule) of the checkpoint's shape.
+        destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
         ignore: tells which left-over names are no error (tied or computed tensors).
         progress: called with bytes read so far and in all.
 
@@ -86,7 +87,7 @@ def load_weights(
 
 
 def _match(
-    destinations: Mapping[str, Tensor], files: Sequence[Path], ignore: Callable[[str], bool]
+    destinations: Mapping[str, Destination], files: Sequence[Path], ignore: Callable[[str], bool]
 ) -> list[StoredTensor]:
     found: dict[str, StoredTensor] = {}
     left_over: list[StoredTensor] = []

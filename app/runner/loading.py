@@ -14,6 +14,7 @@ from app.models.dummy import fill_dummy_weights
 from app.models.llama import LlamaForCausalLM
 from app.models.loader import load_weights
 from app.models.registry import model_class
+from app.quant.placement import Placement
 from app.runner.device import available_memory
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import KVCachePlan
@@ -79,7 +80,7 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, dtype: torch.dtyp
     Raises:
         RunnerError: they do not fit.
     """
-    shapes = _build(model_config, 1, dtype, torch.device("meta")).destinations().values()
+    shapes = _build(model_config, 1, Placement(dtype, torch.device("meta"))).destinations().values()
     weight_bytes = sum(weight.nbytes for weight in shapes)
     available = available_memory(device)
     if weight_bytes + plan.nbytes > available:
@@ -107,18 +108,18 @@ def load_model(
         WeightError: the weights do not fit the config, or cannot be read.
         RunnerError: unknown ``load_format``.
     """
-    model = _build(model_config, max_positions, dtype, device)
+    model = _build(model_config, max_positions, Placement(dtype, device))
     match config.load_format:
         case "auto":
             files = [Path(file) for file in config.weights]
             load_weights(model.destinations(), files, ignore=model.ignores, progress=progress)
         case "dummy":
-            fill_dummy_weights(model.destinations(), config.seed)
+            fill_dummy_weights(model.destinations(), config.seed, device)
         case other:
             raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
     return model
 
 
-def _build(model_config: ModelConfig, max_positions: int, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+def _build(model_config: ModelConfig, max_positions: int, placement: Placement) -> LlamaForCausalLM:
     build = model_class(model_config.architecture)
-    return build(model_config, max_positions=max_positions, dtype=dtype, device=device)
+    return build(model_config, max_positions=max_positions, placement=placement)

@@ -24,6 +24,7 @@ from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
 from app.models.loader import load_weights
 from app.models.registry import model_class
+from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
 from app.types import ScheduledRow
 from tests.runner.steps import row_of, step_of
@@ -98,7 +99,7 @@ def save(reference: PreTrainedModel, directory: Path) -> Path:
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, ModelConfig]:
     """The served model out of a checkpoint directory, by the way the runner takes."""
     config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
-    model = model_class(config.architecture)(config, max_positions=CONTEXT, dtype=dtype, device=CPU)
+    model = model_class(config.architecture)(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
     files = sorted(directory.glob("*.safetensors"))
     load_weights(model.destinations(), files, ignore=model.ignores, progress=_no_progress)
     return model, config

@@ -1,0 +1,72 @@
+"""Weights as plain tensors [N, K]: what ``reference.py`` of the linear kernel reads.
+
+N output features, K input features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.kernels.int8 import quantize
+from app.kernels.types import LinearWeight
+from app.quant.destination import Destination
+
+
+class PlainWeight:
+    """Floating weights and bias of one dtype."""
+
+    def __init__(self, n: int, k: int, *, bias: bool, dtype: torch.dtype, device: torch.device) -> None:
+        self.weight = LinearWeight(
+            values=torch.empty(n, k, dtype=dtype, device=device),
+            bias=torch.empty(n, dtype=dtype, device=device) if bias else None,
+        )
+
+    def rows(self, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of the weight go."""
+        return self.weight.values[start:stop]
+
+    def bias(self, start: int, stop: int) -> Destination | None:
+        """Where their bias goes, if there is one."""
+        return None if self.weight.bias is None else self.weight.bias[start:stop]
+
+
+class Int8Weight:
+    """int8 weights with a scale for each output, quantised as they come; the bias stays fp32."""
+
+    def __init__(self, n: int, k: int, *, bias: bool, device: torch.device) -> None:
+        self._values = torch.empty(n, k, dtype=torch.int8, device=device)
+        self._scale = torch.empty(n, dtype=torch.float32, device=device)
+        self._bias = torch.empty(n, dtype=torch.float32, device=device) if bias else None
+        self.weight = LinearWeight(self._values, self._scale, self._bias)
+
+    def rows(self, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of the weight go."""
+        return _Int8Rows(self._values[start:stop], self._scale[start:stop])
+
+    def bias(self, start: int, stop: int) -> Destination | None:
+        """Where their bias goes, if there is one."""
+        return None if self._bias is None else self._bias[start:stop]
+
+
+class _Int8Rows:
+    """Rows of an int8 weight."""
+
+    def __init__(self, values: Tensor, scale: Tensor) -> None:
+        self._values, self._scale = values, scale
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes + self._scale.nbytes
+
+    def numel(self) -> int:
+        return self._values.numel()
+
+    def copy_(self, source: Tensor, /) -> None:
+        values, scale = quantize(source)
+        self._values.copy_(values)
+        self._scale.copy_(scale)
