@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app.api import generate, health, metrics, requests, tokenize
-from app.api.auth import AuthMiddleware, needs
+from app.api.auth import OPEN_PATHS, AuthMiddleware, needs
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
 from app.api.openai import chat, completions, models
@@ -42,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(room.router(service), dependencies=[needs(KeyScope.INFER)])
     app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
     app.include_router(health.router(service))
-    install_openapi(app)
+    install_openapi(app, keys=bool(service.settings.api_keys), open_paths=OPEN_PATHS)
     install_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=service.settings.max_body_bytes)

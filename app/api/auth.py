@@ -74,7 +74,7 @@ class AuthMiddleware:
             given = _given_key(scope)
             key = None if given is None else self._find(given)
             if key is None:
-                await _unauthorised(given is not None)(scope, receive, send)
+                await _unauthorised(scope["path"], was_given=given is not None)(scope, receive, send)
                 return
         # Always set: a pipelined request inherits the context of the one before it.
         _caller.set(key)
@@ -91,14 +91,14 @@ class AuthMiddleware:
         return found
 
 
-def _unauthorised(was_given: bool) -> Response:
+def _unauthorised(path: str, *, was_given: bool) -> Response:
     error = RequestError(
         "The API key is not valid." if was_given else "An API key is needed: send it as 'Authorization: Bearer KEY'.",
         status=401,
         type="authentication_error",
         code="invalid_api_key" if was_given else "missing_api_key",
     )
-    response = error_response(error)
+    response = error_response(error, path)
     response.headers["www-authenticate"] = "Bearer"
     return response
 

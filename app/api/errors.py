@@ -16,9 +16,11 @@ from app.serving.errors import RequestError
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics and logs for a client that left before its answer began; nobody receives it."""
-FLAT_PATHS = frozenset({"/generate", "/generate_stream"})
+FLAT_PATHS = frozenset({"/", "/info", "/generate", "/generate_stream"})
+"""Routes of text-generation-inference."""
 _MAX_SHOWN_PATH = 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+_FLAT_KINDS = {401: "authentication", 403: "permission", 429: "overloaded"}
 _FAILURES = frozenset({"engine_error", "engine_restarted", "request_cancelled", "slow_consumer", "deadline_exceeded"})
 """Codes of requests that failed once they were admitted."""
 
@@ -32,8 +34,8 @@ def error_body(error: RequestError) -> bytes:
 def flat_error(error: RequestError) -> tuple[int, bytes]:
     """Status and JSON of an error in the shape of text-generation-inference."""
     status, kind = error.status, "validation"
-    if error.status == 429:
-        kind = "overloaded"
+    if error.status in _FLAT_KINDS:
+        kind = _FLAT_KINDS[error.status]
     elif error.code == "internal_error":
         kind = "internal"
     elif (error.code or "").startswith("engine_") and error.code not in _FAILURES:
@@ -45,7 +47,7 @@ def flat_error(error: RequestError) -> tuple[int, bytes]:
     return status, msgspec.json.encode(FlatError(error.message, kind))
 
 
-def error_response(error: RequestError, path: str = "") -> Response:
+def error_response(error: RequestError, path: str) -> Response:
     """The HTTP answer to a request for ``path`` that failed before its answer began."""
     headers = {}
     if error.retry_after is not None:
@@ -53,9 +55,7 @@ def error_response(error: RequestError, path: str = "") -> Response:
     if error.status == 500:
         # The same request would fail the same way: SDKs retry a 500 twice unless told not to.
         headers["x-should-retry"] = "false"
-    # API keys are checked for all routes alike, and refused in one shape.
-    is_flat = path in FLAT_PATHS and error.status not in (401, 403)
-    status, body = flat_error(error) if is_flat else (error.status, error_body(error))
+    status, body = flat_error(error) if path in FLAT_PATHS else (error.status, error_body(error))
     return Response(body, status, headers, "application/json")
 
 
@@ -79,13 +79,13 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _request_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestError):
         raise error
-    return error_response(error, request.url.path)
+    return error_response(error, request.scope["path"])  # the URL's would be what the Host header makes of it
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    path = request.url.path
+    path: str = request.scope["path"]
     shown = path[:_MAX_SHOWN_PATH]
     messages = {404: f"There is no route {shown}.", 405: f"{shown} does not answer {request.method}."}
     response = error_response(

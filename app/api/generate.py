@@ -1,4 +1,4 @@
-"""``POST /generate`` and ``POST /generate_stream``: the protocol of text-generation-inference.
+"""``POST /generate``, ``/generate_stream`` and ``/``, ``GET /info``: the protocol of text-generation-inference.
 
 A stop string is part of the answer here, and nothing is sampled unless asked for.
 """
@@ -23,7 +23,7 @@ from app.api.extras import ignored_fields, ignored_header
 from app.api.generations import read_deltas, read_whole, submitted
 from app.api.json import encode, json_response
 from app.api.middleware import request_id
-from app.api.openai.answer import is_strict
+from app.api.openai.answer import is_strict, time_limit
 from app.api.openapi import flat_answers, takes
 from app.api.params import GREEDY_BELOW, at_most, check_logprobs
 from app.api.schemas.generate import (
@@ -32,6 +32,8 @@ from app.api.schemas.generate import (
     GenerateBody,
     Generated,
     GenerateParameters,
+    Info,
+    RootBody,
     StreamDetails,
     StreamEvent,
 )
@@ -43,8 +45,9 @@ from app.serving.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.types import FinishReason, SamplingParams
+from app.version import __version__
 
-WHOLE, STREAM = "/generate", "/generate_stream"
+WHOLE, STREAM, EITHER = "/generate", "/generate_stream", "/"
 _EXAMPLE: dict[str, Any] = {
     "text": {
         "summary": "A text",
@@ -66,7 +69,8 @@ def router(service: Service) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """The whole answer at once. What the server cannot do is refused with 422 that names the parameter."""
-        return (await _prepare(request, service, stream=False)).response(request)
+        body = await read_body(request, GenerateBody)
+        return (await _prepare(request, service, body, endpoint=WHOLE, stream=False)).response(request)
 
     @routes.post(
         STREAM,
@@ -76,13 +80,44 @@ def router(service: Service) -> APIRouter:
     )
     async def generate_stream(request: Request) -> Response:
         """One event a token; the last one has the whole text. A failure is a last event with `error`."""
-        return (await _prepare(request, service, stream=True)).response(request)
+        body = await read_body(request, GenerateBody)
+        return (await _prepare(request, service, body, endpoint=STREAM, stream=True)).response(request)
+
+    @routes.post(
+        EITHER,
+        summary="Go on with a text, either way",
+        openapi_extra=takes(RootBody, _EXAMPLE),
+        responses=flat_answers(Generated, StreamEvent, in_list=True),
+    )
+    async def either(request: Request) -> Response:
+        """As `/generate_stream` if the body says `stream`; else as `/generate`, the answer in a list of one."""
+        body = await read_body(request, RootBody)
+        return (await _prepare(request, service, body, endpoint=EITHER, stream=bool(body.stream))).response(request)
+
+    @routes.get("/info", summary="Model and limits", responses=flat_answers(Info, errors=(503,)))
+    async def info() -> Response:
+        """What a client of text-generation-inference asks before it sends anything."""
+        return json_response(_info(service))
 
     return routes
 
 
-async def _prepare(request: Request, service: Service, *, stream: bool) -> _Answer:
-    body = await read_body(request, GenerateBody)
+def _info(service: Service) -> Info:
+    engine = service.engine()
+    max_model_len = service.generator.max_model_len
+    return Info(
+        model_id=service.generator.model_names[0],
+        model_dtype=engine.dtype,
+        model_device_type=engine.device,
+        max_concurrent_requests=service.generator.capacity,
+        max_stop_sequences=service.settings.max_stop,
+        max_input_tokens=max_model_len - 1,
+        max_total_tokens=max_model_len,
+        version=__version__,
+    )
+
+
+async def _prepare(request: Request, service: Service, body: GenerateBody, *, endpoint: str, stream: bool) -> _Answer:
     strict = is_strict(request, service)
     parameters = body.parameters or GenerateParameters.model_validate({})
     ignored = [*ignored_fields(body, strict=strict), *ignored_fields(parameters, strict=strict)]
@@ -92,7 +127,6 @@ async def _prepare(request: Request, service: Service, *, stream: bool) -> _Answ
         message = "decoder_input_details is not supported with streams."
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
     name = f"gen-{request_id(request.scope)}"
-    endpoint = STREAM if stream else WHOLE
     service.generator.check_accepting(name, endpoint=endpoint)
     prompt = await service.generator.tokenizer.encode_async(body.inputs)
     if parameters.truncate is not None:
@@ -104,9 +138,9 @@ async def _prepare(request: Request, service: Service, *, stream: bool) -> _Answ
         request_id=name,
         prompt_token_ids=prompt,
         params=_sampling_params(parameters, max_tokens, stream=stream),
-        timeout=service.settings.default_timeout,
+        timeout=time_limit(body.timeout, service),
     )
-    return _Answer(service, endpoint, body, parameters, generation_request, ignored_header(ignored))
+    return _Answer(service, endpoint, stream, body, parameters, generation_request, ignored_header(ignored))
 
 
 def _sampling_params(parameters: GenerateParameters, max_tokens: int, *, stream: bool) -> SamplingParams:
@@ -136,6 +170,7 @@ class _Answer:
 
     service: Service
     endpoint: str
+    stream: bool
     body: GenerateBody
     parameters: GenerateParameters
     request: GenerationRequest
@@ -145,19 +180,19 @@ class _Answer:
         """Submits, reads and sends; ends everything at once when the client leaves."""
         started = time.monotonic()
         http_id = request_id(request.scope)
-        stream = self.endpoint == STREAM
 
         async def work(send: Send) -> None:
             async with submitted(
-                self.service, [self.request], request_id=http_id, endpoint=self.endpoint, stream=stream
+                self.service, [self.request], request_id=http_id, endpoint=self.endpoint, stream=self.stream
             ) as generations:
-                if stream:
+                if self.stream:
                     await self._send_events(EventStream(send, self.headers, prefix=b"data:"), generations[0], http_id)
                 else:
                     ((completion,),) = await read_whole(generations)
                     headers = {**self.headers, **_headers(generations[0], started), **server_timing(generations)}
                     whole = self._whole(completion, generations[0])
-                    await json_response(whole, headers=headers)(request.scope, request.receive, send)
+                    answer = [whole] if self.endpoint == EITHER else whole
+                    await json_response(answer, headers=headers)(request.scope, request.receive, send)
 
         return UntilDisconnect(work)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from starlette.responses import Response
@@ -10,11 +10,14 @@ from starlette.responses import Response
 _encoder = msgspec.json.Encoder()
 
 
-def encode(content: msgspec.Struct) -> bytes:
-    """JSON of a wire struct."""
+Content = msgspec.Struct | Sequence[msgspec.Struct]
+
+
+def encode(content: Content) -> bytes:
+    """JSON of a wire struct, or of several."""
     return _encoder.encode(content)
 
 
-def json_response(content: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A response whose body is a wire struct."""
+def json_response(content: Content, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response whose body is a wire struct, or a list of them."""
     return Response(encode(content), status, headers, "application/json")

@@ -11,16 +11,24 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.api.errors import FLAT_PATHS
 from app.api.schemas.chat import ChatBody, ChatChunk, ChatCompletion
 from app.api.schemas.completions import Completion, CompletionBody
 from app.api.schemas.errors import ErrorResponse
-from app.api.schemas.generate import FlatError, GenerateBody, Generated, StreamEvent
+from app.api.schemas.generate import FlatError, GenerateBody, Generated, Info, RootBody, StreamEvent
 from app.api.schemas.health import Health
 from app.api.schemas.live import LiveRequest
 from app.api.schemas.models import ModelCard, ModelList
 from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, GenerateBody, TokenizeBody, DetokenizeBody)
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatBody,
+    CompletionBody,
+    GenerateBody,
+    RootBody,
+    TokenizeBody,
+    DetokenizeBody,
+)
 _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion,
     ChatChunk,
@@ -28,6 +36,7 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     Generated,
     StreamEvent,
     FlatError,
+    Info,
     ModelList,
     ModelCard,
     Tokenized,
@@ -42,10 +51,17 @@ _ERRORS = {
     404: "There is no such model or request.",
     413: "The body is too large.",
     429: "The queue is full; `Retry-After` says when to try again.",
+    499: "The request was cancelled through `/v1/requests/{id}`.",
     500: "A fault of the server.",
     503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
     504: "The request's time was up before it was done.",
 }
+_KEY_ERRORS = {401: "No API key, or none that is valid.", 403: "The API key lacks the scope that the route needs."}
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x_api_key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 _FLAT_ERRORS = {
     413: "The body is too large.",
     422: "The request cannot be served; the message names the field.",
@@ -81,22 +97,33 @@ def answers(
         content["text/event-stream"] = {"schema": _ref(event.__name__)}
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status in _ERRORS if event is not None else errors:
-        error = {"application/json": {"schema": _ref(ErrorResponse.__name__)}}
-        documented[status] = {"description": _ERRORS[status], "content": error}
+        documented[status] = _error(ErrorResponse, status, _ERRORS[status])
     return documented
 
 
 def flat_answers(
-    whole: type[msgspec.Struct] | None = None, event: type[msgspec.Struct] | None = None
+    whole: type[msgspec.Struct] | None = None,
+    event: type[msgspec.Struct] | None = None,
+    *,
+    in_list: bool = False,
+    errors: Collection[int] = tuple(_FLAT_ERRORS),
 ) -> dict[int | str, dict[str, Any]]:
-    """Responses of a route in the shapes of text-generation-inference."""
-    media = {"application/json": whole, "text/event-stream": event}
-    content = {name: {"schema": _ref(schema.__name__)} for name, schema in media.items() if schema is not None}
+    """Responses of a route in the shapes of text-generation-inference; ``in_list``: the whole answer is in a list."""
+    content: dict[str, Any] = {}
+    if whole is not None:
+        ref = _ref(whole.__name__)
+        content["application/json"] = {"schema": {"type": "array", "items": ref} if in_list else ref}
+    if event is not None:
+        content["text/event-stream"] = {"schema": _ref(event.__name__)}
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
-    for status, text in _FLAT_ERRORS.items():
-        error = {"application/json": {"schema": _ref(FlatError.__name__)}}
-        documented[status] = {"description": text, "content": error}
+    for status in errors:
+        documented[status] = _error(FlatError, status, _FLAT_ERRORS[status])
     return documented
+
+
+def _error(shape: type[msgspec.Struct], status: int, text: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": text, "content": {"application/json": {"schema": _ref(shape.__name__)}}}
+    return answer | {"headers": _RETRY_AFTER} if status in (429, 503) else answer
 
 
 def probe_answers(health: type[msgspec.Struct]) -> dict[int | str, dict[str, Any]]:
@@ -108,8 +135,12 @@ def probe_answers(health: type[msgspec.Struct]) -> dict[int | str, dict[str, Any
     }
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Gives ``app`` a document that has the schemas of all bodies and answers."""
+def install_openapi(app: FastAPI, *, keys: bool, open_paths: Collection[str]) -> None:
+    """Gives ``app`` a document that has the schemas of all bodies and answers.
+
+    Args:
+        keys: API keys are needed, but on ``open_paths``.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -121,10 +152,24 @@ def install_openapi(app: FastAPI) -> None:
                 routes=app.routes,
             )
             schema.setdefault("components", {})["schemas"] = _schemas()
+            if keys:
+                _declare_keys(schema, open_paths)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _declare_keys(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    document["components"]["securitySchemes"] = _SCHEMES
+    for path, operations in document["paths"].items():
+        if path in open_paths:
+            continue
+        shape = FlatError if path in FLAT_PATHS else ErrorResponse
+        for operation in operations.values():
+            operation["security"] = [{name: []} for name in _SCHEMES]
+            for status, text in _KEY_ERRORS.items():
+                operation["responses"][str(status)] = _error(shape, status, text)
 
 
 def _schemas() -> dict[str, Any]:

@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
         "/tokenize",
         summary="Text or conversation to token ids",
         openapi_extra=takes(TokenizeBody, _TOKENIZE_EXAMPLES),
-        responses=answers(Tokenized, errors=(400, 404, 413, 503)),
+        responses=answers(Tokenized, errors=(400, 404, 413, 500, 503)),
     )
     async def tokenize(request: Request) -> Response:
         """Token ids and their number, next to how many fit the model."""
@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
         "/detokenize",
         summary="Token ids to text",
         openapi_extra=takes(DetokenizeBody, _DETOKENIZE_EXAMPLES),
-        responses=answers(Detokenized, errors=(400, 404, 413)),
+        responses=answers(Detokenized, errors=(400, 404, 413, 500)),
     )
     async def detokenize(request: Request) -> Response:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
@@ -60,7 +60,9 @@ def router(service: Service) -> APIRouter:
         headers = _checked(request, body, body.model, service)
         return json_response(Detokenized(prompt=await _decode(body.tokens, service)), headers=headers)
 
-    @routes.get("/tokenizer_info", summary="Special tokens and chat template", responses=answers(TokenizerInfo))
+    @routes.get(
+        "/tokenizer_info", summary="Special tokens and chat template", responses=answers(TokenizerInfo, errors=())
+    )
     async def tokenizer_info() -> Response:
         """What a client needs to build prompts of its own."""
         generator = service.generator

@@ -52,6 +52,8 @@ def checks() -> Iterator[Check]:
     yield Check("lm-eval", "tokenizer_info", _tokenizer_info)
     yield Check("TGI", "generate", _generate)
     yield Check("TGI", "generate_stream", _generate_stream)
+    yield Check("TGI", "either way at the root", _root)
+    yield Check("TGI", "info", _info)
     yield Check("TGI", "bad temperature", _flat_error)
     for path in _PROBES:
         yield Check("operations", f"probe {path}", partial(_probe, path))
@@ -136,6 +138,25 @@ def _generate_stream(target: Target) -> None:
     equal("generated_text of the last event", at(events[-1], "generated_text", kind=str), text)
     at(events[-1], "details", "finish_reason", kind=str)
     equal("generated_tokens", at(events[-1], "details", "generated_tokens", kind=int), len(events))
+
+
+def _root(target: Target) -> None:
+    greedy = _inputs()
+    whole = decoded(target.post("/generate", greedy).content)
+    expected = at(whole, "generated_text", kind=str)
+    equal(
+        "the text in the list", at(decoded(target.post("/", greedy).content), 0, "generated_text", kind=str), expected
+    )
+    last = decoded(target.events("/", {**greedy, "stream": True})[-1])
+    equal("generated_text of the last event", at(last, "generated_text", kind=str), expected)
+
+
+def _info(target: Target) -> None:
+    info = decoded(target.get("/info").content)
+    at(info, "model_id", kind=str)
+    at(info, "version", kind=str)
+    most, inputs = (at(info, name, kind=int) for name in ("max_total_tokens", "max_input_tokens"))
+    expect(inputs < most, f"max_input_tokens is {inputs}, max_total_tokens {most}: no room for an answer")
 
 
 def _flat_error(target: Target) -> None:

@@ -253,6 +253,8 @@ class Generator:
         self.chat_template = chat_template or ChatTemplate(None)
         self.default_params = sampling_defaults(generation_config or {})
         """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
+        self.capacity = max_num_seqs + max_queue
+        """Sequences that are admitted at once."""
         self._admission = Admission(client, max_num_seqs=max_num_seqs, max_queue=max_queue)
 
     @classmethod

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from app.api.app import create_app
 from app.api.auth import OPEN_PATHS
+from app.api.errors import FLAT_PATHS
 from app.api.service import ApiSettings
 from app.keys import parse_keys
 from app.telemetry.logs import configure_logging
@@ -64,7 +65,7 @@ def registered(server: Server) -> dict[str, set[str]]:
 async def test_every_route_but_the_probes_needs_a_key(locked: Server) -> None:
     paths = registered(locked)
     assert {"/v1/chat/completions", "/metrics", "/docs", "/openapi.json", *OPEN_PATHS} <= set(paths)
-    for path in [*paths, "/", "/no/such/route", "/v1", "/metrics/"]:
+    for path in [*paths, "/no/such/route", "/v1", "/metrics/"]:
         for method in METHODS:
             answer = await locked.http.request(method, path)
             if path in OPEN_PATHS:
@@ -73,10 +74,15 @@ async def test_every_route_but_the_probes_needs_a_key(locked: Server) -> None:
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["x-request-id"]
-            if method != "HEAD":
-                error = answer.json()["error"]
-                assert set(error) == {"message", "type", "param", "code"}
-                assert error["code"] == "missing_api_key"
+            if method == "HEAD":
+                continue
+            if path in FLAT_PATHS:
+                assert set(answer.json()) == {"error", "error_type"}
+                assert answer.json()["error_type"] == "authentication"
+                continue
+            error = answer.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["code"] == "missing_api_key"
 
 
 async def test_each_route_opens_to_its_scope_alone(locked: Server) -> None:
@@ -88,7 +94,11 @@ async def test_each_route_opens_to_its_scope_alone(locked: Server) -> None:
                 allowed = path in OPEN_PATHS or needed is None or key in (needed, ADMIN)
                 assert (answer.status_code == 403) != allowed, (method, path, key)
                 assert answer.status_code not in (401, 500)
-                if not allowed and method != "HEAD":
+                if allowed or method == "HEAD":
+                    continue
+                if path in FLAT_PATHS:
+                    assert answer.json()["error_type"] == "permission"
+                else:
                     assert answer.json()["error"]["code"] == "insufficient_scope"
 
 
@@ -134,6 +144,8 @@ async def test_wrong_keys_are_401(locked: Server, headers: dict[str, Any]) -> No
     assert answer.status_code == 401
     assert INFER not in answer.text
     assert (await locked.http.get("/v1/models", params={"api_key": INFER}, headers=headers)).status_code == 401
+    flat = await locked.http.get("/info", headers=headers)
+    assert (flat.status_code, set(flat.json())) == (401, {"error", "error_type"})
 
 
 async def test_the_openai_sdk_brings_its_key(locked: Server) -> None:
@@ -188,6 +200,9 @@ HEADERS = [
     b"Host: /livez",
     b"Host: localhost/livez?",
     b"Host: \xff",
+    b"Host: [",
+    b"Host: livez:99999",
+    b"Host: x/../livez#",
     b"Host: x\r\nHost: y",
     b"",
     b"Host: x\r\nX-Forwarded-Prefix: /livez\r\nX-Original-URL: /livez\r\nX-Rewrite-URL: /livez",
@@ -216,6 +231,19 @@ async def test_no_header_slips_past(locked: Server, method: bytes) -> None:
 async def test_the_raw_client_gets_through_with_a_key(locked: Server) -> None:
     head = b"GET http://other/v1/%6dodels HTTP/1.1\r\nHost: x\r\nX-Api-Key: " + INFER.encode()
     assert (await _raw(locked, head + b"\r\nConnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("host", [b"localhost/livez?", b"[", b"x/../livez#"])
+async def test_the_host_has_no_say_in_the_shape_of_an_error(locked: Server, host: bytes) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: " + host + b"\r\nX-Api-Key: " + INFER.encode()
+    rest = b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    flat = await _raw(locked, head % b"/generate" + rest)
+    assert flat.startswith(b"HTTP/1.1 422 ")
+    assert b'"error_type":"validation"' in flat
+    assert (await _raw(locked, head % b"/v1/completions" + rest)).startswith(b"HTTP/1.1 400 ")
+    missing = await _raw(locked, head % b"/v1/none" + rest)
+    assert missing.startswith(b"HTTP/1.1 404 ")
+    assert b"no route /v1/none" in missing
 
 
 async def test_a_pipelined_request_does_not_inherit_the_key_before_it(locked: Server) -> None:

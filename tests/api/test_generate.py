@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.api.service import ApiSettings
+from app.version import __version__
 from tests.api.conftest import Server, start_server, start_server_without_engine
 from tests.api.test_completions import said
 from tests.byte_tokenizer import BOS_ID, EOS_ID
@@ -315,3 +316,50 @@ async def test_a_cancelled_stream_ends_with_a_flat_error() -> None:
             "error": "The request was cancelled.",
             "error_type": "generation",
         }
+
+
+async def test_the_root_answers_either_way(server: Server) -> None:
+    body = {"inputs": INPUTS, "parameters": {"max_new_tokens": 5, "details": True}}
+    whole = await server.post("/", body)
+    assert whole.json() == [await generate(server, max_new_tokens=5, details=True)]
+    assert whole.headers["x-generated-tokens"] == "5"
+    assert (await server.post("/", {**body, "stream": False})).json() == whole.json()
+    stream = await server.post("/", {**body, "stream": True})
+    assert stream.text == (await server.post("/generate_stream", body)).text
+    assert {record.endpoint for record in server.rig.ledger.records} == {"/", "/generate", "/generate_stream"}
+
+
+async def test_the_root_refuses_in_the_same_shape(shared_server: Server) -> None:
+    for body in ({}, {"inputs": "a", "stream": "yes"}, {"inputs": "a", "stream": True, "timeout": 0}):
+        answer = await shared_server.post("/", body)
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+
+
+async def test_info() -> None:
+    async with start_server(ApiSettings(max_stop=3), max_num_seqs=2, max_queue=5) as server:
+        info = (await server.http.get("/info")).json()
+        engine = server.service.engine()
+        assert (info["model_id"], info["model_dtype"]) == ("fake-model", engine.dtype)
+        assert (info["max_concurrent_requests"], info["max_stop_sequences"]) == (7, 3)
+        assert info["max_total_tokens"] == info["max_input_tokens"] + 1 == server.service.generator.max_model_len
+        assert info["version"] == __version__
+        longest = {"inputs": "a" * info["max_input_tokens"], "parameters": {"max_new_tokens": 1}}
+        assert (await server.post("/generate", longest)).status_code == 200
+        longest["inputs"] += "a"
+        assert (await server.post("/generate", longest)).status_code == 422
+    async with start_server_without_engine() as idle:
+        loading = await idle.http.get("/info")
+        assert (loading.status_code, loading.json()["error_type"]) == (503, "unavailable")
+
+
+async def test_a_time_limit() -> None:
+    async with start_server(delay=0.01) as server:
+        body = {"inputs": "a", "parameters": {"max_new_tokens": 400}, "timeout": 0.05}
+        for path in ("/generate", "/"):
+            answer = await server.post(path, body)
+            assert (answer.status_code, answer.json()["error_type"]) == (424, "generation")
+        stream = await server.post("/generate_stream", body)
+        assert json.loads(stream.text.splitlines()[-2].removeprefix("data:"))["error_type"] == "generation"
+        assert (await server.post("/generate", {**body, "timeout": -1})).status_code == 422
+        unhurried = {"inputs": "a", "parameters": {"max_new_tokens": 2}, "timeout": 60}
+        assert (await server.post("/generate", unhurried)).status_code == 200

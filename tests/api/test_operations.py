@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
+from app.api.errors import FLAT_PATHS
 from app.api.service import ApiSettings
+from app.keys import parse_keys
 from tests.api.conftest import Server, start_server, start_server_without_engine
 from tests.serving.rig import MODEL
 
@@ -139,6 +141,8 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
         "/tokenize",
         "/generate",
         "/generate_stream",
+        "/",
+        "/info",
         "/detokenize",
         "/tokenizer_info",
         "/metrics",
@@ -156,6 +160,36 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
     assert page.status_code == 200
 
 
+async def test_the_document_declares_keys_where_they_are_needed(shared_server: Server) -> None:
+    assert "security" not in (await shared_server.http.get("/openapi.json")).text
+    key = "some-key-0123456789"
+    async with start_server(ApiSettings(api_keys=parse_keys([key]))) as server:
+        document = (await server.http.get("/openapi.json", headers={"X-Api-Key": key})).json()
+    assert document["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            needed = path not in PROBES
+            assert ({"bearer": []} in operation.get("security", [])) == needed, path
+            assert ({"401", "403"} <= set(operation["responses"])) == needed, path
+
+
+async def test_the_document_declares_every_error_in_its_shape(shared_server: Server) -> None:
+    paths = (await shared_server.http.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert {"400", "404", "413", "429", "499", "500", "503", "504"} <= set(paths[path]["post"]["responses"])
+    for path in ("/generate", "/generate_stream", "/"):
+        assert {"413", "422", "424", "429", "500", "503"} <= set(paths[path]["post"]["responses"])
+    for path, methods in paths.items():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                if status == "200" or path in PROBES:
+                    continue
+                shape = "FlatError" if path in FLAT_PATHS else "ErrorResponse"
+                schema = answer["content"]["application/json"]["schema"]
+                assert schema == {"$ref": f"#/components/schemas/{shape}"}, (path, status)
+                assert ("Retry-After" in answer.get("headers", {})) == (status in ("429", "503"))
+
+
 async def test_documented_examples_work() -> None:
     async with start_server(ApiSettings(strict_params=True)) as server:
         document = (await server.http.get("/openapi.json")).json()
@@ -168,7 +202,7 @@ async def test_documented_examples_work() -> None:
                 answer = await server.post(path, example["value"])
                 assert answer.status_code == 200, (name, answer.text)
                 ran += 1
-    assert ran == 9
+    assert ran == 10
 
 
 def test_the_application_imports_no_torch() -> None:

@@ -176,6 +176,16 @@ def no_tgi_headers(answer: Answer) -> None:
         answer.headers.pop("x-queue-time", None)
 
 
+def bare_root(answer: Answer) -> None:
+    if answer.path == "/" and answer.body.startswith(b"["):
+        answer.body = answer.body[1:-1]
+
+
+def no_room(answer: Answer) -> None:
+    if answer.path == "/info":
+        answer.replace(r'"max_input_tokens":\d+', '"max_input_tokens":99999999')
+
+
 def half_of_the_metrics(answer: Answer) -> None:
     if answer.path == "/metrics":
         answer.replace("vllm:prefix_cache", "other:prefix_cache")
@@ -217,6 +227,8 @@ def bare_models(answer: Answer) -> None:
         (null_top, {"chat: logprobs": "top_logprobs is null, not a list"}),
         (generate_done, {"generate_stream": "[DONE]"}),
         (no_tgi_headers, {"generate": "x-queue-time is missing"}),
+        (bare_root, {"either way at the root": "[0].generated_text is missing"}),
+        (no_room, {"info": "no room for an answer"}),
         (half_of_the_metrics, {"metrics": "no vllm:prefix_cache_queries, vllm:prefix_cache_hits"}),
         (own_request_id, {"request id": "'mine', not 'tuili-doctor-1'"}),
         (not_json, {"tokenize and detokenize": "not JSON"}),

@@ -19,7 +19,7 @@ def router(service: Service) -> APIRouter:
     """The routes, over one service."""
     routes = APIRouter(tags=["OpenAI"])
 
-    @routes.get("/v1/models", summary="Names of the served model", responses=answers(ModelList))
+    @routes.get("/v1/models", summary="Names of the served model", responses=answers(ModelList, errors=()))
     async def list_models() -> Response:
         """Every name under which clients may ask for the model."""
         return json_response(ModelList(data=[_card(service, name) for name in service.generator.model_names]))

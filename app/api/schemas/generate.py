@@ -1,14 +1,14 @@
-"""``/generate`` and ``/generate_stream``, in the shapes of text-generation-inference."""
+"""``/generate``, ``/generate_stream``, ``/`` and ``/info``, in the shapes of text-generation-inference."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from app.api.schemas.requests import MAX_TOKENS, Body, StopString
+from app.api.schemas.requests import MAX_TOKENS, Body, StopString, TimeLimit
 
 DEFAULT_MAX_NEW_TOKENS = 100
 
@@ -48,6 +48,13 @@ class GenerateBody(Body):
 
     inputs: Annotated[str, Field(min_length=1)]
     parameters: GenerateParameters | None = None
+    timeout: TimeLimit = None
+
+
+class RootBody(GenerateBody):
+    """The same for ``/``, where the body says which way to answer."""
+
+    stream: bool | None = Field(None, description="Answer as `/generate_stream` does.")
 
 
 class PrefillToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,4 +123,24 @@ class FlatError(msgspec.Struct, frozen=True):
 
     error: str
     error_type: str
-    """``validation``, ``generation``, ``overloaded``, ``unavailable`` or ``internal``."""
+    """``validation``, ``generation``, ``overloaded``, ``unavailable``, ``authentication``, ``permission`` or
+    ``internal``."""
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """What is served, and its limits."""
+
+    model_id: str
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: Literal["text-generation"] = "text-generation"
+    max_concurrent_requests: int
+    """Running and waiting ones; more are answered 429."""
+    max_best_of: int = 1
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    """Most tokens of inputs and answer together."""
+    max_client_batch_size: int = 1
+    router: str = "tuili"
+    version: str

@@ -15,6 +15,10 @@ MAX_TOKENS = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+TimeLimit = Annotated[
+    Annotated[float, Field(gt=0, le=1e9)] | None,
+    Field(description="Seconds after which the request is given up; the server may allow less."),
+]
 
 
 def text_or_list(value: Any) -> str:
@@ -70,9 +74,7 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text. Default true.")
-    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
-        None, description="Seconds after which the request is given up; the server may allow less."
-    )
+    timeout: TimeLimit = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(None, description="Lower runs first.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="Cached prompt prefixes are shared only among requests with the same salt."
