@@ -44,12 +44,15 @@ class RequestResult:
     error: str | None = None
     """Kind of failure: ``http_429``, ``connect``, ``timeout``, ``disconnected``, ``stream_error``, …"""
     message: str | None = None
+    retry_after: float | None = None
+    """Seconds after which a server that refused asks to be tried again."""
 
 
 class _RequestError(Exception):
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind = kind
+        self.retry_after = retry_after
 
 
 class _Answer:
@@ -137,6 +140,7 @@ class Client:
             _fail(result, "bad_response", describe_exception(e))
         except _RequestError as e:
             _fail(result, e.kind, str(e))
+            result.retry_after = e.retry_after
         result.e2el = time.perf_counter() - started
         return result
 
@@ -165,10 +169,16 @@ class Client:
         async with self._http.stream("POST", self._url, content=body, headers=self._headers) as response:
             if response.status_code != httpx.codes.OK:
                 content = await response.aread()
-                raise _RequestError(f"http_{response.status_code}", describe_body(content))
+                retry_after = _seconds(response.headers.get("Retry-After", ""))
+                raise _RequestError(f"http_{response.status_code}", describe_body(content), retry_after)
             async for piece in response.aiter_bytes():
                 answer.feed(piece, time.perf_counter())
         return answer
+
+
+def _seconds(retry_after: str) -> float | None:
+    """None also for a date: only proxies send those."""
+    return float(retry_after) if retry_after.isdecimal() else None
 
 
 def _fail(result: RequestResult, kind: str, message: str) -> None:

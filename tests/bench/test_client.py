@@ -132,11 +132,11 @@ async def test_a_request_has_its_time() -> None:
 async def test_statuses_are_kinds() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = b'{"error": {"message": "try later", "type": "overloaded_error"}}'
-        writer.write(b"HTTP/1.1 503 X\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writer.write(b"HTTP/1.1 503 X\r\nRetry-After: 7\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         await writer.drain()
 
     result = await ask(script)
-    assert (result.error, result.message) == ("http_503", "try later")
+    assert (result.error, result.message, result.retry_after) == ("http_503", "try later", 7.0)
 
 
 async def test_nobody_there() -> None:
