@@ -9,7 +9,7 @@ PORT   ?=
 MODEL  ?=
 ARGS   ?=
 
-.PHONY: help serve test lint format clean
+.PHONY: help serve test lint format fuzz fuzz-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make lint                                                ruff, mypy, import-linter"
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
+	@echo "make fuzz                                                thousands of cases from the OpenAPI document, served live"
 	@echo "make dashboard-check                                     ask a real Prometheus every query of the dashboard"
 
 # A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
@@ -72,6 +73,13 @@ image-check: $(VENV)/.serve
 # A server under load, a Prometheus that scrapes it; a minute.
 dashboard-check: $(VENV)/.serve
 	$(BIN)/python -m deploy.dashboard_check
+
+# Cases made from the OpenAPI document, against a live server.
+fuzz: $(VENV)/.ops
+	$(BIN)/python -m deploy.fuzz $(ARGS)
+
+fuzz-quick: $(VENV)/.ops
+	$(BIN)/python -m deploy.fuzz --phases fuzzing --examples 10 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from app.api.schemas.errors import ErrorDetail, ErrorResponse
 from app.api.schemas.generate import FlatError
@@ -97,7 +99,21 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         path,
     )
     response.headers.update(error.headers or {})
+    if error.status_code == 405 and (route := request.scope.get("route")) is not None:
+        # The router names the methods of the first route alone that has this path.
+        response.headers["allow"] = ", ".join(sorted(_methods(request.app.routes, route.path)))
     return response
+
+
+def _methods(routes: Iterable[BaseRoute], path: str) -> set[str]:
+    """Of all routes with a path; newer FastAPI keeps included routers whole."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route):
+            found |= route.methods or set() if route.path == path else set()
+        elif (router := getattr(route, "original_router", None)) is not None:
+            found |= _methods(router.routes, path)
+    return found
 
 
 async def _client_disconnect(_request: Request, _error: Exception) -> Response:

@@ -94,7 +94,7 @@ def answers(
     """A route's responses: the whole answer, the events of its stream if it has one, then with all errors."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(whole.__name__)}}
     if event is not None:
-        content["text/event-stream"] = {"schema": _ref(event.__name__)}
+        content["text/event-stream"] = _events(event)
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status in _ERRORS if event is not None else errors:
         documented[status] = _error(ErrorResponse, status, _ERRORS[status])
@@ -114,11 +114,17 @@ def flat_answers(
         ref = _ref(whole.__name__)
         content["application/json"] = {"schema": {"type": "array", "items": ref} if in_list else ref}
     if event is not None:
-        content["text/event-stream"] = {"schema": _ref(event.__name__)}
+        content["text/event-stream"] = _events(event)
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status in errors:
         documented[status] = _error(FlatError, status, _FLAT_ERRORS[status])
     return documented
+
+
+def _events(event: type[msgspec.Struct]) -> dict[str, Any]:
+    """A stream: each event is an object whose data are JSON in a text."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(event.__name__)}
+    return {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
 
 
 def _error(shape: type[msgspec.Struct], status: int, text: str) -> dict[str, Any]:

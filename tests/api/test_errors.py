@@ -196,6 +196,9 @@ async def test_routes_and_methods(shared_server: Server) -> None:
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert error_of(wrong)["code"] == "method_not_allowed"
+    for path, methods in (("/v1/requests/x", "DELETE, GET"), ("/livez", "GET, HEAD")):
+        answer = await shared_server.post(path, {})
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
 
 
 async def test_large_bodies(shared_server: Server) -> None:
