@@ -127,8 +127,8 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
         message = "decoder_input_details is not supported with streams."
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
     name = f"gen-{request_id(request.scope)}"
-    service.generator.check_accepting(name, endpoint=endpoint)
-    prompt = await service.generator.tokenizer.encode_async(body.inputs)
+    with service.generator.reserved(name, endpoint=endpoint):
+        prompt = await service.generator.tokenizer.encode_async(body.inputs)
     if parameters.truncate is not None:
         prompt = prompt[-parameters.truncate :]
     max_tokens = parameters.max_new_tokens or min(

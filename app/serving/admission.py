@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import secrets
+from collections.abc import Iterator
 
 import msgspec
 
@@ -40,6 +42,7 @@ class Admission:
     def __init__(self, client: EngineClient, *, max_num_seqs: int, max_queue: int) -> None:
         self._client = client
         self._capacity = max_num_seqs + max_queue
+        self._reserved = 0
 
     def admit(self, request: GenerationRequest, arrival: float) -> list[EngineRequest]:
         """The engine requests of a request, one a choice.
@@ -69,17 +72,27 @@ class Admission:
         ready = self._client.check_available()
         if n > self._capacity:
             raise RequestError(f"{n} sequences exceed the {self._capacity} that this server holds at once.", param="n")
-        excess = self._client.in_flight + n - self._capacity
+        taken = self._client.in_flight + self._reserved
+        excess = taken + n - self._capacity
         if excess > 0:
             raise RequestError(
-                f"The server is overloaded: {self._client.in_flight} sequences are under way, at most "
-                f"{self._capacity} may be.",
+                f"The server is overloaded: {taken} sequences are under way, at most {self._capacity} may be.",
                 status=429,
                 type="overloaded_error",
                 code="overloaded",
                 retry_after=self._retry_after(excess),
             )
         return ready
+
+    @contextlib.contextmanager
+    def reserve(self, n: int) -> Iterator[None]:
+        """Keeps room for ``n`` sequences. Raises as :meth:`check_accepting`."""
+        self.check_accepting(n)
+        self._reserved += n
+        try:
+            yield
+        finally:
+            self._reserved -= n
 
     def _retry_after(self, excess: int) -> float:
         """Seconds until ``excess`` sequences have ended, at the rate at which they did of late."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -312,6 +313,19 @@ class Generator:
         except RequestError as error:
             self.ledger.refuse(request_id, endpoint, error)
             raise
+
+    @contextlib.contextmanager
+    def reserved(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[None]:
+        """Holds room for ``n`` sequences while their prompts are rendered and tokenised; submit them afterwards.
+
+        However many long prompts come at once, no more are worked on than can be admitted.
+
+        Raises:
+            RequestError: as :meth:`check_accepting`, before the block is entered.
+        """
+        self.check_accepting(request_id, endpoint=endpoint, n=n)
+        with self._admission.reserve(n):
+            yield
 
     async def submit(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
         """Admits a request and sends it to the engine.

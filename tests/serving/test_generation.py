@@ -282,6 +282,21 @@ async def test_a_full_queue_is_429_with_an_honest_retry_after() -> None:
         assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 2
 
 
+async def test_prompts_that_are_tokenised_hold_their_room() -> None:
+    async with running(max_num_seqs=1, max_queue=2) as rig:
+        with rig.generator.reserved("first", endpoint=ENDPOINT, n=2):
+            with rig.generator.reserved("second", endpoint=ENDPOINT):
+                error = await refusal(rig)
+                assert (error.status, error.code) == (429, "overloaded")
+                with pytest.raises(RequestError), rig.generator.reserved("third", endpoint=ENDPOINT):
+                    raise AssertionError("there was no room")
+            with pytest.raises(KeyError), rig.generator.reserved("fails", endpoint=ENDPOINT):
+                raise KeyError
+            await (await rig.submit("p", max_tokens=1)).collect()
+        await (await rig.submit("p", n=3, max_tokens=1)).collect()
+        assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 2
+
+
 async def test_draining_refuses_and_finishes() -> None:
     async with running(repeat("x"), delay=0.001) as rig:
         generation = await rig.submit("p", max_tokens=50)

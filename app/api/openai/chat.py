@@ -73,8 +73,8 @@ def router(service: Service) -> APIRouter:
         model = service.model_name(body.model)
         num_top = _check(body, service)
         answer_id = f"chatcmpl-{request_id(request.scope)}"
-        service.generator.check_accepting(answer_id, endpoint=ENDPOINT, n=body.n or 1)
-        prompt = await encode_messages(body.messages, body, service.generator)
+        with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
+            prompt = await encode_messages(body.messages, body, service.generator)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(
             body,

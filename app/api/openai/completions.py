@@ -65,8 +65,8 @@ def router(service: Service) -> APIRouter:
         given = _given_prompts(body)
         max_tokens = _check(body, len(given), service)
         answer_id = f"cmpl-{request_id(request.scope)}"
-        service.generator.check_accepting(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1))
-        prompts = [await _encode(prompt, body, service) for prompt in given]
+        with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
+            prompts = [await _encode(prompt, body, service) for prompt in given]
         params = sampling_params(
             body,
             service,
