@@ -253,7 +253,7 @@ async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files:
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()
     try:
-        return await _until_done(serving, server, client, gave_up, _url(sock), names[0], phases)
+        return await _until_done(serving, server, client, gave_up, _url(sock), names[0], bool(api.api_keys), phases)
     finally:
         await supervisor.stop()
 
@@ -265,6 +265,7 @@ async def _until_done(
     gave_up: asyncio.Event,
     url: str,
     model: str,
+    needs_key: bool,
     phases: _Phases,
 ) -> int:
     """Announces readiness, then waits for a signal's drain or for the supervisor to give up."""
@@ -277,7 +278,7 @@ async def _until_done(
             # What was loaded stays; keep the collector from walking it again and again.
             gc.freeze()
             phases.end()
-            click.echo(_ready_line(url, model, time.monotonic() - phases.started))
+            click.echo(_ready_line(url, model, needs_key, time.monotonic() - phases.started))
         await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             _, reason = client.readiness()
@@ -311,9 +312,11 @@ def _url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _ready_line(url: str, model: str, seconds: float) -> str:
+def _ready_line(url: str, model: str, needs_key: bool, seconds: float) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
+    # The shell puts the key in: it must not end up in a log.
+    key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if needs_key else ""
     return (
         f"ready: {url} serves {model} after {seconds:.2f} s. Try:\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )

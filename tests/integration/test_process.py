@@ -62,8 +62,27 @@ def test_phases_and_ready_line_are_printed(server: Server) -> None:
 
 
 def test_the_curl_survives_any_name() -> None:
-    curl = shlex.split(main._ready_line("http://127.0.0.1:1", "it's", 1.0).splitlines()[1])
+    curl = shlex.split(main._ready_line("http://127.0.0.1:1", "it's", False, 1.0).splitlines()[1])
     assert json.loads(curl[-1])["model"] == "it's"
+
+
+def test_with_keys_the_curl_takes_one_from_the_environment() -> None:
+    key = "sk-0123456789abcdef"
+    with start_server(env={"TUILI_API_KEYS": key}) as server:
+        (command,) = [line.strip() for line in server.lines if line.strip().startswith("curl ")]
+        # What the shell makes of it.
+        arguments = subprocess.run(
+            ["sh", "-c", command.replace("curl ", "printf '%s\\n' ", 1)],
+            env={**os.environ, "TUILI_API_KEY": key},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        url, body = arguments[0], {**json.loads(arguments[-1]), "max_tokens": 2}
+        headers = dict(arguments[at + 1].split(": ") for at, option in enumerate(arguments) if option == "-H")
+        assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
+        assert httpx.post(url, json=body, timeout=60).status_code == 401
+        assert not any(key in line for line in server.lines)
 
 
 def test_prompts_are_not_logged(server: Server) -> None:
