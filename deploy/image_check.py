@@ -1,7 +1,10 @@
 """Builds the Dockerfile without a container engine or an image registry, runs the result, asks it one completion.
 
+The server runs with the keys of docker-compose.yml, and must refuse to start beyond loopback without one.
+
 ``make image-check`` runs it, as root: buildah builds in chroot isolation on a base image that debootstrap made here.
-The packages come from pip as it is configured on this machine, downloaded once; the build itself is off line. What it
+The Python packages come from pip as it is configured on this machine, downloaded once; the build takes them from there
+and nothing but g++ from Debian. What it
 leaves in ``build/image-check`` (the base and the packages) makes the next run quicker; delete it at will.
 """
 # ruff: noqa: T201 - a program that tells what it does
@@ -10,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -17,11 +22,14 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from app.store.catalog import CATALOG
 
@@ -119,32 +127,87 @@ def _check() -> None:
     root = Path(_buildah("mount", container).strip())
     home = (root / "var/lib/tuili").stat()
     _expect((home.st_uid, home.st_mode & 0o7777) == (UID, 0o700), "the model directory is not the user's own, 0700")
+    _expect(any(root.glob("opt/tuili/lib/python3*/site-packages/app/kernels/native/libtuili*.so")), "no CPU kernels")
+    _expect(not any(root.glob("usr/bin/*g++*")), "the compiler is in the image")
     size = sum(path.lstat().st_size for path in root.rglob("*"))
     _say(f"image: {size / 1e6:.0f} MB, user {UID}, entry point {config['Entrypoint']}")
+    _check_refusal(container, config["Entrypoint"])
     _check_server(container, config["Entrypoint"], config["Healthcheck"]["Test"])
+
+
+def _check_refusal(container: str, entrypoint: list[str]) -> None:
+    """The image as it is listens on every address, so without a key it must not start."""
+    command = [*_run_in(container, {"TUILI_PORT": str(_free_port()), "TUILI_MODEL": MODEL}), *entrypoint]
+    done = subprocess.run(
+        command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=EXIT_SECONDS
+    )
+    _expect(done.returncode != 0 and "--insecure" in done.stdout, f"it starts without a key: {done.stdout}")
+    _say(f"no key: exit code {done.returncode}: {done.stdout.strip().splitlines()[0]}")
 
 
 def _check_server(container: str, entrypoint: list[str], healthcheck: list[str]) -> None:
     """The built tree's server: becomes healthy, answers, drains on SIGTERM."""
     port = _free_port()
     # Chroot isolation shares the host's network: what would be the container's own address must stay on loopback.
+    keys = {"API_KEY": secrets.token_hex(32), "METRICS_KEY": secrets.token_hex(32)}
     settings = {"TUILI_HOST": "127.0.0.1", "TUILI_PORT": str(port), "TUILI_MODEL": MODEL, **OFFLINE}
-    run = [*BUILDAH, "run", "--isolation", "chroot", *MOUNT_WHEELS]
-    run += [part for name, value in settings.items() for part in ("--env", f"{name}={value}")]
-    with _running([*run, container, "--", *entrypoint]) as process:
+    run = _run_in(container, {**settings, "TUILI_API_KEYS": _compose_keys(keys)})
+    with _running([*run, *entrypoint]) as process:
         _wait_ready(process, port)
         server = _server_pid(process.pid)
         _expect(f"\nUid:\t{UID}\t" in Path(f"/proc/{server}/status").read_text(), "the server runs as another user")
         _expect(healthcheck[0] == "CMD", f"the health check is not in exec form: {healthcheck}")
-        _run(*run, container, "--", *healthcheck[1:])
+        _run(*run, *healthcheck[1:])
         _say("server: ready, its health check passes")
-        text = _complete(port)
+        _check_scopes(port, keys)
+        text = _complete(port, keys["API_KEY"])
         _expect(bool(text.strip()), "the completion is empty")
         _say(f"server: 'The capital of France is' -> {text!r}")
         os.kill(server, signal.SIGTERM)
         code = process.wait(EXIT_SECONDS)
         _expect(code == 0, f"exit code after SIGTERM is {code}")
         _say("server: exit code 0 after SIGTERM")
+
+
+def _compose_keys(keys: dict[str, str]) -> str:
+    """What docker-compose.yml makes of the two keys of ``.env``."""
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+    template = str(compose["services"]["tuili"]["environment"]["TUILI_API_KEYS"])
+    return re.sub(r"\$\{(\w+)[^}]*\}", lambda variable: keys[variable[1]], template)
+
+
+def _check_scopes(port: int, keys: dict[str, str]) -> None:
+    """Each key opens what its scope says and nothing else; without one there are the probes."""
+    expected = {
+        "/livez": (200, 200, 200),
+        "/readyz": (200, 200, 200),
+        "/v1/models": (401, 200, 403),
+        "/metrics": (401, 403, 200),
+    }
+    for path, codes in expected.items():
+        got = tuple(_status(port, path, key) for key in (None, keys["API_KEY"], keys["METRICS_KEY"]))
+        _expect(got == codes, f"{path} without a key, with API_KEY, with METRICS_KEY: {got}, not {codes}")
+        _say(f"keys: {path} without, with API_KEY, with METRICS_KEY: {got}")
+
+
+def _status(port: int, path: str, key: str | None) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=_bearer(key))
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own server
+            return int(answer.status)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _run_in(container: str, settings: dict[str, str]) -> list[str]:
+    """The beginning of a command that runs in the container."""
+    run = [*BUILDAH, "run", "--isolation", "chroot", *MOUNT_WHEELS]
+    run += [part for name, value in settings.items() for part in ("--env", f"{name}={value}")]
+    return [*run, container, "--"]
 
 
 @contextmanager
@@ -181,10 +244,10 @@ def _server_pid(ancestor: int) -> int:
     raise CheckFailedError("there is no server process")
 
 
-def _complete(port: int) -> str:
+def _complete(port: int, key: str) -> str:
     body = json.dumps({"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}).encode()
     url = f"http://127.0.0.1:{port}/v1/completions"
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **_bearer(key)})
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own server
         document: dict[str, Any] = json.load(answer)
     return str(document["choices"][0]["text"])
