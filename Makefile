@@ -20,6 +20,7 @@ help:
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
 	@echo "make fuzz                                                thousands of cases from the OpenAPI document, served live"
 	@echo "make dashboard-check                                     ask a real Prometheus every query of the dashboard"
+	@echo "make dashboard-picture                                   draw the dashboard from a real Prometheus"
 
 # A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
 $(VENV)/.serve: pyproject.toml
@@ -60,7 +61,7 @@ ops-check: $(VENV)/.ops
 	@if docker compose version >/dev/null 2>&1; then set -x; docker compose config --quiet; \
 	 else echo "skipped: docker compose config (no docker compose here)"; fi
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
-	$(BIN)/mypy deploy
+	$(BIN)/mypy -p deploy
 	@if command -v promtool >/dev/null; then set -ex; promtool check config --syntax-only deploy/prometheus/prometheus.yml; \
 	 promtool check rules deploy/prometheus/alerts.yml; \
 	 promtool test rules deploy/prometheus/alerts_test.yml; \
@@ -73,6 +74,9 @@ image-check: $(VENV)/.serve
 # A server under load, a Prometheus that scrapes it; a minute.
 dashboard-check: $(VENV)/.serve
 	$(BIN)/python -m deploy.dashboard_check
+
+dashboard-picture: $(VENV)/.test
+	$(BIN)/python -m deploy.dashboard_picture
 
 # Cases made from the OpenAPI document, against a live server.
 fuzz: $(VENV)/.ops
