@@ -14,6 +14,7 @@ import asyncio
 import dataclasses
 import itertools
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,8 @@ REFUSAL_BOUND = 0.050
 SLACK = 1.5
 """Arrivals and ends are not even: the slowest of a hundred may take this much longer than the queue's mean."""
 _ATTEMPTS = 20
+_MAX_THOUGHT = 4.0
+"""Most seconds that an obedient client lets pass between its requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,10 @@ async def measure_capacity(client: Client, prompts: SyntheticPrompts, *, concurr
 async def obey(client: Client, prompts: SyntheticPrompts, number: int, end: float) -> list[Obedience]:
     """One client, one request after the other until ``end``, waiting for as long as it is told to."""
     done: list[Obedience] = []
+    rng = random.Random(number)
     for index, prompt in enumerate(prompts.generate(f"obedient/{number}")):
+        # Asking again at once, it would find the room that its own answer has just left.
+        await asyncio.sleep(rng.uniform(0.0, _MAX_THOUGHT))
         if time.perf_counter() >= end:
             return done
         request = Obedience()
