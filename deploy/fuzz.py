@@ -33,7 +33,7 @@ from tests.byte_tokenizer import CHATML_TEMPLATE, VOCAB_SIZE, write_byte_tokeniz
 
 START_SECONDS, STOP_SECONDS = 120.0, 60.0
 # Short answers, so that the time goes into cases.
-OPTIONS = ["--load-format", "dummy", "--max-model-len", "32", "--max-n", "2", "--request-timeout", "20"]
+OPTIONS = ["--load-format", "dummy", "--max-model-len", "48", "--max-n", "2", "--request-timeout", "20"]
 OPTIONS += ["--integrity-checks", "--threads", "1", "--log-level", "error", "--host", "127.0.0.1", "--port", "0"]
 CONFIG = '[checks]\nnot_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 504]\n'
 KEY = secrets.token_hex(16)

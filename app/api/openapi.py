@@ -94,7 +94,7 @@ def answers(
     """A route's responses: the whole answer, the events of its stream if it has one, then with all errors."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(whole.__name__)}}
     if event is not None:
-        content["text/event-stream"] = _events(event)
+        content["text/event-stream"] = _events(event, ErrorResponse, last="[DONE]")
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status in _ERRORS if event is not None else errors:
         documented[status] = _error(ErrorResponse, status, _ERRORS[status])
@@ -114,16 +114,19 @@ def flat_answers(
         ref = _ref(whole.__name__)
         content["application/json"] = {"schema": {"type": "array", "items": ref} if in_list else ref}
     if event is not None:
-        content["text/event-stream"] = _events(event)
+        content["text/event-stream"] = _events(event, FlatError)
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status in errors:
         documented[status] = _error(FlatError, status, _FLAT_ERRORS[status])
     return documented
 
 
-def _events(event: type[msgspec.Struct]) -> dict[str, Any]:
-    """A stream: each event is an object whose data are JSON in a text."""
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(event.__name__)}
+def _events(event: type[msgspec.Struct], error: type[msgspec.Struct], *, last: str | None = None) -> dict[str, Any]:
+    """A stream: each event is an object whose data are JSON in a text, a last one's may be ``last``."""
+    shapes = {"anyOf": [_ref(event.__name__), _ref(error.__name__)]}
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": shapes}
+    if last is not None:
+        data = {"anyOf": [{"const": last}, data]}
     return {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
 
 
