@@ -6,6 +6,7 @@ prefill and decode alike, nothing is padded.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class StepGraphs:
     def __init__(self, compute: Callable[[Hashable], None]) -> None:
         self._compute = compute
         self._programs: dict[Hashable, Program] = {}
+        self._op_ns: ctypes.Array[ctypes.c_uint64] | None = None
 
     def capture(self, variant: Hashable) -> Program:
         """The recording of a variant, made when first asked for.
@@ -58,4 +60,11 @@ class StepGraphs:
             samples=size.samples,
             max_seq_len=size.max_seq_len,
             max_query_len=size.max_query_len,
+            op_ns=self._op_ns,
         )
+
+    def profile(self, variant: Hashable) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
+        """Names of a variant's ops, and their nanoseconds from here on; no other variant may be replayed any more."""
+        names = self.capture(variant).names
+        self._op_ns = (ctypes.c_uint64 * len(names))()
+        return names, self._op_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,6 +182,16 @@ class ModelRunner:
             self._compute(inputs, logits_LV, num_samples, staged.parts)
         pending = self._sampler.finish(logits_LV, staged) if step.num_logit_rows else None
         return StepHandle(pending, len(step.rows), replayed=self._graphs is not None)
+
+    def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
+        """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.
+
+        Raises:
+            RunnerError: steps are not recorded here.
+        """
+        if self._graphs is None:
+            raise RunnerError("steps of this model are not recorded here")
+        return self._graphs.profile(_PLAIN.recordable())
 
     @torch.inference_mode()
     def collect(self, handle: StepHandle) -> StepResult:
