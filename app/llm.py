@@ -33,11 +33,14 @@ _UNBOUNDED = 1 << 40
 
 
 class EngineOptions(TypedDict, total=False):
-    """Fields of :class:`EngineConfig` that a caller may set; its defaults hold for the rest."""
+    """Fields of :class:`EngineConfig` that a caller may set; its defaults hold for the rest, ``auto`` for formats."""
 
     load_format: str
     device: str
     dtype: str
+    quantization: str
+    kv_cache_dtype: str
+    kernels: str
     block_size: int
     kv_cache_memory: int
     num_blocks: int | None
@@ -79,11 +82,13 @@ class LLM:
         **options: Unpack[EngineOptions],
     ) -> None:
         files = model if isinstance(model, ModelFiles) else _find(model, Store(home), options.get("load_format"))
+        formats: EngineOptions = {"dtype": "auto", "quantization": "auto"}
         self._config = EngineConfig(
             model_dir=str(files.directory),
             weights=tuple(str(path) for path in files.weights),
             eos_token_ids=files.eos_token_ids,
-            **options,
+            packed_cache=str(Store(home).packed),
+            **(formats | options),
         )
         self._make_runner = make_runner or _model_runner()
         metrics = Metrics(files.name)

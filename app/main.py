@@ -35,7 +35,7 @@ from app.settings import Settings
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull, resolve
 from app.telemetry.logs import configure_logging
 from app.telemetry.metrics import Metrics
-from app.types import EngineConfig, LoadProgress
+from app.types import EngineConfig, EngineReady, LoadProgress
 from app.version import __version__
 
 # The engine imports from where this process does. -m would look in the working directory first, and a user who starts
@@ -157,6 +157,10 @@ def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
         load_format=settings.load_format,
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        kernels=settings.kernels,
+        packed_cache=str(Store(settings.home).packed),
         kv_cache_memory=int(settings.kv_cache_memory),
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -274,11 +278,10 @@ async def _until_done(
     try:
         await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
-            ready.result()
             # What was loaded stays; keep the collector from walking it again and again.
             gc.freeze()
             phases.end()
-            click.echo(_ready_line(url, model, needs_key, time.monotonic() - phases.started))
+            click.echo(_ready_line(url, model, needs_key, ready.result(), time.monotonic() - phases.started))
         await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             _, reason = client.readiness()
@@ -312,11 +315,16 @@ def _url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _ready_line(url: str, model: str, needs_key: bool, seconds: float) -> str:
+def _formats(engine: EngineReady) -> str:
+    weights = engine.dtype if engine.quantization == "none" else engine.quantization
+    return f"{weights} weights, {engine.dtype} activations, {engine.kv_cache_dtype} KV cache, {engine.kernels} kernels"
+
+
+def _ready_line(url: str, model: str, needs_key: bool, engine: EngineReady, seconds: float) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     # The shell puts the key in: it must not end up in a log.
     key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if needs_key else ""
     return (
-        f"ready: {url} serves {model} after {seconds:.2f} s. Try:\n"
+        f"ready: {url} serves {model} ({_formats(engine)}) after {seconds:.2f} s. Try:\n"
         f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )

@@ -57,7 +57,17 @@ class Settings(BaseSettings):
     home: Path | None = Field(None, description="Directory of pulled models; the platform's cache when absent.")
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights from the config.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Weights and activations; auto is float32 on a CPU, bfloat16 on a GPU."
+        "auto",
+        description="Activations, and weights that are not quantised; auto is the fastest that keeps quality.",
+    )
+    quantization: Literal["auto", "none", "int8"] = Field(
+        "auto", description="Weights; auto is int8 on a CPU with native kernels unless a dtype is given."
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="KV cache; auto is bfloat16 with native kernels, otherwise as dtype."
+    )
+    kernels: Literal["auto", "reference", "strict"] = Field(
+        "auto", description="reference: plain torch. strict: native ones, or an error instead of plain torch."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = Field(0, description="Seed of dummy weights.")

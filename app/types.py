@@ -76,7 +76,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``auto`` reads the weights, ``dummy`` makes random ones from the config."""
     device: str = "cpu"
     dtype: str = "float32"
+    """Of activations, and of weights that are not quantised; ``auto`` leaves it to device and quantisation."""
+    quantization: str = "none"
+    """``none``, ``int8`` weights, or ``auto``: int8 where the native kernels run and ``dtype`` is ``auto`` too."""
     kv_cache_dtype: str = "auto"
+    """``auto``: bfloat16 with the native kernels' packed weights, ``dtype`` otherwise."""
+    packed_cache: str | None = None
+    """Directory for weights in the native kernels' layout, so that the next start need not make them again."""
     block_size: int = 16
     kv_cache_memory: int = 1 << 30
     """Bytes for the paged KV cache, all layers together."""
@@ -245,6 +251,9 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     weight_bytes: int
     kv_cache_bytes: int
     pid: int
+    quantization: str = "none"
+    kernels: str = "torch"
+    """Instruction set of the native kernels, or ``torch``."""
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):

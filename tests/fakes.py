@@ -164,6 +164,8 @@ class FakeRunner:
         self.weight_bytes = 0
         self.kv_cache_bytes = num_blocks * group.bytes_per_block
         self.dtype = "none"
+        self.quantization = "none"
+        self.kernels = "none"
         self.device = "none"
         self.next_token = next_token
         self.draft = draft

@@ -81,5 +81,5 @@ class Service:
         """Changes when the same request may be answered otherwise: another model, precision, device or version."""
         engine = self.engine()
         parts = (__version__, self.generator.model_names[0], engine.num_parameters, engine.dtype, engine.kv_cache_dtype)
-        text = "|".join(map(str, (*parts, engine.device)))
+        text = "|".join(map(str, (*parts, engine.device, engine.quantization, engine.kernels)))
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"

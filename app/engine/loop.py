@@ -181,6 +181,8 @@ def _ready(runner: Runner) -> EngineReady:
         weight_bytes=runner.weight_bytes,
         kv_cache_bytes=runner.kv_cache_bytes,
         pid=os.getpid(),
+        quantization=runner.quantization,
+        kernels=runner.kernels,
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head
-from app.kernels.types import LinearWeight
+from app.kernels.types import LinearWeight, PackedWeight
 from app.quant.destination import Destination, Tee
 from app.quant.placement import Placement
 
@@ -31,14 +31,15 @@ class LMHead:
 
     def __init__(self, vocab_size: int, width: int, *, placement: Placement, tied: Embedding | None) -> None:
         if tied is not None and placement.head_shares_table:
-            self.weight, self._rows = LinearWeight(tied.table), None
+            self.weight: LinearWeight | PackedWeight = LinearWeight(tied.table)
+            self._rows: Destination | None = None
             return
         new = placement.new_weight(vocab_size, width, bias=False)
         self.weight, self._rows = new.weight, new.rows(0, vocab_size)
 
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
         """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``."""
-        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)
+        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)  # type: ignore[arg-type]
 
     def destination(self, table_VD: Destination | None = None) -> Destination:
         """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""

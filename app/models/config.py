@@ -7,7 +7,7 @@ transformers 5 writes. GGUF metadata is turned into the same JSON when a model i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -167,9 +167,36 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         if config.get(field):
             raise ConfigError(f"{field} = {config[field]!r}: mixture-of-experts models are not supported")
     if config.get("quantization_config"):
-        method = config["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise ConfigError(f"quantization_config = {method!r}: quantised checkpoints are not supported")
+        _check_quantization(config["quantization_config"])
+
+
+class _WeightScheme(msgspec.Struct):
+    num_bits: Literal[8]
+    type: Literal["int"]
+    symmetric: Literal[True]
+    strategy: Literal["channel"]
+
+
+class _QuantizedGroup(msgspec.Struct):
+    weights: _WeightScheme
+
+
+class _QuantizationConfig(msgspec.Struct):
+    """int8 weights with one scale an output, as ``tuili quantize`` and compressed-tensors write them."""
+
+    quant_method: Literal["compressed-tensors"]
+    format: Literal["int-quantized"]
+    config_groups: dict[str, _QuantizedGroup]
+
+
+def _check_quantization(value: Any) -> None:
+    try:
+        msgspec.convert(value, _QuantizationConfig)
+    except msgspec.ValidationError as error:
+        method = value.get("quant_method") if isinstance(value, dict) else value
+        raise ConfigError(
+            f"quantization_config = {method!r}: only int8 weights with a scale for each output are supported ({error})"
+        ) from None
 
 
 def _convert(value: Mapping[str, Any], kind: type[_T], where: str) -> _T:

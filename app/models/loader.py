@@ -37,7 +37,7 @@ class StoredTensor:
     nbytes: int
     """In the file."""
     read: Callable[[], Tensor]
-    """Reads it: as stored from safetensors, fp32 from GGUF. Raises :class:`WeightError`."""
+    """Reads it: as stored from safetensors, fp32 from GGUF and where it is quantised. Raises :class:`WeightError`."""
 
 
 def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
@@ -120,23 +120,34 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _safetensors(file: Path) -> Iterator[StoredTensor]:
-    entries = read_safetensors_header(file)
+    entries = {entry.name: entry for entry in read_safetensors_header(file)}
+    scales = {f"{name}_scale" for name, entry in entries.items() if entry.dtype == "I8"}
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as e:
         raise WeightError(f"{file}: {e}") from None
-    for entry in entries:
 
-        def read(name: str = entry.name, dtype: str = entry.dtype) -> Tensor:
-            if dtype not in _FLOATS:
-                raise WeightError(f"{file}: tensor {name!r} has type {dtype}; quantised checkpoints are not supported")
-            try:
-                tensor: Tensor = handle.get_tensor(name)  # type: ignore[no-untyped-call]
-            except (SafetensorError, OSError) as e:
-                raise WeightError(f"{file}: tensor {name!r}: {e}") from None
-            return tensor
+    def get(name: str) -> Tensor:
+        try:
+            tensor: Tensor = handle.get_tensor(name)  # type: ignore[no-untyped-call]
+        except (SafetensorError, OSError) as e:
+            raise WeightError(f"{file}: tensor {name!r}: {e}") from None
+        return tensor
 
-        yield StoredTensor(entry.name, file, entry.shape, entry.nbytes, read)
+    def read(name: str) -> Tensor:
+        entry, scale = entries[name], entries.get(f"{name}_scale")
+        if entry.dtype in _FLOATS:
+            return get(name)
+        if entry.dtype != "I8" or scale is None:
+            raise WeightError(f"{file}: tensor {name!r} has type {entry.dtype} and no scale; it cannot be read")
+        if scale.dtype not in _FLOATS or scale.shape not in (entry.shape[:1], (*entry.shape[:1], 1)):
+            raise WeightError(f"{file}: tensor {scale.name!r} is no scale for each row of {name!r}")
+        # Quantised again, these rows give the same int8 values: the largest of each is 127 times its scale.
+        return get(name).float() * get(scale.name).float().view(-1, 1)
+
+    for entry in entries.values():
+        if entry.name not in scales:
+            yield StoredTensor(entry.name, file, entry.shape, entry.nbytes, partial(read, entry.name))
 
 
 def _gguf(file: Path) -> Iterator[StoredTensor]:

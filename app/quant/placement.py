@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from app.kernels.types import LinearWeight
+from app.kernels.types import LinearWeight, PackedWeight
 from app.quant.destination import Destination
 from app.quant.plain import Int8Weight, PlainWeight
 
@@ -20,13 +20,16 @@ class WeightFormat(enum.Enum):
     """As tensors of the model's dtype."""
     INT8 = "int8"
     """As int8 tensors with a scale for each output."""
+    PACKED_BF16 = "packed bfloat16"
+    PACKED_INT8 = "packed int8"
+    """In the layout of the native kernels."""
 
 
 class NewWeight(Protocol):
     """A linear layer's weight, to be filled."""
 
     @property
-    def weight(self) -> LinearWeight:
+    def weight(self) -> LinearWeight | PackedWeight:
         """What the kernel reads."""
 
     def rows(self, start: int, stop: int) -> Destination:
@@ -46,9 +49,14 @@ class Placement:
     format: WeightFormat = WeightFormat.PLAIN
 
     @property
+    def packed(self) -> bool:
+        """Whether weights are in the layout of the native kernels."""
+        return self.format in (WeightFormat.PACKED_BF16, WeightFormat.PACKED_INT8)
+
+    @property
     def table_dtype(self) -> torch.dtype:
-        """Of the token embedding."""
-        return self.dtype
+        """Of the token embedding; the native kernel widens bf16 as it looks up."""
+        return torch.bfloat16 if self.packed else self.dtype
 
     @property
     def head_shares_table(self) -> bool:
@@ -61,7 +69,13 @@ class Placement:
         Args:
             gate_up: the first n / 2 rows are a gate's, the others those of the up projection it is multiplied with.
         """
-        del gate_up  # plain tensors have them as they come
-        if self.format is WeightFormat.INT8:
+        # On the meta device only the size counts, which is that of plain tensors but for some padding.
+        if self.packed and self.device.type != "meta":
+            dtype = torch.int8 if self.format is WeightFormat.PACKED_INT8 else torch.bfloat16
+            from app.quant.packed import NewPackedWeight
+
+            return NewPackedWeight(n, k, dtype=dtype, bias=bias, gate_up=gate_up)
+        if self.format in (WeightFormat.INT8, WeightFormat.PACKED_INT8):
             return Int8Weight(n, k, bias=bias, device=self.device)
-        return PlainWeight(n, k, bias=bias, dtype=self.dtype, device=self.device)
+        dtype = torch.bfloat16 if self.packed else self.dtype
+        return PlainWeight(n, k, bias=bias, dtype=dtype, device=self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ class Phases:
         self._progress(LoadProgress(phase=self._phase, done=done, total=total, seconds=seconds))
 
 
-def check_memory(model_config: ModelConfig, plan: KVCachePlan, dtype: torch.dtype, device: torch.device) -> None:
+def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placement) -> None:
     """Checks that weights and KV cache fit before either is filled.
 
     A CPU's pages take memory only as they are written: what does not fit would end in a kill, under load.
@@ -80,9 +81,9 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, dtype: torch.dtyp
     Raises:
         RunnerError: they do not fit.
     """
-    shapes = _build(model_config, 1, Placement(dtype, torch.device("meta"))).destinations().values()
-    weight_bytes = sum(weight.nbytes for weight in shapes)
-    available = available_memory(device)
+    sizes = _build(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
+    weight_bytes = sum(weight.nbytes for weight in sizes)
+    available = available_memory(placement.device)
     if weight_bytes + plan.nbytes > available:
         raise RunnerError(
             f"weights of {weight_bytes} bytes and a KV cache of {plan.nbytes} bytes do not fit into the {available} "
@@ -95,8 +96,7 @@ def load_model(
     config: EngineConfig,
     *,
     max_positions: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    placement: Placement,
     progress: Callable[[int, int], None],
 ) -> LlamaForCausalLM:
     """Builds a model and fills its weights, from files or with noise.
@@ -108,16 +108,34 @@ def load_model(
         WeightError: the weights do not fit the config, or cannot be read.
         RunnerError: unknown ``load_format``.
     """
-    model = _build(model_config, max_positions, Placement(dtype, device))
+    model = _build(model_config, max_positions, placement)
     match config.load_format:
         case "auto":
-            files = [Path(file) for file in config.weights]
-            load_weights(model.destinations(), files, ignore=model.ignores, progress=progress)
+            _load(model, config, placement, progress)
         case "dummy":
-            fill_dummy_weights(model.destinations(), config.seed, device)
+            fill_dummy_weights(model.destinations(), config.seed, placement.device)
         case other:
             raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
     return model
+
+
+def _load(
+    model: LlamaForCausalLM, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]
+) -> None:
+    files, destinations = [Path(file) for file in config.weights], model.destinations()
+    cache = None
+    if placement.packed and config.packed_cache is not None:
+        from app.quant.cache import PackedCache
+
+        cache = PackedCache(Path(config.packed_cache), files, placement.format.value)
+        total = sum(weight.nbytes for weight in destinations.values())
+        progress(0, total)
+        if cache.restore(destinations):
+            progress(total, total)
+            return
+    load_weights(destinations, files, ignore=model.ignores, progress=progress)
+    if cache is not None:
+        cache.save(destinations)
 
 
 def _build(model_config: ModelConfig, max_positions: int, placement: Placement) -> LlamaForCausalLM:

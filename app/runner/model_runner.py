@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -17,8 +16,9 @@ from app.kernels import dispatch
 from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
-from app.runner.device import choose_device, choose_dtype, choose_threads, set_threads
+from app.runner.device import choose_device, choose_threads, set_threads
 from app.runner.errors import RunnerError
+from app.runner.formats import choose_formats
 from app.runner.graph import StepGraphs, StepSize
 from app.runner.input_batch import InputBatch, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
@@ -67,6 +67,7 @@ class ModelRunner:
     ) -> None:
         self._model = model
         self._dtype, self._device = config.dtype, config.device
+        self._quantization = config.quantization
         self._plan = plan
         self._vocab_size = model_config.vocab_size
         self._weights = model.destinations()
@@ -148,8 +149,18 @@ class ModelRunner:
 
     @property
     def dtype(self) -> str:
-        """Of weights and activations."""
+        """Of activations, and of weights that are not quantised."""
         return self._dtype
+
+    @property
+    def quantization(self) -> str:
+        """Of the weights: ``none`` or ``int8``."""
+        return self._quantization
+
+    @property
+    def kernels(self) -> str:
+        """What runs the linear layers: an instruction set of the native kernels, or ``torch``."""
+        return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
 
     @property
     def device(self) -> str:
@@ -216,16 +227,15 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
     phases.begin("config")
     model_config = read_model_config(Path(config.model_dir))
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    config = msgspec.structs.replace(config, device=str(device), dtype=str(dtype).removeprefix("torch."))
     threads = choose_threads(config.threads)
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
+    config, placement = choose_formats(config, device)
     plan = plan_kv_cache(model_config, config)
-    check_memory(model_config, plan, dtype, device)
+    check_memory(model_config, plan, placement)
     phases.begin("weights")
     model = load_model(
-        model_config, config, max_positions=plan.max_model_len, dtype=dtype, device=device, progress=phases.update
+        model_config, config, max_positions=plan.max_model_len, placement=placement, progress=phases.update
     )
     phases.begin("kv_cache")
     runner = ModelRunner(model, model_config, plan, config, device)

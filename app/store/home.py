@@ -3,6 +3,7 @@
 <home>/models/<entry>/   manifest.json and the model's files
 <home>/building/<entry>/ a model being pulled; renamed into ``models`` when it is complete
 <home>/locks/<entry>     held while that entry is written
+<home>/packed/           weights in the layout of the engine's native kernels, made anew whenever they are missing
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MANIFEST = "manifest.json"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RETIRED = "~"
 """After an entry's name, in which it cannot occur: the entry is being deleted."""
-_ROOMS = ("models", "building", "locks")
+_ROOMS = ("models", "building", "locks", "packed")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -74,6 +75,11 @@ class Store:
         except RuntimeError:  # no HOME, and no such user
             where = "this user has no home directory" if home is None else f"{home}: no such user"
             raise StoreError(f"{where}; set TUILI_HOME to a directory for models") from None
+
+    @property
+    def packed(self) -> Path:
+        """Directory of the engine's packed weights."""
+        return self.home / "packed"
 
     def find(self, entry: str) -> tuple[Path, Manifest] | None:
         """An entry's directory and manifest, or None when it is absent or of an older format.

@@ -26,6 +26,7 @@ from prometheus_client.samples import Sample
 
 from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
 
+_FORMATS = ("dtype", "quantization", "kv_cache_dtype", "kernels", "device")
 ENGINE_STATES = ("loading", "ready", "draining", "dead")
 M = TypeVar("M", bound=MetricWrapperBase)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -141,6 +142,7 @@ class Metrics:
         self._cache_config = self._gauge(
             "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks"
         )
+        self._formats = self._gauge("tuili_engine_info", "Formats and kernels in use.", *_FORMATS)
         self._state = self._gauge("tuili_engine_state", "1 for the engine's present state.", "state")
         self._load_seconds = self._gauge("tuili_engine_load_seconds", "Time the last start took.").labels(name)
         self._restarts = self._counter("tuili_engine_restarts", "Engine processes started after one died.").labels(name)
@@ -203,6 +205,8 @@ class Metrics:
         """An engine process came up."""
         self._cache_config.clear()
         self._cache_config.labels(self.model_name, str(ready.block_size), str(ready.num_blocks)).set(1)
+        self._formats.clear()
+        self._formats.labels(self.model_name, *(getattr(ready, name) for name in _FORMATS)).set(1)
         self._load_seconds.set(load_seconds)
 
     def observe_restart(self) -> None:

@@ -21,6 +21,7 @@ import pytest
 from app import main
 from app.keys import new_key
 from app.store import ModelFiles
+from app.types import EngineReady
 from tests.integration.server import START_TIMEOUT, Server, spawn, start_server
 
 # Failing takes about a second; a start that hangs must not hang the tests.
@@ -61,8 +62,19 @@ def test_phases_and_ready_line_are_printed(server: Server) -> None:
     assert f"curl {server.url}/v1/chat/completions" in text
 
 
+READY = EngineReady(
+    max_model_len=1, vocab_size=2, block_size=3, num_blocks=4, dtype="float32", kv_cache_dtype="bfloat16",
+    device="cpu", num_parameters=5, weight_bytes=6, kv_cache_bytes=7, pid=8, quantization="int8", kernels="avx2",
+)  # fmt: skip
+
+
+def test_the_ready_line_tells_formats_and_kernels() -> None:
+    line = main._ready_line("http://127.0.0.1:1", "m", False, READY, 1.0)
+    assert "int8 weights, float32 activations, bfloat16 KV cache, avx2 kernels" in line
+
+
 def test_the_curl_survives_any_name() -> None:
-    curl = shlex.split(main._ready_line("http://127.0.0.1:1", "it's", False, 1.0).splitlines()[1])
+    curl = shlex.split(main._ready_line("http://127.0.0.1:1", "it's", False, READY, 1.0).splitlines()[1])
     assert json.loads(curl[-1])["model"] == "it's"
 
 

@@ -1,0 +1,157 @@
+"""Packed weights on the disk: a later start reads them straight into place instead of packing them again.
+
+A file holds a header of JSON, then every buffer of the model as it lies in memory. It belongs to exact source files
+(path, size, time of change), a format and a version of the layout; anything else in it is as good as no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from app.kernels.types import PackedWeight
+from app.quant.destination import Destination, Tee
+from app.quant.packed import PackedBias, PackedRows
+
+LAYOUT = 1
+"""To be raised whenever packed weights come to lie otherwise in memory."""
+_MAGIC = b"tuili packed\n"
+_MAX_HEADER = 1 << 24
+_log = logging.getLogger(__name__)
+
+
+class _Buffer(msgspec.Struct, array_like=True, frozen=True):
+    nbytes: int
+    crc32: int
+
+
+class _Header(msgspec.Struct, frozen=True):
+    identity: str
+    buffers: list[_Buffer]
+
+
+class PackedCache:
+    """The packed weights of one model in one format.
+
+    Args:
+        directory: of all such files; made when first written to.
+        sources: the checkpoint's files.
+        weight_format: name of the format.
+    """
+
+    def __init__(self, directory: Path, sources: Sequence[Path], weight_format: str) -> None:
+        facts = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in sources]
+        self._identity = _digest((LAYOUT, weight_format, facts))
+        # Named after what does not change with the sources' contents: a newer checkpoint takes the older one's place.
+        self.path = directory / f"{_digest((weight_format, [str(file) for file in sources]))[:32]}.packed"
+
+    def restore(self, destinations: Mapping[str, Destination]) -> bool:
+        """Reads all weights; False when there is no such file or it is not of these weights, whatever was read."""
+        buffers = _buffers(destinations.values())
+        try:
+            with FileIO(self.path) as file:
+                return self._read(file, buffers)
+        except FileNotFoundError:
+            return False
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            _log.warning("%s cannot be used, the weights are packed again: %s", self.path, error)
+            return False
+
+    def _read(self, file: FileIO, buffers: Sequence[Tensor]) -> bool:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError("not a file of packed weights")
+        size = int.from_bytes(file.read(8), "little")
+        if size > _MAX_HEADER:
+            raise ValueError("bad header")
+        header = msgspec.json.decode(file.read(size), type=_Header)
+        if header.identity != self._identity:
+            return False
+        if [entry.nbytes for entry in header.buffers] != [buffer.nbytes for buffer in buffers]:
+            raise ValueError("made for a model of another shape")
+        for entry, buffer in zip(header.buffers, buffers, strict=True):
+            view = _bytes(buffer)
+            if file.readinto(view) != entry.nbytes:
+                raise ValueError("truncated")
+            if zlib.crc32(view) != entry.crc32:
+                raise ValueError("damaged: a checksum does not match")
+        return True
+
+    def save(self, destinations: Mapping[str, Destination]) -> None:
+        """Writes all weights, whole or not at all. What goes wrong is logged: the server runs without."""
+        from filelock import FileLock, Timeout  # here, because a start from the cache needs none
+
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(self.path.with_suffix(".lock"), timeout=0):
+                self._write(_buffers(destinations.values()))
+        except Timeout:
+            _log.debug("%s is being written by another process", self.path)
+        except OSError as error:
+            _log.warning("%s could not be written, the next start packs the weights again: %s", self.path, error)
+
+    def _write(self, buffers: Sequence[Tensor]) -> None:
+        entries = [_Buffer(buffer.nbytes, zlib.crc32(_bytes(buffer))) for buffer in buffers]
+        header = msgspec.json.encode(_Header(self._identity, entries))
+        partial = self.path.with_suffix(".partial")
+        try:
+            with partial.open("wb", buffering=0) as file:
+                file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+                for buffer in buffers:
+                    _write_all(file, _bytes(buffer))
+            partial.replace(self.path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        written = os.write(file.fileno(), data)
+        data = data[written:]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _bytes(buffer: Tensor) -> memoryview:
+    return buffer.view(-1).view(torch.uint8).numpy().data
+
+
+def _buffers(destinations: Iterable[Destination]) -> list[Tensor]:
+    """The memory that all destinations write to, each piece once, in a fixed order."""
+    found: dict[int, Tensor] = {}
+    for destination in destinations:
+        for buffer in _buffers_of(destination):
+            found.setdefault(buffer.data_ptr(), buffer)
+    return list(found.values())
+
+
+def _buffers_of(destination: Destination) -> Iterable[Tensor]:
+    match destination:
+        case Tensor():
+            yield destination
+        case Tee():
+            for part in destination.parts:
+                yield from _buffers_of(part)
+        case PackedRows() | PackedBias():
+            yield from _buffers_of_weight(destination.weight)
+        case _:
+            raise TypeError(f"{type(destination).__name__} is not kept in packed form")
+
+
+def _buffers_of_weight(weight: PackedWeight) -> Iterable[Tensor]:
+    for buffer in (weight.data, weight.scale, weight.bias):
+        if buffer is not None:
+            yield buffer
