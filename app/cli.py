@@ -127,6 +127,22 @@ def pull(model: str, home: Path | None) -> None:
     click.echo(f"{files.name}: {files.directory}")
 
 
+@main.command()
+@click.argument("model", metavar="NAME|PATH")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to make; MODEL-int8 when absent.")
+@click.option("--report/--no-report", default=True, help="Measure perplexity against fp32; takes minutes.")
+@click.option("--home", type=click.Path(path_type=Path), envvar="TUILI_HOME", help="Directory of pulled models.")
+def quantize(model: str, out: Path | None, home: Path | None, *, report: bool) -> None:
+    """Write an int8 checkpoint of a model, and what the int8 costs: perplexity and top-1 agreement against fp32."""
+    from app.quality.command import QuantizeError
+    from app.quality.command import quantize as run
+
+    try:
+        run(model, out, home, report=report)
+    except QuantizeError as e:
+        _fail(str(e))
+
+
 @main.command("list")
 @click.option("--home", type=click.Path(path_type=Path), envvar="TUILI_HOME", help="Directory of pulled models.")
 def list_models(home: Path | None) -> None:

@@ -1,0 +1,1 @@
+"""What a number format costs: perplexity and agreement with fp32 on texts that ship with the package."""
