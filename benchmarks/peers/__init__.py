@@ -1,0 +1,1 @@
+"""Other inference servers and ours, under the same four workloads: ``python -m benchmarks.peers``."""
