@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,11 @@ def main(
     if trial and save:
         raise click.UsageError("--trial figures are not saved; give --output to look at the rows")
     peers = _installed(_chosen(only, skip), homes)
+    if not peers:
+        raise click.ClickException("nothing to measure: none of these is installed")
     target = output or (RESULTS if save else None)
+    # So that a run that is told to end takes the system under way with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         rows = _run(_bench(homes, names, SHORT if trial else Sizes()), peers, num_rounds, trial, target)
     except (StoreError, PromptError) as e:

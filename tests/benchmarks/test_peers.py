@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from app.bench.client import RequestResult
 from app.bench.load import LoadRun
+from benchmarks.peers.__main__ import main
 from benchmarks.peers.catalogue import PEERS, Homes, OpenVino, TransformersServe, variable
 from benchmarks.peers.install import RECIPES
 from benchmarks.peers.process import PeerError, free_port, peak_resident_bytes, running
@@ -225,3 +227,29 @@ class TestReport:
         cached, noisy = notes(self.ROWS)
         assert "fast, W1: 7 prompt tokens" in cached
         assert "50%" in noisy
+
+
+class TestCommand:
+    def test_what_is_not_installed_is_skipped_with_the_way_to_install_it(self, tmp_path: Path) -> None:
+        done = CliRunner().invoke(main, ["--venv-dir", str(tmp_path), "--only", "openvino-int8,vllm"])
+        assert done.exit_code == 1
+        assert "skipped openvino-int8: not installed (python -m benchmarks.peers install openvino)" in done.stderr
+        assert "skipped vllm-bf16" in done.stderr
+        assert "nothing to measure" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--only", "nobody"], "no such peer: nobody"),
+            (["--workloads", "W1,W9"], "no such workload: W9"),
+            (["--trial", "--save"], "--trial figures are not saved"),
+        ],
+    )
+    def test_slips_are_refused_before_anything_starts(self, arguments: list[str], message: str) -> None:
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+    def test_list_names_every_peer(self, tmp_path: Path) -> None:
+        done = CliRunner().invoke(main, ["--venv-dir", str(tmp_path), "list"])
+        assert [line.split()[0] for line in done.stdout.splitlines()] == [peer.name for peer in PEERS]
