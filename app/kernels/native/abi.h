@@ -159,6 +159,7 @@ typedef struct {
 } TuiliAttentionArgs;
 
 // See app/kernels/sample; optional parts are NULL. Counted by SAMPLES, row-wise.
+#define TUILI_SAMPLE_PADDING 64
 typedef struct {
     const float* logits;  // [L, vocab_size]
     const int64_t* rows;
@@ -181,7 +182,7 @@ typedef struct {
     const int32_t* token_mask;   // [S, ceil(vocab_size / 32)]
     int64_t* out;
     uint8_t* failed;
-    void* workspace;  // [max_samples, vocab_size] fp32
+    void* workspace;  // [threads, 3 * vocab_size + TUILI_SAMPLE_PADDING] fp32
     int32_t vocab_size;
     int32_t reserved;
 } TuiliSampleArgs;
@@ -207,6 +208,7 @@ typedef struct {
 } TuiliCarryArgs;
 
 // See logprobs. Counted by SAMPLES (an eager program of its own sets it to Q). Row-wise.
+#define TUILI_MAX_TOP_LOGPROBS 1024  // k at most
 typedef struct {
     const float* logits;
     const int64_t* rows;

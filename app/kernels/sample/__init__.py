@@ -6,10 +6,32 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import check_tensor
+from app.kernels.dispatch import fall_back, native
+from app.kernels.sample.cpu import (
+    MAX_TOP_LOGPROBS,
+    carry_tokens_cpu,
+    logprobs_cpu,
+    record_tokens_cpu,
+    sample_cpu,
+)
 from app.kernels.sample.params import LogprobsOut, MinTokens, Penalties, SampleParams
-from app.kernels.sample.reference import logprobs_reference, record_tokens_reference, sample_reference
+from app.kernels.sample.reference import (
+    carry_tokens_reference,
+    logprobs_reference,
+    record_tokens_reference,
+    sample_reference,
+)
 
-__all__ = ["LogprobsOut", "MinTokens", "Penalties", "SampleParams", "logprobs", "record_tokens", "sample"]
+__all__ = [
+    "LogprobsOut",
+    "MinTokens",
+    "Penalties",
+    "SampleParams",
+    "carry_tokens",
+    "logprobs",
+    "record_tokens",
+    "sample",
+]
 
 
 def sample(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed_R: Tensor) -> None:
@@ -48,7 +70,10 @@ def sample(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed_R: Ten
     check_tensor("sample", "failed", failed_R, (count,), torch.bool)
     _check_filters(params, count)
     _check_tables(params, vocab_size)
-    sample_reference(logits_LV, params, out_R, failed_R)
+    if native("sample", logits_LV):
+        sample_cpu(logits_LV, params, out_R, failed_R)
+    else:
+        sample_reference(logits_LV, params, out_R, failed_R)
 
 
 def _check_filters(params: SampleParams, count: int) -> None:
@@ -106,7 +131,12 @@ def logprobs(logits_LV: Tensor, rows_Q: Tensor, token_ids_Q: Tensor, out: Logpro
     check_tensor("logprobs", "out.top_logprobs", out.top_logprobs, (count, width), torch.float32)
     if width > logits_LV.shape[1]:
         raise ValueError(f"logprobs: {width} alternatives of a vocabulary of {logits_LV.shape[1]}")
-    logprobs_reference(logits_LV, rows_Q, token_ids_Q, out)
+    if width > MAX_TOP_LOGPROBS:
+        fall_back("logprobs", f"{width} alternatives are more than {MAX_TOP_LOGPROBS}")
+    if width <= MAX_TOP_LOGPROBS and native("logprobs", logits_LV):
+        logprobs_cpu(logits_LV, rows_Q, token_ids_Q, out)
+    else:
+        logprobs_reference(logits_LV, rows_Q, token_ids_Q, out)
 
 
 def record_tokens(
@@ -129,4 +159,35 @@ def record_tokens(
     if output_counts_SV is not None:
         shape = (last_token_S.numel(), output_counts_SV.shape[-1])
         check_tensor("record_tokens", "output_counts", output_counts_SV, shape, torch.int32)
-    record_tokens_reference(token_ids_R, slots_R, last_token_S, output_counts_SV)
+    if native("record_tokens", last_token_S):
+        record_tokens_cpu(token_ids_R, slots_R, last_token_S, output_counts_SV)
+    else:
+        record_tokens_reference(token_ids_R, slots_R, last_token_S, output_counts_SV)
+
+
+def carry_tokens(
+    destinations_R: Tensor, slots_R: Tensor, last_token_S: Tensor, token_ids_T: Tensor, count: Tensor
+) -> None:
+    """Puts tokens sampled in the step before where this step's input wants them.
+
+    ``token_ids[destinations[i]] = last_token[slots[i]]`` for i below ``count``; what stands beyond is not read.
+
+    Args:
+        destinations_R: [R] int64, all different.
+        slots_R: [R] int64.
+        last_token_S: [S] int64.
+        token_ids_T: [T] int64.
+        count: [1] int64, at most R (not checked here: a recording reads it anew each step).
+
+    Raises:
+        ValueError: an argument's shape or dtype does not fit.
+    """
+    check_tensor("carry_tokens", "destinations", destinations_R, (destinations_R.numel(),), torch.int64)
+    check_tensor("carry_tokens", "slots", slots_R, (destinations_R.numel(),), torch.int64)
+    check_tensor("carry_tokens", "last_token", last_token_S, (last_token_S.numel(),), torch.int64)
+    check_tensor("carry_tokens", "token_ids", token_ids_T, (token_ids_T.numel(),), torch.int64)
+    check_tensor("carry_tokens", "count", count, (1,), torch.int64)
+    if native("carry_tokens", token_ids_T):
+        carry_tokens_cpu(destinations_R, slots_R, last_token_S, token_ids_T, count)
+    else:
+        carry_tokens_reference(destinations_R, slots_R, last_token_S, token_ids_T, count)
