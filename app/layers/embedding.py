@@ -39,7 +39,7 @@ class LMHead:
 
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
         """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``."""
-        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)  # type: ignore[arg-type]
+        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)
 
     def destination(self, table_VD: Destination | None = None) -> Destination:
         """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""

@@ -42,7 +42,7 @@ class Linear:
 
     def __call__(self, x: Act, out: Act) -> None:
         """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``."""
-        linear(x, self.weight, out, activation=self._activation)  # type: ignore[arg-type]
+        linear(x, self.weight, out, activation=self._activation)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """Where a checkpoint's ``{prefix}.{part}.weight`` and ``.bias`` go: rows of the fused tensors."""

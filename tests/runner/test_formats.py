@@ -40,8 +40,8 @@ def native() -> None:
     dispatch.configure(Mode.AUTO, 1)
     if (why := dispatch.unavailable()) is not None:
         pytest.skip(why)
-    if find_spec("app.kernels.linear.pack") is None:
-        pytest.skip("weights cannot be packed yet")
+    if find_spec("app.kernels.paged_attention.cpu") is None:
+        pytest.skip("there is no native attention yet")
 
 
 @pytest.mark.usefixtures("native")

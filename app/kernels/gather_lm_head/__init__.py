@@ -5,27 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_tensor
+from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.gather_lm_head.cpu import gather_lm_head_cpu
 from app.kernels.gather_lm_head.reference import gather_lm_head_reference
-from app.kernels.types import LinearWeight
+from app.kernels.types import Act, LinearWeight, PackedWeight
 
 __all__ = ["gather_lm_head"]
 
 _OP = "gather_lm_head"
 
 
-def gather_lm_head(hidden_TD: Tensor, indices_L: Tensor, weight: LinearWeight, out_LV: Tensor) -> None:
+def gather_lm_head(
+    hidden_TD: Tensor,
+    indices_L: Tensor,
+    weight: LinearWeight | PackedWeight,
+    out_LV: Tensor,
+    *,
+    scratch: Act | None = None,
+) -> None:
     """``out[l] = hidden[indices[l]] @ weight.T + bias``, never rounded below fp32.
 
     Args:
         hidden_TD: [T, D] floating, of the weight's dtype unless that is int8 (the gathered rows are quantised then).
         indices_L: [L] int64, each below T (not checked here).
         weight: [V, D].
+            A packed weight runs natively, whatever the mode, over fp32 or bf16 hidden states.
         out_LV: [L, V] fp32.
+        scratch: [L, D] of the packed weight's dtype (int8 with a scale), for the gathered rows; a packed weight needs
+            it. Unused otherwise.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
+    if isinstance(weight, PackedWeight):
+        _gather_lm_head_packed(hidden_TD, indices_L, weight, out_LV, scratch)
+        return
     vocab_size, width = weight.values.shape
     dtypes = FLOATING if weight.scale is not None else (weight.values.dtype,)
     check_tensor(_OP, "hidden", hidden_TD, (hidden_TD.shape[0], width), *dtypes)
@@ -39,3 +53,17 @@ def gather_lm_head(hidden_TD: Tensor, indices_L: Tensor, weight: LinearWeight, o
         check_tensor(_OP, "weight.bias", weight.bias, (vocab_size,), *FLOATING)
     check_tensor(_OP, "out", out_LV, (indices_L.numel(), vocab_size), torch.float32)
     gather_lm_head_reference(hidden_TD, indices_L, weight, out_LV)
+
+
+def _gather_lm_head_packed(
+    hidden_TD: Tensor, indices_L: Tensor, weight: PackedWeight, out_LV: Tensor, scratch: Act | None
+) -> None:
+    rows, width = indices_L.numel(), weight.in_features
+    check_tensor(_OP, "hidden", hidden_TD, (hidden_TD.shape[0], width), torch.float32, torch.bfloat16)
+    check_tensor(_OP, "indices", indices_L, (rows,), torch.int64)
+    check_tensor(_OP, "out", out_LV, (rows, weight.out_features), torch.float32)
+    if scratch is None or weight.gate_up:
+        raise ValueError(f"{_OP}: a packed weight needs a scratch, and may not be packed as gate_up")
+    check_tensor(_OP, "scratch", scratch.values, (rows, width), weight.data.dtype)
+    check_act(_OP, "scratch", scratch, (rows, width))
+    gather_lm_head_cpu(hidden_TD, indices_L, weight, out_LV, scratch)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
-from app.kernels.types import Act, LinearWeight
+from app.kernels.types import Act, LinearWeight, PackedWeight
 
 __all__ = ["Activation", "linear"]
+
+_NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
 
 class Activation(enum.Enum):
@@ -24,26 +27,34 @@ class Activation(enum.Enum):
 
 def linear(
     x: Act,
-    weight: LinearWeight,
+    weight: LinearWeight | PackedWeight,
     out: Act,
     *,
     residual: Tensor | None = None,
     activation: Activation = Activation.NONE,
+    scratch: Tensor | None = None,
 ) -> None:
     """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``.
 
     Accumulates in fp32 (int8: exactly, in int32). For int8 inputs the whole epilogue is fp32, rounded once to
     ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised per token.
 
+    A packed weight runs natively, whatever the mode; int8 or bf16 is what it takes for x, fp32 or bf16 for the rest.
+
     Args:
         x: [T, K], int8 exactly when the weight is int8.
-        weight: [N, K].
+        weight: [N, K]; packed with ``gate_up`` exactly for SILU_MUL.
         out: [T, N]; [T, N / 2] with SILU_MUL.
         residual: [T, N] floating, not with SILU_MUL; may be the very tensor ``out.values``.
+        scratch: of out's shape, fp32 or bf16: where a packed weight leaves what becomes an int8 ``out``, which needs
+            it. Unused otherwise.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
+    if isinstance(weight, PackedWeight):
+        _linear_packed(x, weight, out, residual, activation, scratch)
+        return
     tokens, (features, width) = x.values.shape[0], weight.values.shape
     check_act("linear", "x", x, (tokens, width))
     if (x.scale is None) != (weight.scale is None):
@@ -60,3 +71,24 @@ def linear(
     if residual is not None:
         check_tensor("linear", "residual", residual, (tokens, features), *FLOATING)
     linear_reference(x, weight, out, residual, silu_mul)
+
+
+def _linear_packed(
+    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
+) -> None:
+    tokens, silu_mul = x.values.shape[0], activation is Activation.SILU_MUL
+    check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.data.dtype)
+    check_act("linear", "x", x, (tokens, weight.in_features))
+    if silu_mul != weight.gate_up or (silu_mul and residual is not None):
+        raise ValueError("linear: SILU_MUL needs a weight packed as gate_up, nothing else does; it takes no residual")
+    shape = (tokens, weight.out_features // 2 if silu_mul else weight.out_features)
+    check_act("linear", "out", out, shape)
+    if out.scale is not None:
+        if scratch is None:
+            raise ValueError("linear: an int8 out of a packed weight needs a scratch")
+        check_tensor("linear", "scratch", scratch, shape, *_NATIVE_FLOATING)
+    else:
+        check_tensor("linear", "out", out.values, shape, *_NATIVE_FLOATING)
+    if residual is not None:
+        check_tensor("linear", "residual", residual, shape, *_NATIVE_FLOATING)
+    linear_cpu(x, weight, out, residual, silu_mul, scratch)

@@ -117,6 +117,7 @@ typedef struct {
     int32_t k;
     int32_t n;  // outputs, gate and up both counted
     int32_t silu_mul;
+    int32_t dim_of_rows;  // TuiliDim
 } TuiliLinearArgs;
 
 // See app/kernels/qk_norm_rope_kv_write; pages in the packed layout of paged_attention/cpu.cpp. Row-wise.

@@ -94,7 +94,7 @@ class LinearArgs(ctypes.Structure):
     """TuiliLinearArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale weight w_scale bias residual out", "x_dtype out_dtype residual_dtype k n silu_mul"
+        "x x_scale weight w_scale bias residual out", "x_dtype out_dtype residual_dtype k n silu_mul dim_of_rows"
     )
 
 

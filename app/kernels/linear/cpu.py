@@ -1,0 +1,42 @@
+"""Binding of the native ``linear``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.native.program import dtype_code
+from app.kernels.quantize.cpu import quantize_call
+from app.kernels.types import Act, PackedWeight
+
+
+def linear_cpu(
+    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, silu_mul: bool, scratch: Tensor | None
+) -> None:
+    floating = out.values if scratch is None or out.scale is None else scratch
+    calls = [linear_call(x, weight, floating, residual, silu_mul, Dim.TOKENS)]
+    if out.scale is not None:
+        calls.append(quantize_call(floating, out, Dim.TOKENS))
+    emit(calls, tokens=x.values.shape[0])
+
+
+def linear_call(x: Act, weight: PackedWeight, out: Tensor, residual: Tensor | None, silu_mul: bool, dim: Dim) -> Call:
+    """The native ``linear`` alone, into a floating ``out``."""
+    return Call(
+        "linear",
+        dim,
+        x=x.values,
+        x_scale=x.scale,
+        weight=weight.data,
+        w_scale=weight.scale,
+        bias=weight.bias,
+        residual=residual,
+        out=out,
+        x_dtype=dtype_code(x.values),
+        out_dtype=dtype_code(out),
+        residual_dtype=0 if residual is None else dtype_code(residual),
+        k=weight.in_features,
+        n=weight.out_features,
+        silu_mul=int(silu_mul),
+        dim_of_rows=int(dim),
+    )

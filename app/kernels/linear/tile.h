@@ -1,0 +1,170 @@
+// The innermost products: up to kMaxRows rows of activations with a tile of 64 outputs, over a piece of K.
+//
+// Weights lie as [tile][K / q][64][q]: q neighbours along K side by side, four int8 or two bf16, 32 bits that one lane
+// multiplies with as many bits of a row, broadcast. So a tile is one stream of memory, and every instruction set reads
+// the same layout. Int8 weights are stored + 128, as the unsigned operand of vpdpbusd, so that activations need no
+// treatment but their sum (row_sum), which the epilogue takes off again. Int32 sums are exact. Floating ones go along
+// K in one order, whatever the number of rows and however K was cut: the sums so far are kept in fp32 and taken up again.
+#pragma once
+#include "../native/simd.h"
+
+namespace TUILI_ISA {
+
+enum : int { kTile = 64 };
+
+TUILI_INLINE int32_t load_word(const void* p) {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+// Adds to c [rows, 64] (or sets it, when `first`) the products over `words` 32-bit words of K.
+// x: row 0, `stride` bytes a row. w: the tile, 256 bytes a word.
+#if defined(__AVX512F__)
+
+enum : int { kMaxRows = 6 };
+
+struct Int8Tile {
+    typedef int32_t Sum;
+    template <int R>
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
+                               int64_t ahead) {
+        __m512i sum[R][4];
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < 4; j++)
+                sum[r][j] = first ? _mm512_setzero_si512() : _mm512_loadu_si512(c + r * kTile + j * 16);
+        for (int k = 0; k < words; k++) {
+            __m512i weight[4];
+            for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
+            if (R <= 4) {
+                for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+            }
+            for (int r = 0; r < R; r++) {
+                const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
+                for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < 4; j++) _mm512_storeu_si512(c + r * kTile + j * 16, sum[r][j]);
+    }
+};
+
+struct Bf16Tile {
+    typedef float Sum;
+    template <int R>
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
+                               int64_t ahead) {
+        F sum[R][4];
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < 4; j++) sum[r][j] = first ? zero() : load(c + r * kTile + j * 16);
+        for (int k = 0; k < words; k++) {
+            __m512i weight[4];
+            for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
+            if (R <= 4) {
+                for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+            }
+            for (int r = 0; r < R; r++) {
+                const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
+                for (int j = 0; j < 4; j++) {
+#if defined(__AVX512BF16__)
+                    sum[r][j] = _mm512_dpbf16_ps(sum[r][j], (__m512bh)weight[j], (__m512bh)v);
+#else
+                    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+                    const F even = _mm512_castsi512_ps(_mm512_slli_epi32(weight[j], 16));
+                    const F odd = _mm512_castsi512_ps(_mm512_and_si512(weight[j], high));
+                    const F x_even = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+                    const F x_odd = _mm512_castsi512_ps(_mm512_and_si512(v, high));
+                    sum[r][j] = fma(odd, x_odd, fma(even, x_even, sum[r][j]));
+#endif
+                }
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < 4; j++) store(c + r * kTile + j * 16, sum[r][j]);
+    }
+};
+
+TUILI_INLINE int32_t row_sum(const int8_t* x, int n) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    int i = 0;
+    for (; i + 64 <= n; i += 64) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(x + i));
+    if (i < n) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8((~(__mmask64)0) >> (64 - (n - i)), x + i));
+    return _mm512_reduce_add_epi32(sum);
+}
+
+#else
+
+enum : int { kMaxRows = 2 };
+
+struct Int8Tile {
+    typedef int32_t Sum;
+    // Widened to 16 bits: vpmaddubsw would saturate.
+    template <int R>
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first, int64_t) {
+        for (int part = 0; part < 4; part++) {
+            __m256i sum[R][4];  // of four outputs, two partial sums each
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < 4; j++) sum[r][j] = _mm256_setzero_si256();
+            for (int k = 0; k < words; k++) {
+                __m256i weight[4];
+                for (int j = 0; j < 4; j++)
+                    weight[j] = _mm256_cvtepu8_epi16(
+                        _mm_loadu_si128((const __m128i*)(w + k * 256 + part * 64 + j * 16)));
+                for (int r = 0; r < R; r++) {
+                    const __m128i bytes = _mm_cvtsi32_si128(load_word(x + r * stride + k * 4));
+                    const __m256i v = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(bytes));
+                    for (int j = 0; j < 4; j++)
+                        sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(weight[j], v));
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < 4; j += 2) {
+                    // hadd pairs within 128-bit lanes: outputs 0 1 4 5 | 2 3 6 7.
+                    __m256i pairs = _mm256_hadd_epi32(sum[r][j], sum[r][j + 1]);
+                    pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
+                    __m256i* target = (__m256i*)(c + r * kTile + part * 16 + j * 4);
+                    _mm256_storeu_si256(target, first ? pairs : _mm256_add_epi32(pairs, _mm256_loadu_si256(target)));
+                }
+        }
+    }
+};
+
+struct Bf16Tile {
+    typedef float Sum;
+    template <int R>
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first, int64_t) {
+        const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+        for (int part = 0; part < 4; part++) {
+            F sum[R][2];
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < 2; j++) sum[r][j] = first ? zero() : load(c + r * kTile + part * 16 + j * 8);
+            for (int k = 0; k < words; k++) {
+                F even[2], odd[2];
+                for (int j = 0; j < 2; j++) {
+                    const __m256i both = _mm256_loadu_si256((const __m256i*)(w + k * 256 + part * 64 + j * 32));
+                    even[j] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+                    odd[j] = _mm256_castsi256_ps(_mm256_and_si256(both, high));
+                }
+                for (int r = 0; r < R; r++) {
+                    const __m256i v = _mm256_set1_epi32(load_word(x + r * stride + k * 4));
+                    const F x_even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+                    const F x_odd = _mm256_castsi256_ps(_mm256_and_si256(v, high));
+                    for (int j = 0; j < 2; j++) sum[r][j] = fma(odd[j], x_odd, fma(even[j], x_even, sum[r][j]));
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < 2; j++) store(c + r * kTile + part * 16 + j * 8, sum[r][j]);
+        }
+    }
+};
+
+TUILI_INLINE int32_t row_sum(const int8_t* x, int n) {
+    int32_t sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+
+#endif
+
+}  // namespace TUILI_ISA
