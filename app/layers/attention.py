@@ -60,4 +60,4 @@ class Attention:
             k_norm=self._k_norm_E,
             eps=self._norm_eps,
         )
-        paged_attention(q_THE, kv, meta, out, scale=self._scale, sliding_window=self._sliding_window)
+        paged_attention(q_THE, kv, meta, out, scale=self._scale, sliding_window=self._sliding_window, scratch=q_scratch)

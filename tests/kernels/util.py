@@ -116,3 +116,25 @@ def _fill(cache: LayerKVCache, blocks: list[int], kv: Tensor) -> Tensor:
         cache.values[block, :, :, offset] = (token / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8)
         plain[position] = cache.values[block, :, :, offset].double() * scale[..., None].double()
     return plain
+
+
+def packed(kv: LayerKVCache) -> LayerKVCache:
+    """The same pages in the layout of the native kernels."""
+    blocks, _, kv_heads, size, width = kv.values.shape
+    values = torch.empty_like(kv.values)
+    keys = kv.values[:, 0].reshape(blocks, kv_heads, size, width // 2, 2).transpose(2, 3)
+    pairs = kv.values[:, 1].reshape(blocks, kv_heads, size // 2, 2, width).transpose(3, 4)
+    values[:, 0] = keys.reshape(blocks, kv_heads, size, width)
+    values[:, 1] = pairs.reshape(blocks, kv_heads, size, width)
+    return LayerKVCache(values, kv.scale, packed=True)
+
+
+def unpacked(kv: LayerKVCache) -> LayerKVCache:
+    """Plain pages of packed ones."""
+    blocks, _, kv_heads, size, width = kv.values.shape
+    values = torch.empty_like(kv.values)
+    keys = kv.values[:, 0].reshape(blocks, kv_heads, width // 2, size, 2).transpose(2, 3)
+    pairs = kv.values[:, 1].reshape(blocks, kv_heads, size // 2, width, 2).transpose(3, 4)
+    values[:, 0] = keys.reshape(blocks, kv_heads, size, width)
+    values[:, 1] = pairs.reshape(blocks, kv_heads, size, width)
+    return LayerKVCache(values, kv.scale)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor
+from app.kernels.paged_attention.cpu import paged_attention_cpu
 from app.kernels.paged_attention.reference import paged_attention_reference
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
@@ -22,12 +23,14 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    scratch: Tensor | None = None,
 ) -> None:
     """Each token attends to the tokens of its row up to and including itself.
 
     One call serves a step's decodes, prefills, chunks behind a cached prefix and any mixture. The step's own keys
     and values are in the pages already. A page entry at or past a row's ``seq_len`` is never read, nor one that has
-    left the window of every query. Softmax and sums are fp32.
+    left the window of every query. Softmax and sums are fp32. Over packed pages queries and probabilities are rounded
+    to bf16 before they are multiplied, and a query's result hangs on its own row alone, bit for bit.
 
     Args:
         q: [T, H, E] floating; query head h reads KV head h // (H / G).
@@ -36,6 +39,8 @@ def paged_attention(
         out: [T, H * E].
         scale: factor of the dot products.
         sliding_window: tokens a query sees, itself included; None sees all.
+        scratch: [T, H * E] fp32 or bf16, overwritten; needed where the pages are packed and ``out`` is int8. It may
+            be the memory of ``q``, if of one dtype.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -54,4 +59,7 @@ def paged_attention(
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"{_OP}: sliding_window is {sliding_window}, expected at least 1")
     check_act(_OP, "out", out, (tokens, heads * head_dim))
-    paged_attention_reference(q, kv, meta, out, scale, sliding_window)
+    if kv.packed:
+        paged_attention_cpu(q, kv, meta, out, scale, sliding_window, scratch)
+    else:
+        paged_attention_reference(q, kv, meta, out, scale, sliding_window)

@@ -1,0 +1,103 @@
+"""Binding of the native ``attention``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.kernels.check import check_tensor
+from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.native.program import dtype_code
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+
+_OP = "paged_attention"
+_FLOATS = (torch.float32, torch.bfloat16)
+_MAX_HEAD_DIM = 256
+_MAX_GROUP = 128
+"""Query heads of one KV head; a tile of both maxima still fits a thread's scratch."""
+
+
+def check_packed_pages(op: str, kv: LayerKVCache) -> None:
+    """Checks that packed pages are of a dtype and of sizes that the native kernels take.
+
+    Raises:
+        ValueError: they are not.
+    """
+    block_size, head_dim = kv.values.shape[3:]
+    if kv.values.dtype not in (torch.bfloat16, torch.int8):
+        raise ValueError(f"{op}: packed kv is {kv.values.dtype}, expected torch.bfloat16 or torch.int8")
+    if block_size % 16 or head_dim % 16 or head_dim > _MAX_HEAD_DIM:
+        raise ValueError(
+            f"{op}: packed kv has blocks of {block_size} and heads of {head_dim}, "
+            f"expected multiples of 16, heads up to {_MAX_HEAD_DIM}"
+        )
+
+
+def paged_attention_cpu(
+    q: Tensor,
+    kv: LayerKVCache,
+    meta: AttentionMetadata,
+    out: Act,
+    scale: float,
+    sliding_window: int | None,
+    scratch: Tensor | None,
+) -> None:
+    tokens, heads, head_dim = q.shape
+    kv_heads = kv.values.shape[2]
+    check_packed_pages(_OP, kv)
+    check_tensor(_OP, "q", q, tuple(q.shape), *_FLOATS)
+    if heads // kv_heads > _MAX_GROUP:
+        raise ValueError(f"{_OP}: {heads // kv_heads} query heads of one KV head, expected at most {_MAX_GROUP}")
+    target = out.values
+    if out.scale is not None:
+        if scratch is None:
+            raise ValueError(f"{_OP}: an int8 out over packed pages needs scratch")
+        check_tensor(_OP, "scratch", scratch, tuple(out.values.shape), *_FLOATS)
+        target = scratch
+    else:
+        check_tensor(_OP, "out", target, tuple(target.shape), *_FLOATS)
+    calls = [
+        Call(
+            "attention",
+            Dim.TOKENS,
+            q=q,
+            kv=kv.values,
+            kv_scale=kv.scale,
+            query_start_loc=meta.query_start_loc,
+            seq_lens=meta.seq_lens,
+            block_tables=meta.block_tables,
+            out=target,
+            workspace=None,
+            dtype=dtype_code(q),
+            out_dtype=dtype_code(target),
+            kv_dtype=dtype_code(kv.values),
+            h=heads,
+            g=kv_heads,
+            e=head_dim,
+            block_size=kv.block_size,
+            block_table_stride=meta.block_tables.shape[1],
+            max_rows=meta.seq_lens.numel(),
+            max_tokens=tokens,
+            sliding_window=sliding_window or 0,
+            scale=scale,
+        )
+    ]
+    if out.scale is not None:
+        quantize = Call(
+            "quantize",
+            Dim.TOKENS,
+            x=target,
+            indices=None,
+            out=out.values,
+            scale=out.scale,
+            dtype=dtype_code(target),
+            width=target.shape[1],
+        )
+        calls.append(quantize)
+    emit(
+        calls,
+        tokens=tokens,
+        rows=meta.seq_lens.numel(),
+        max_seq_len=meta.max_seq_len,
+        max_query_len=meta.max_query_len,
+    )

@@ -1,0 +1,86 @@
+// Norm and rotation of a token's query and key heads, and its keys and values into packed pages (their layout:
+// paged_attention/cpu.cpp).
+#include "../native/rows.h"
+
+namespace TUILI_ISA {
+
+template <typename T>
+static void load_head(const void* qkv, int64_t at, int e, float* x) {
+    const T* p = (const T*)qkv + at;
+    for (int i = 0; i < e; i += W) store(x + i, load(p + i));
+}
+
+static void norm_head(const TuiliRopeKvArgs& a, const void* weight, float* x) {
+    F squares = zero();
+    for (int i = 0; i < a.e; i += W) {
+        const F v = load(x + i);
+        squares = fma(v, v, squares);
+    }
+    const F inverse = set1(1.0f / __builtin_sqrtf(hsum(squares) / (float)a.e + a.eps));
+    TUILI_WITH_FLOAT(a.norm_dtype, T, {
+        for (int i = 0; i < a.e; i += W) store(x + i, mul(mul(load(x + i), inverse), load((const T*)weight + i)));
+    });
+}
+
+static void rotate_head(const float* rope, int half, float* x) {
+    for (int i = 0; i < half; i += W) {
+        const F cos = load_at(rope, i, half), sin = load_at(rope + half, i, half);
+        const F x1 = load_at(x, i, half), x2 = load_at(x + half, i, half);
+        store_at(x, i, half, sub(mul(x1, cos), mul(x2, sin)));
+        store_at(x + half, i, half, add(mul(x2, cos), mul(x1, sin)));
+    }
+}
+
+// Element i of the token at `offset` of a tile of keys or values; tokens of one block may be written at the same time.
+TUILI_INLINE int64_t tile_index(const TuiliRopeKvArgs& a, bool value, int offset, int i) {
+    return value ? ((int64_t)(offset / 2) * a.e + i) * 2 + offset % 2
+                 : ((int64_t)(i / 2) * a.block_size + offset) * 2 + i % 2;
+}
+
+static void write_head(const TuiliRopeKvArgs& a, const float* x, int64_t slot, int head, bool value, void* scratch) {
+    const int offset = (int)(slot % a.block_size);
+    const int64_t page = ((slot / a.block_size * 2 + value) * a.g + head) * a.block_size;
+    if (a.kv_dtype == TUILI_I8) {
+        const uint16_t scale = float_to_half(row_absmax(x, a.e) / 127.0f);
+        int8_t* rounded = (int8_t*)scratch;
+        row_to_int8(x, a.e, half_to_float(scale), rounded);
+        int8_t* tile = (int8_t*)a.kv + page * a.e;
+        for (int i = 0; i < a.e; i++) tile[tile_index(a, value, offset, i)] = rounded[i];
+        ((uint16_t*)a.kv_scale)[page + offset] = scale;
+        return;
+    }
+    bf16_t* rounded = (bf16_t*)scratch;
+    for (int i = 0; i < a.e; i += W) store(rounded + i, load(x + i));
+    bf16_t* tile = (bf16_t*)a.kv + page * a.e;
+    for (int i = 0; i < a.e; i++) tile[tile_index(a, value, offset, i)] = rounded[i];
+}
+
+static void rope_kv_rows(const void* args, const TuiliStep*, int64_t begin, int64_t end, const TuiliThread* thread) {
+    const TuiliRopeKvArgs& a = *(const TuiliRopeKvArgs*)args;
+    float* x = (float*)thread->scratch;
+    void* rounded = x + a.e;
+    for (int64_t t = begin; t < end; t++) {
+        const float* rope = a.rope + a.positions[t] * a.rotary_dim;
+        for (int head = 0; head < a.h + 2 * a.g; head++) {
+            const int64_t at = (t * (a.h + 2 * a.g) + head) * a.e;
+            TUILI_WITH_FLOAT(a.dtype, T, load_head<T>(a.qkv, at, a.e, x));
+            const bool query = head < a.h, value = head >= a.h + a.g;
+            if (!value) {
+                if (a.q_norm != nullptr) norm_head(a, query ? a.q_norm : a.k_norm, x);
+                rotate_head(rope, a.rotary_dim / 2, x);
+            }
+            if (query) {
+                TUILI_WITH_FLOAT(a.dtype, T, {
+                    T* out = (T*)a.q_out + (t * a.h + head) * a.e;
+                    for (int i = 0; i < a.e; i += W) store(out + i, load(x + i));
+                });
+            } else {
+                write_head(a, x, a.slots[t], value ? head - a.h - a.g : head - a.h, value, rounded);
+            }
+        }
+    }
+}
+
+}  // namespace TUILI_ISA
+
+TUILI_DEFINE_KIND(rope_kv) = {"rope_kv", sizeof(TuiliRopeKvArgs), nullptr, nullptr, TUILI_ISA::rope_kv_rows};
