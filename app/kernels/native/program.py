@@ -32,7 +32,8 @@ class ThreadPool:
         self.handle = self._library.tuili_pool_new(threads, _STEP_SPIN_NS, _OP_SPIN_NS)
         if not self.handle:
             raise NativeError(f"cannot start {threads} threads")
-        self.lock = threading.Lock()
+        # Reentrant: a collection within `run` may free another program.
+        self.lock = threading.RLock()
         """Held while a program runs: a process may have several engines, the threads do one step at a time."""
         # Each program holds its pool, so that the last program is freed before the threads end.
         weakref.finalize(self, self._library.tuili_pool_free, self.handle).atexit = False

@@ -317,16 +317,18 @@ void tuili_run(void* pool_handle, void* program_handle, const TuiliStep* step, u
     Pool* pool = static_cast<Pool*>(pool_handle);
     Program* program = static_cast<Program*>(program_handle);
     const uint32_t epoch = pool->epoch.load(std::memory_order_relaxed) + 1;
+    // A program may be new, or have rested for half a turn of the epochs: what it holds must not look like a later one.
+    for (int32_t i = 0; i < program->num_ops; i++)
+        program->states[i].finished.store(epoch - 1, std::memory_order_relaxed);
     int32_t inline_until = 0;
     for (int32_t i = 0; i < program->num_ops; i++) {
         OpState& state = program->states[i];
         int64_t chunks = 0;
         if (i >= inline_until) {
             chunks = chunks_of(program->ops[i], step, pool->threads);
-            inline_until = i + span_of(*program, i, step);
-            // Without a chunk nobody would finish it, nor what follows it inline: those have no rows either.
-            for (int32_t j = i; chunks == 0 && j < inline_until; j++)
-                program->states[j].finished.store(epoch, std::memory_order_relaxed);
+            // Without a chunk nobody would finish it, nor what follows it inline.
+            inline_until = i + (chunks > 0 ? span_of(*program, i, step) : 1);
+            if (chunks == 0) state.finished.store(epoch, std::memory_order_relaxed);
         }
         state.chunks = chunks;
         state.undone.store(chunks, std::memory_order_relaxed);

@@ -494,9 +494,7 @@ static void record_rows(const void* args, const TuiliStep*, int64_t begin, int64
     }
 }
 
-static int64_t carry_chunks(const void* args, const TuiliStep*, int32_t) {
-    return *((const TuiliCarryArgs*)args)->count > 0;
-}
+static int64_t carry_chunks(const void*, const TuiliStep*, int32_t) { return 1; }
 
 static void carry_run(const void* args, const TuiliStep*, int64_t, const TuiliThread*) {
     const TuiliCarryArgs& a = *(const TuiliCarryArgs*)args;
