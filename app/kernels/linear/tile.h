@@ -30,22 +30,22 @@ struct Int8Tile {
     TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
                                int64_t ahead) {
         __m512i sum[R][4];
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < 4; j++)
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
                 sum[r][j] = first ? _mm512_setzero_si512() : _mm512_loadu_si512(c + r * kTile + j * 16);
         for (int k = 0; k < words; k++) {
             __m512i weight[4];
-            for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
             if (R <= 4) {
-                for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
             }
-            for (int r = 0; r < R; r++) {
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                 const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
-                for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < 4; j++) _mm512_storeu_si512(c + r * kTile + j * 16, sum[r][j]);
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm512_storeu_si512(c + r * kTile + j * 16, sum[r][j]);
     }
 };
 
@@ -55,17 +55,17 @@ struct Bf16Tile {
     TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
                                int64_t ahead) {
         F sum[R][4];
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < 4; j++) sum[r][j] = first ? zero() : load(c + r * kTile + j * 16);
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = first ? zero() : load(c + r * kTile + j * 16);
         for (int k = 0; k < words; k++) {
             __m512i weight[4];
-            for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
             if (R <= 4) {
-                for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
             }
-            for (int r = 0; r < R; r++) {
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                 const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
-                for (int j = 0; j < 4; j++) {
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) {
 #if defined(__AVX512BF16__)
                     sum[r][j] = _mm512_dpbf16_ps(sum[r][j], (__m512bh)weight[j], (__m512bh)v);
 #else
@@ -79,8 +79,8 @@ struct Bf16Tile {
                 }
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < 4; j++) store(c + r * kTile + j * 16, sum[r][j]);
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) store(c + r * kTile + j * 16, sum[r][j]);
     }
 };
 
@@ -104,22 +104,22 @@ struct Int8Tile {
     TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first, int64_t) {
         for (int part = 0; part < 4; part++) {
             __m256i sum[R][4];  // of four outputs, two partial sums each
-            for (int r = 0; r < R; r++)
-                for (int j = 0; j < 4; j++) sum[r][j] = _mm256_setzero_si256();
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm256_setzero_si256();
             for (int k = 0; k < words; k++) {
                 __m256i weight[4];
-                for (int j = 0; j < 4; j++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
                     weight[j] = _mm256_cvtepu8_epi16(
                         _mm_loadu_si128((const __m128i*)(w + k * 256 + part * 64 + j * 16)));
-                for (int r = 0; r < R; r++) {
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                     const __m128i bytes = _mm_cvtsi32_si128(load_word(x + r * stride + k * 4));
                     const __m256i v = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(bytes));
-                    for (int j = 0; j < 4; j++)
+                    _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
                         sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(weight[j], v));
                 }
             }
-            for (int r = 0; r < R; r++)
-                for (int j = 0; j < 4; j += 2) {
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j += 2) {
                     // hadd pairs within 128-bit lanes: outputs 0 1 4 5 | 2 3 6 7.
                     __m256i pairs = _mm256_hadd_epi32(sum[r][j], sum[r][j + 1]);
                     pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
@@ -137,24 +137,24 @@ struct Bf16Tile {
         const __m256i high = _mm256_set1_epi32((int)0xffff0000);
         for (int part = 0; part < 4; part++) {
             F sum[R][2];
-            for (int r = 0; r < R; r++)
-                for (int j = 0; j < 2; j++) sum[r][j] = first ? zero() : load(c + r * kTile + part * 16 + j * 8);
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 2; j++) sum[r][j] = first ? zero() : load(c + r * kTile + part * 16 + j * 8);
             for (int k = 0; k < words; k++) {
                 F even[2], odd[2];
-                for (int j = 0; j < 2; j++) {
+                _Pragma("GCC unroll 8") for (int j = 0; j < 2; j++) {
                     const __m256i both = _mm256_loadu_si256((const __m256i*)(w + k * 256 + part * 64 + j * 32));
                     even[j] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
                     odd[j] = _mm256_castsi256_ps(_mm256_and_si256(both, high));
                 }
-                for (int r = 0; r < R; r++) {
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                     const __m256i v = _mm256_set1_epi32(load_word(x + r * stride + k * 4));
                     const F x_even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
                     const F x_odd = _mm256_castsi256_ps(_mm256_and_si256(v, high));
-                    for (int j = 0; j < 2; j++) sum[r][j] = fma(odd[j], x_odd, fma(even[j], x_even, sum[r][j]));
+                    _Pragma("GCC unroll 8") for (int j = 0; j < 2; j++) sum[r][j] = fma(odd[j], x_odd, fma(even[j], x_even, sum[r][j]));
                 }
             }
-            for (int r = 0; r < R; r++)
-                for (int j = 0; j < 2; j++) store(c + r * kTile + part * 16 + j * 8, sum[r][j]);
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 2; j++) store(c + r * kTile + part * 16 + j * 8, sum[r][j]);
         }
     }
 };
