@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from app.models import gguf
 from app.models.checkpoint import WeightError, read_safetensors_header
 from app.models.gguf_header import read_gguf_header
 from app.quant.destination import Destination
@@ -151,6 +150,9 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
 
 
 def _gguf(file: Path) -> Iterator[StoredTensor]:
+    # Here, because the format's package is slow to import and a start from packed weights reads no GGUF.
+    from app.models import gguf
+
     header = read_gguf_header(file)
     for entry in header.tensors.values():
         if entry.name != gguf.ROPE_FACTORS:

@@ -19,12 +19,11 @@ import msgspec
 import torch
 from torch import Tensor
 
+from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
 from app.quant.destination import Destination, Tee
 from app.quant.packed import PackedBias, PackedRows
 
-LAYOUT = 1
-"""To be raised whenever packed weights come to lie otherwise in memory."""
 _MAGIC = b"tuili packed\n"
 _MAX_HEADER = 1 << 24
 _log = logging.getLogger(__name__)

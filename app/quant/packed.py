@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.linear.pack import new_packed_weight, pack_bias, pack_rows  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from app.kernels.linear.pack import new_packed_weight, pack_bias, pack_rows
 from app.kernels.types import PackedWeight
 from app.quant.destination import Destination
 

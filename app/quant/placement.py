@@ -10,6 +10,7 @@ import torch
 
 from app.kernels.types import LinearWeight, PackedWeight
 from app.quant.destination import Destination
+from app.quant.packed import NewPackedWeight
 from app.quant.plain import Int8Weight, PlainWeight
 
 
@@ -72,8 +73,6 @@ class Placement:
         # On the meta device only the size counts, which is that of plain tensors but for some padding.
         if self.packed and self.device.type != "meta":
             dtype = torch.int8 if self.format is WeightFormat.PACKED_INT8 else torch.bfloat16
-            from app.quant.packed import NewPackedWeight
-
             return NewPackedWeight(n, k, dtype=dtype, bias=bias, gate_up=gate_up)
         if self.format in (WeightFormat.INT8, WeightFormat.PACKED_INT8):
             return Int8Weight(n, k, bias=bias, device=self.device)

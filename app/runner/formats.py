@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 
 import msgspec
 import torch
@@ -29,8 +28,6 @@ def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineCo
         RunnerError: formats that do not go together, or not here.
     """
     why = dispatch.unavailable() if device.type == "cpu" else f"the model is on {device}"
-    if why is None and find_spec("app.kernels.paged_attention.cpu") is None:
-        why = "there is no native attention yet"
     native = why is None
     if config.kernels == dispatch.Mode.STRICT.value and not native:
         raise RunnerError(f"kernels = 'strict', but there are no native kernels: {why}")

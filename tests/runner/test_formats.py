@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -40,8 +39,6 @@ def native() -> None:
     dispatch.configure(Mode.AUTO, 1)
     if (why := dispatch.unavailable()) is not None:
         pytest.skip(why)
-    if find_spec("app.kernels.paged_attention.cpu") is None:
-        pytest.skip("there is no native attention yet")
 
 
 @pytest.mark.usefixtures("native")

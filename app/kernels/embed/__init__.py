@@ -26,7 +26,8 @@ def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
     """
     check_tensor("embed", "token_ids", token_ids_T, (token_ids_T.numel(),), torch.int64)
     check_tensor("embed", "table", table_VD, (table_VD.shape[0], table_VD.shape[-1]), *FLOATING)
-    check_tensor("embed", "out", out_TD, (token_ids_T.numel(), table_VD.shape[1]), table_VD.dtype)
+    dtypes = (torch.bfloat16, torch.float32) if table_VD.dtype == torch.bfloat16 else (table_VD.dtype,)
+    check_tensor("embed", "out", out_TD, (token_ids_T.numel(), table_VD.shape[1]), *dtypes)
     if native("embed", table_VD, out_TD):
         embed_cpu(token_ids_T, table_VD, out_TD)
     else:
