@@ -36,9 +36,7 @@ struct Int8Tile {
         for (int k = 0; k < words; k++) {
             __m512i weight[4];
             _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
-            if (R <= 4) {
-                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
-            }
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                 const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
                 _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
@@ -60,9 +58,7 @@ struct Bf16Tile {
         for (int k = 0; k < words; k++) {
             __m512i weight[4];
             _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
-            if (R <= 4) {
-                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
-            }
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
                 const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
                 _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) {
