@@ -69,6 +69,15 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension("app.kernels.native.libtuili", [*SHARED, *OPS], language="c++", depends=HEADERS)],
+    ext_modules=[
+        Extension(
+            "app.kernels.native.libtuili",
+            [*SHARED, *OPS],
+            language="c++",
+            depends=HEADERS,
+            # Or a build in place, an editable install among them, would fail to copy what was skipped.
+            optional=not os.environ.get("TUILI_REQUIRE_NATIVE"),
+        )
+    ],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,25 @@ def test_the_library_exports_its_own_names_alone() -> None:
     names = [line.split()[-1] for line in lines.splitlines()]
     assert names
     assert [name for name in names if not name.startswith("tuili_")] == []
+
+
+def test_without_a_compiler_it_installs_without_kernels_and_says_so(tmp_path: Path) -> None:
+    root = HERE.parents[1]
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(
+        root / "app", tmp_path / "app", ignore=lambda _, names: [n for n in names if n.endswith((".so", ".pyc"))]
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TUILI_REQUIRE_NATIVE"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"CC": "false", "CXX": "false"}, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert "installing without native CPU kernels" in done.stdout + done.stderr
+    assert not list((tmp_path / "app/kernels/native").glob("*.so"))
+    required = environment | {"CC": "false", "CXX": "false", "TUILI_REQUIRE_NATIVE": "1"}
+    assert subprocess.run(command, cwd=tmp_path, env=required, capture_output=True, timeout=60).returncode != 0
 
 
 @needs_kernels
