@@ -40,6 +40,13 @@ TUILI_INLINE void int8_to_bf16(const int8_t* p, bf16_t* out) {  // 16 of them; e
     _mm256_storeu_si256((__m256i*)out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16)));
 }
 TUILI_INLINE F keep(F v, uint32_t bits, F other) { return _mm512_mask_mov_ps(other, (__mmask16)bits, v); }
+TUILI_INLINE void store_probs(bf16_t* p, F v) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v));
+#else
+    store(p, v);
+#endif
+}
 TUILI_INLINE F lanes() {
     return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
@@ -80,6 +87,7 @@ TUILI_INLINE F keep(F v, uint32_t bits, F other) {
     const __m256i on = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), bit), bit);
     return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(on));
 }
+TUILI_INLINE void store_probs(bf16_t* p, F v) { store(p, v); }
 TUILI_INLINE F lanes() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 #endif
 
@@ -245,9 +253,11 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
     const F first = set1((float)begin), last = set1((float)end), low = set1(-__builtin_inff());
     F most = low;
     for (int i = 0; i < count; i += W) {
-        const F at = add(lanes(), set1((float)i));
         F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), set1(a.scale)) : set1(a.scale));
-        v = keep(v, ge_bits(at, first) & lt_bits(at, last), low);
+        if (i < begin || i + W > end) {
+            const F at = add(lanes(), set1((float)i));
+            v = keep(v, ge_bits(at, first) & lt_bits(at, last), low);
+        }
         store(s + i, v);
         most = max(v, most);
     }
@@ -256,10 +266,14 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
     for (int i = 0; i < count; i += W) {
         const F at = add(lanes(), set1((float)i));
         const uint32_t seen = ge_bits(at, first) & lt_bits(at, last);
+        if (seen == 0) {
+            memset(probs + i, 0, W * sizeof(bf16_t));
+            continue;
+        }
         F p = keep(exp(sub(load(s + i), set1(peak))), seen, zero());
         sums = add(sums, p);
         if (scaled) p = keep(mul(p, load(t.v_scale + i)), seen, zero());
-        store(probs + i, p);
+        store_probs(probs + i, p);
     }
     *top = peak;
     *total = hsum(sums);
