@@ -110,14 +110,15 @@ def load_model(
         WeightError: the weights do not fit the config, or cannot be read.
         RunnerError: unknown ``load_format``.
     """
-    model = _build(model_config, max_positions, placement)
-    match config.load_format:
-        case "auto":
-            _load(model, config, placement, progress)
-        case "dummy":
-            fill_dummy_weights(model.destinations(), config.seed, placement.device)
-        case other:
-            raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
+    with _one_thread() if placement.packed else contextlib.nullcontext():
+        model = _build(model_config, max_positions, placement)
+        match config.load_format:
+            case "auto":
+                _load(model, config, placement, progress)
+            case "dummy":
+                fill_dummy_weights(model.destinations(), config.seed, placement.device)
+            case other:
+                raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
     return model
 
 
@@ -133,8 +134,7 @@ def _load(
         if cache.restore(destinations):
             progress(total, total)
             return
-    with _one_thread() if placement.packed else contextlib.nullcontext():
-        load_weights(destinations, files, ignore=model.ignores, progress=progress)
+    load_weights(destinations, files, ignore=model.ignores, progress=progress)
     if cache is not None:
         cache.save(destinations)
 
