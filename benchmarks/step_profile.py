@@ -94,6 +94,7 @@ def main(model: str, rows: int, context: int, prefill: int, steps: int, settings
         "weights": [str(path) for path in files.weights],
         "num_blocks": rows * per_slot,
         "max_num_batched_tokens": max(1024, prefill, context),
+        "dtype": "auto",
         **given,
     }
     runner = make_runner(msgspec.convert(base, EngineConfig, strict=False), lambda _: None)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head
-from app.kernels.types import LinearWeight, PackedWeight
+from app.kernels.types import Act, LinearWeight, PackedWeight, StepArena
 from app.quant.destination import Destination, Tee
 from app.quant.placement import Placement
 
@@ -37,9 +37,14 @@ class LMHead:
         new = placement.new_weight(vocab_size, width, bias=False)
         self.weight, self._rows = new.weight, new.rows(0, vocab_size)
 
-    def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
-        """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``."""
-        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV)
+    def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
+        """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``; L is at most what ``arena`` began with."""
+        scratch: Act | None = None
+        if isinstance(self.weight, PackedWeight):
+            rows, width = indices_L.numel(), hidden_TD.shape[1]
+            taken = arena.take_act(width, self.weight.data.dtype, self.weight.act_format)
+            scratch = Act(taken.values[:rows], None if taken.scale is None else taken.scale[:rows])
+        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
 
     def destination(self, table_VD: Destination | None = None) -> Destination:
         """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""

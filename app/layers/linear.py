@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from app.kernels.linear import Activation, linear
 from app.kernels.types import Act, ActFormat
 from app.quant.destination import Destination
@@ -40,9 +42,9 @@ class Linear:
         """The format in which the layer wants its input."""
         return self.weight.act_format
 
-    def __call__(self, x: Act, out: Act) -> None:
-        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``."""
-        linear(x, self.weight, out, activation=self._activation)
+    def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None) -> None:
+        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``; an int8 one needs ``scratch`` of its shape."""
+        linear(x, self.weight, out, activation=self._activation, scratch=scratch)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """Where a checkpoint's ``{prefix}.{part}.weight`` and ``.bias`` go: rows of the fused tensors."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.kernels.linear import Activation
-from app.kernels.types import Act, AttentionMetadata, LayerKVCache, StepArena
+from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, StepArena
 from app.layers.attention import Attention
 from app.layers.embedding import Embedding, LMHead
 from app.layers.linear import Linear
@@ -43,6 +43,8 @@ class _Activations:
     """[T, H * E]"""
     mlp_in: Act
     """[T, D]"""
+    activated: Tensor | None
+    """[T, I] in floating point, where :attr:`gated` is int8."""
     gated: Act
     """[T, I]"""
     final: Tensor
@@ -97,7 +99,7 @@ class DecoderLayer:
         self.attention(acts.qkv, positions_T, kv, meta, acts.q, acts.attention_out)
         self.o_proj(acts.attention_out, Act(acts.delta))
         self.mlp_norm(acts.delta, acts.mlp_in, residual_TD=acts.residual)
-        self.gate_up_proj(acts.mlp_in, acts.gated)
+        self.gate_up_proj(acts.mlp_in, acts.gated, scratch=acts.activated)
         self.down_proj(acts.gated, Act(acts.delta))
 
     def destinations(self) -> dict[str, Destination]:
@@ -156,9 +158,9 @@ class LlamaForCausalLM:
         self.final_norm(acts.delta, Act(acts.final), residual_TD=acts.residual)
         return acts.final
 
-    def logits(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor) -> None:
-        """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave."""
-        self.lm_head(hidden_TD, indices_L, out_LV)
+    def logits(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
+        """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave; L is at most T."""
+        self.lm_head(hidden_TD, indices_L, out_LV, arena)
 
     def destinations(self) -> dict[str, Destination]:
         """Every weight of the checkpoint by name, and where it goes."""
@@ -180,7 +182,8 @@ class LlamaForCausalLM:
 
     def _take_activations(self, arena: StepArena) -> _Activations:
         config, dtype, layer = self._config, self._dtype, self.layers[0]
-        width, q_size = config.hidden_size, config.num_heads * config.head_dim
+        width, q_size, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
+        gated_format = layer.down_proj.act_format
         return _Activations(
             residual=arena.take(width, dtype),
             delta=arena.take(width, dtype),
@@ -189,6 +192,7 @@ class LlamaForCausalLM:
             q=arena.take(q_size, dtype),
             attention_out=arena.take_act(q_size, dtype, layer.o_proj.act_format),
             mlp_in=arena.take_act(width, dtype, layer.gate_up_proj.act_format),
-            gated=arena.take_act(config.intermediate_size, dtype, layer.down_proj.act_format),
+            activated=arena.take(inner, dtype) if gated_format is ActFormat.INT8 else None,
+            gated=arena.take_act(inner, dtype, gated_format),
             final=arena.take(width, dtype),
         )

@@ -8,6 +8,7 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.native.library import allocate
+from app.kernels.paged_attention.cpu import can_pack
 from app.kernels.types import LayerKVCache
 from app.models.config import ModelConfig
 from app.runner.device import DTYPES
@@ -100,7 +101,7 @@ def allocate_kv_cache(plan: KVCachePlan, device: torch.device) -> list[LayerKVCa
     (group,) = plan.spec.groups
     scale_shape = (plan.num_blocks, 2, group.num_kv_heads, plan.spec.block_size)
     shape, dtype = (*scale_shape, group.head_dim), KV_DTYPES[group.dtype]
-    packed = device.type == "cpu" and dtype in (torch.bfloat16, torch.int8) and dispatch.unavailable() is None
+    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype)
 
     def pages() -> LayerKVCache:
         if packed:

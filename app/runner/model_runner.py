@@ -73,12 +73,13 @@ class ModelRunner:
         self._weights = model.destinations()
         self._kv = allocate_kv_cache(plan, device)
         self._arena = StepArena(config.max_num_batched_tokens, device)
-        self._logits_LV = torch.empty(config.max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
+        max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
+        self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device)
         self._batch = InputBatch(
             num_slots=config.max_num_seqs,
             max_tokens=config.max_num_batched_tokens,
-            max_logit_rows=config.max_logit_rows,
+            max_logit_rows=max_logit_rows,
             max_model_len=plan.max_model_len,
             block_size=config.block_size,
             device=device,
@@ -108,7 +109,7 @@ class ModelRunner:
         """All kernels of a step."""
         hidden_TD = self._model.forward(inputs.token_ids, inputs.positions, self._kv, inputs.meta, self._arena)
         if logits_LV.shape[0]:
-            self._model.logits(hidden_TD, inputs.logit_indices, logits_LV)
+            self._model.logits(hidden_TD, inputs.logit_indices, logits_LV, self._arena)
         if num_samples:
             self._sampler.launch(logits_LV, num_samples, parts)
 

@@ -1,4 +1,4 @@
-"""Between kernels nothing computes: outside a kernel's ``reference.py`` a step takes only views of tensors.
+"""Between kernels nothing computes: outside a kernel's own files a step takes only views of tensors.
 
 A recorded step replays kernels alone, so an operation that slips in between would be lost without a sign.
 """
@@ -57,7 +57,7 @@ class OnlyKernelsCompute(TorchDispatchMode):
         if result is not NotImplemented:
             return result
         files = _stack_files()
-        if any(file.name == "reference.py" and KERNELS in file.parents for file in files):
+        if any(file.name in ("reference.py", "cpu.py") and KERNELS in file.parents for file in files):
             self.num_kernel_ops += 1
         elif not _is_view(func):
             self.strays.add((_caller(files), str(func)))

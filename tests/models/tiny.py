@@ -146,7 +146,7 @@ class PagedExecution:
         self._arena.begin(inputs.token_ids.numel())
         hidden = self._model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.meta, self._arena)
         logits = torch.full((inputs.logit_indices.numel(), self._vocab_size), torch.nan)
-        self._model.logits(hidden, inputs.logit_indices, logits)
+        self._model.logits(hidden, inputs.logit_indices, logits, self._arena)
         return logits
 
     def sequence(self, token_ids: Sequence[int], chunks: Sequence[int], blocks: Sequence[int], slot: int = 0) -> Tensor:

@@ -102,7 +102,8 @@ def test_auto_takes_what_the_machine_has(checkpoint: Path) -> None:
     runner = runner_of(checkpoint, device="auto", dtype="auto")
     on_gpu = torch.cuda.is_available()
     assert runner.device == ("cuda" if on_gpu else "cpu")
-    assert runner.dtype == ("bfloat16" if on_gpu or dispatch.unavailable() is None else "float32")
+    native = not on_gpu and dispatch.unavailable() is None
+    assert runner.dtype == ("bfloat16" if on_gpu or native else "float32")
     (group,) = runner.kv_cache_spec.groups
     assert group.dtype == runner.dtype
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.dispatch import fall_back
 from app.kernels.gather_lm_head.cpu import gather_lm_head_cpu
 from app.kernels.gather_lm_head.reference import gather_lm_head_reference
 from app.kernels.types import Act, LinearWeight, PackedWeight
@@ -52,6 +53,7 @@ def gather_lm_head(
     if weight.bias is not None:
         check_tensor(_OP, "weight.bias", weight.bias, (vocab_size,), *FLOATING)
     check_tensor(_OP, "out", out_LV, (indices_L.numel(), vocab_size), torch.float32)
+    fall_back("gather_lm_head", "its weight is not packed")
     gather_lm_head_reference(hidden_TD, indices_L, weight, out_LV)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_act, check_tensor
+from app.kernels.dispatch import fall_back
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
 from app.kernels.types import Act, LinearWeight, PackedWeight
@@ -70,6 +71,7 @@ def linear(
     check_act("linear", "out", out, (tokens, features // 2 if silu_mul else features))
     if residual is not None:
         check_tensor("linear", "residual", residual, (tokens, features), *FLOATING)
+    fall_back("linear", "its weight is not packed")
     linear_reference(x, weight, out, residual, silu_mul)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor
+from app.kernels.dispatch import fall_back
 from app.kernels.paged_attention.cpu import paged_attention_cpu
 from app.kernels.paged_attention.reference import paged_attention_reference
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
@@ -62,4 +63,5 @@ def paged_attention(
     if kv.packed:
         paged_attention_cpu(q, kv, meta, out, scale, sliding_window, scratch)
     else:
+        fall_back(_OP, "the pages are not packed")
         paged_attention_reference(q, kv, meta, out, scale, sliding_window)

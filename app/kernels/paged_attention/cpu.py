@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,16 @@ from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
 _OP = "paged_attention"
 _FLOATS = (torch.float32, torch.bfloat16)
+_PAGE_DTYPES = (torch.bfloat16, torch.int8)
 _MAX_HEAD_DIM = 256
 _MAX_GROUP = 128
 """Query heads of one KV head; a tile of both maxima still fits a thread's scratch."""
+
+
+def can_pack(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether native kernels take pages [num_blocks, 2, G, B, E] of that shape and dtype."""
+    block_size, head_dim = shape[3:]
+    return dtype in _PAGE_DTYPES and not block_size % 16 and not head_dim % 16 and head_dim <= _MAX_HEAD_DIM
 
 
 def check_packed_pages(op: str, kv: LayerKVCache) -> None:
@@ -23,10 +32,10 @@ def check_packed_pages(op: str, kv: LayerKVCache) -> None:
     Raises:
         ValueError: they are not.
     """
-    block_size, head_dim = kv.values.shape[3:]
-    if kv.values.dtype not in (torch.bfloat16, torch.int8):
+    if kv.values.dtype not in _PAGE_DTYPES:
         raise ValueError(f"{op}: packed kv is {kv.values.dtype}, expected torch.bfloat16 or torch.int8")
-    if block_size % 16 or head_dim % 16 or head_dim > _MAX_HEAD_DIM:
+    if not can_pack(kv.values.shape, kv.values.dtype):
+        block_size, head_dim = kv.values.shape[3:]
         raise ValueError(
             f"{op}: packed kv has blocks of {block_size} and heads of {head_dim}, "
             f"expected multiples of 16, heads up to {_MAX_HEAD_DIM}"

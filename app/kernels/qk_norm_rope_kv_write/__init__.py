@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_kv_cache, check_tensor
+from app.kernels.dispatch import fall_back
 from app.kernels.qk_norm_rope_kv_write.cpu import qk_norm_rope_kv_write_cpu
 from app.kernels.qk_norm_rope_kv_write.reference import qk_norm_rope_kv_write_reference
 from app.kernels.types import LayerKVCache
@@ -62,5 +63,8 @@ def qk_norm_rope_kv_write(
     if q_norm is not None and k_norm is not None:
         check_tensor(_OP, "q_norm", q_norm, (head_dim,), *FLOATING)
         check_tensor(_OP, "k_norm", k_norm, (head_dim,), *FLOATING)
-    write = qk_norm_rope_kv_write_cpu if kv.packed else qk_norm_rope_kv_write_reference
-    write(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
+    if kv.packed:
+        qk_norm_rope_kv_write_cpu(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
+    else:
+        fall_back(_OP, "the pages are not packed")
+        qk_norm_rope_kv_write_reference(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
