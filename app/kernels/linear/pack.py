@@ -60,8 +60,9 @@ def new_packed_weight(
         out_features,
         in_features,
         gate_up,
-        allocate((rows,), torch.float32) if dtype is torch.int8 else None,
-        allocate((rows,), torch.float32) if bias else None,
+        # Not in huge pages: each of these few kilobytes would take, and zero, two megabytes.
+        torch.zeros(rows) if dtype is torch.int8 else None,
+        torch.zeros(rows) if bias else None,
     )
 
 
