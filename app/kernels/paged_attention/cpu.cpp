@@ -4,6 +4,8 @@
 // So 16 keys' scores are one vector to which a broadcast pair of the query is multiplied, and 16 elements of the
 // output one to which a pair of probabilities is: no sums across lanes in either.
 //
+// Scores carry a factor of log2(e), so that the exponentials are powers of two.
+//
 // One order of accumulation, whatever else is in the step: positions fall into splits of 256 at absolute multiples of
 // 256; within a split scores, maximum, exponentials, their sum (lane by lane) and the weighted values (from zero, by
 // key pairs) are those of the query alone, a masked position adding exact zeros; splits are merged in ascending order.
@@ -12,6 +14,8 @@
 namespace TUILI_ISA {
 
 enum : int { SPLIT = 256, GROUP = 16, GROUPS = SPLIT / GROUP, TILE_ROWS = 48 };
+// Tiles of so few rows wait for memory, not for arithmetic.
+enum : int { FEW_ROWS = 16 };
 
 // 16 sums, and the 16 pairs of bf16 that go into them.
 #if defined(__AVX512F__)
@@ -181,6 +185,7 @@ struct Tile {
     const int32_t* table;
     int head, first, rows, heads;  // KV head; position of the first query; rows; heads of a group
     int64_t low, high;       // positions that any query sees
+    float scale;  // of the scores, times log2(e)
     float *scores, *part, *out, *top, *sum, *k_scale, *v_scale;
     bf16_t *q, *probs, *k_tiles, *v_tiles;
 };
@@ -189,6 +194,10 @@ TUILI_INLINE char* cut(char*& at, size_t bytes) {
     char* p = at;
     at += (bytes + 63) / 64 * 64;
     return p;
+}
+
+TUILI_INLINE void prefetch(const void* p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
 }
 
 // Finds or makes the tiles of groups [begin, end) of the whole sequence.
@@ -253,7 +262,7 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
     const F first = set1((float)begin), last = set1((float)end), low = set1(-__builtin_inff());
     F most = low;
     for (int i = 0; i < count; i += W) {
-        F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), set1(a.scale)) : set1(a.scale));
+        F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), set1(t.scale)) : set1(t.scale));
         if (i < begin || i + W > end) {
             const F at = add(lanes(), set1((float)i));
             v = keep(v, ge_bits(at, first) & lt_bits(at, last), low);
@@ -264,15 +273,20 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
     const float peak = hmax(most);
     F sums = zero();
     for (int i = 0; i < count; i += W) {
-        const F at = add(lanes(), set1((float)i));
-        const uint32_t seen = ge_bits(at, first) & lt_bits(at, last);
-        if (seen == 0) {
+        if (i + W <= begin || i >= end) {
             memset(probs + i, 0, W * sizeof(bf16_t));
             continue;
         }
-        F p = keep(exp(sub(load(s + i), set1(peak))), seen, zero());
-        sums = add(sums, p);
-        if (scaled) p = keep(mul(p, load(t.v_scale + i)), seen, zero());
+        F p = exp2_nonpositive(sub(load(s + i), set1(peak)));
+        if (i < begin || i + W > end || scaled) {
+            const F at = add(lanes(), set1((float)i));
+            const uint32_t seen = ge_bits(at, first) & lt_bits(at, last);
+            p = keep(p, seen, zero());
+            sums = add(sums, p);
+            if (scaled) p = keep(mul(p, load(t.v_scale + i)), seen, zero());
+        } else {
+            sums = add(sums, p);
+        }
         store_probs(probs + i, p);
     }
     *top = peak;
@@ -291,7 +305,7 @@ static void merge(const Tile& t, int m, bool first, float peak, float total) {
         return;
     }
     const float both = t.top[m] > peak ? t.top[m] : peak;
-    const F old_factor = exp(set1(t.top[m] - both)), new_factor = exp(set1(peak - both));
+    const F old_factor = exp2_nonpositive(set1(t.top[m] - both)), new_factor = exp2_nonpositive(set1(peak - both));
     for (int i = 0; i < e; i += W) store(out + i, fma(load(part + i), new_factor, mul(load(out + i), old_factor)));
     float f[W], g[W];
     store(f, old_factor);
@@ -309,7 +323,13 @@ static void split(const Tile& t, int64_t index) {
     const bf16_t *keys[GROUPS], *values[GROUPS];
     int stride;
     gather(t, begin, end, keys, values, &stride);
+    const bool fetch = t.rows <= FEW_ROWS && t.a->kv_dtype == TUILI_BF16;
     for (int i = 0; i < groups;) {
+        const int step = MAX_N >= 4 && groups - i >= 4 ? 4 : 1;
+        for (int j = i; fetch && j < i + step; j++) {
+            prefetch(values[j], (size_t)GROUP * e * sizeof(bf16_t));
+            for (int x = 0; j + 4 < groups && x < e / 2; x++) prefetch(keys[j + 4] + (int64_t)x * stride, 64);
+        }
         if (MAX_N >= 4 && groups - i >= 4) {
             score_columns<(MAX_N < 4 ? 1 : 4)>(t.q, t.rows, e, keys + i, stride, t.scores + i * GROUP);
             i += 4;
@@ -367,6 +387,7 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
     Tile t;
     t.a = &a;
     t.table = a.block_tables + (int64_t)row * a.block_table_stride;
+    t.scale = a.scale * 1.44269504f;
     t.head = (int)(chunk % a.g);
     t.heads = heads;
     t.rows = (end - begin) * heads;
