@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.kernels import dispatch
 from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
 from tests.byte_tokenizer import VOCAB_SIZE, write_byte_tokenizer
@@ -15,6 +16,14 @@ from tests.integration.server import Server, start_server
 
 LONG_TOKENS = 1500
 REFERENCE_TOKENS = 64
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Leaves how the process runs its kernels as it was: each runner that is made sets it."""
+    before = (dispatch._state.mode, dispatch._state.threads, dispatch._state.isa)
+    yield
+    dispatch.configure(*before)
 
 
 @pytest.fixture(scope="session")

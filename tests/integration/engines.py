@@ -8,11 +8,20 @@ from typing import Any
 import msgspec
 
 from app.engine.core import EngineCore
+from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.runner.model_runner import make_runner
 from app.store import ModelFiles
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+
+
+def isas() -> list[str]:
+    """The instruction sets of the native kernels that this machine runs, best first."""
+    try:
+        return list(ISAS[ISAS.index(best_isa()) :])
+    except NativeError:
+        return []
 
 
 def engine_config(files: ModelFiles, **changes: Any) -> EngineConfig:

@@ -5,7 +5,6 @@ Sampling parameters stand at their extremes as often as not; scheduler, runner a
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.engine.core import EngineCore
 from app.runner.model_runner import make_runner
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, TokenLogprobs
+from tests.integration.engines import isas
+from tests.models.tiny import make_reference, save
 
 VOCAB = 211
 NUM_SCENARIOS = 6
 WINDOW = 20
+FORMATS = {
+    "float32": {"kernels": "reference"},
+    "int8": {"quantization": "int8", "kernels": "strict"},
+    "int8, int8 pages": {"quantization": "int8", "kv_cache_dtype": "int8", "kernels": "strict"},
+    "bfloat16": {"dtype": "bfloat16", "kernels": "strict"},
+    "bfloat16, int8 pages": {"dtype": "bfloat16", "kv_cache_dtype": "int8", "kernels": "strict"},
+}
 
 
 @dataclass
@@ -41,33 +48,23 @@ class Answer:
             self.finish = (output.finish_reason, output.error.message if output.error else None)
 
 
-@pytest.fixture(params=["LlamaForCausalLM", "MistralForCausalLM"])
-def model_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A config alone; Mistral's layers see a window that ends within the second block."""
-    config = {
-        "architectures": [request.param],
-        "vocab_size": VOCAB,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "sliding_window": WINDOW,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen3_biases"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint; Mistral's layers see a window that ends within the second block."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    window = {"sliding_window": WINDOW} if request.param == "mistral" else {}
+    return save(make_reference(request.param, vocab_size=VOCAB, **shape, **window), tmp_path_factory.mktemp("model"))
 
 
-def make_engine(model_dir: Path, **limits: Any) -> EngineCore:
+def make_engine(model_dir: Path, formats: dict[str, str], **limits: Any) -> EngineCore:
     config = EngineConfig(
-        model_dir=str(model_dir), load_format="dummy", integrity_checks=True, eos_token_ids=(5, VOCAB + 1), **limits
+        model_dir=str(model_dir),
+        weights=tuple(str(file) for file in model_dir.glob("*.safetensors")),
+        integrity_checks=True,
+        eos_token_ids=(5, VOCAB + 1),
+        **{**formats, **limits},
     )
-    runner = make_runner(config, _ignore)
-    for name, weight in runner._model.destinations().items():  # dummy weights proper make all logits nearly equal
-        if isinstance(weight, torch.Tensor) and not name.endswith("norm.weight"):
-            weight.mul_(8.0)
-    return EngineCore(runner, config)
+    return EngineCore(make_runner(config, _ignore), config)
 
 
 def _ignore(progress: LoadProgress) -> None:
@@ -127,34 +124,43 @@ def answers_of(engine: EngineCore, requests: Sequence[EngineRequest], rng: rando
     return answers
 
 
-def assert_same(got: Answer, alone: Answer) -> None:
+def assert_same(got: Answer, alone: Answer, tolerance: float) -> None:
+    """Everything is the same, log-probabilities within ``tolerance``; bit for bit if that is 0."""
     assert (got.token_ids, got.finish) == (alone.token_ids, alone.finish)
+    if tolerance == 0:
+        assert (got.logprobs, got.prompt_logprobs) == (alone.logprobs, alone.prompt_logprobs)
     assert (got.prompt_logprobs is None) == (alone.prompt_logprobs is None)
     pairs = zip(got.logprobs + (got.prompt_logprobs or []), alone.logprobs + (alone.prompt_logprobs or []), strict=True)
     for one, other in pairs:
         assert (one.token_id, len(one.top)) == (other.token_id, len(other.top))
-        assert one.logprob == pytest.approx(other.logprob, abs=3e-5)
+        assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
-def test_every_answer_is_the_one_that_the_request_gets_alone(model_dir: Path) -> None:
-    reference = make_engine(model_dir, num_blocks=16, enable_prefix_caching=False)
+@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
+def test_every_answer_is_the_one_that_the_request_gets_alone(model_dir: Path, formats: dict[str, str]) -> None:
+    native = formats["kernels"] == "strict"
+    if native and not isas():
+        pytest.skip("no native kernels here")
+    reference = make_engine(model_dir, formats, num_blocks=16, enable_prefix_caching=False, threads=1)
     preemptions = hits = 0
     for seed in range(NUM_SCENARIOS):
         rng = random.Random(seed)
         requests = draw_requests(rng)
         engine = make_engine(
             model_dir,
+            formats,
             num_blocks=rng.choice([7, 8, 10, 40]),
             max_model_len=112,
             max_num_seqs=rng.randint(2, 8),
             max_num_batched_tokens=rng.choice([8, 33, 256]),
             max_logit_rows=rng.choice([8, 20, 256]),
             pipeline_depth=rng.randint(1, 3),
+            threads=1 + seed % 3 if native else 1,
         )
         answers = answers_of(engine, requests, rng)
         for request in requests:
             alone = answers_of(reference, [request], rng)[request.request_id]
-            assert_same(answers[request.request_id], alone)
+            assert_same(answers[request.request_id], alone, 0 if native else 3e-5)
         preemptions += engine.stats().preemptions_total
         hits += engine.stats().prefix_hit_tokens_total
     assert preemptions > 0
