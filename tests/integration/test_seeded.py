@@ -10,7 +10,7 @@ import pytest
 from app.engine.core import EngineCore
 from app.store import ModelFiles
 from app.types import EngineRequest, SamplingParams
-from tests.integration.engines import collect_tokens, make_engine, request, run, step_until_idle
+from tests.integration.engines import collect_tokens, isas, make_engine, request, run, step_until_idle
 
 Tokens = dict[str, list[int]]
 
@@ -21,6 +21,11 @@ SAMPLINGS = {
     "sql": SamplingParams(temperature=1.2, top_k=40, min_p=0.02),
     "chinese": SamplingParams(temperature=1.0, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2),
 }
+FORMATS = {
+    "float32": {},
+    "int8": {"quantization": "int8", "kernels": "strict"},
+    "bfloat16, int8 pages": {"dtype": "bfloat16", "kv_cache_dtype": "int8", "kernels": "strict"},
+}
 SEEDS = {"story": 7, "python": 2**64 - 1, "sql": -1, "chinese": 0}
 
 
@@ -30,9 +35,16 @@ def seeded(prompt_ids: Tokens, name: str, **fields: Any) -> EngineRequest:
     return request(name, prompt_ids[name], params, **{"seed": SEEDS[name], "cache_salt": name, **fields})
 
 
+@pytest.fixture(scope="module", params=list(FORMATS.values()), ids=list(FORMATS))
+def formats(request: pytest.FixtureRequest) -> dict[str, str]:
+    if request.param and not isas():
+        pytest.skip("no native kernels here")
+    return dict(request.param)
+
+
 @pytest.fixture(scope="module")
-def engine(smollm2: ModelFiles) -> EngineCore:
-    return make_engine(smollm2)
+def engine(smollm2: ModelFiles, formats: dict[str, str]) -> EngineCore:
+    return make_engine(smollm2, **formats)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +77,12 @@ def test_batched_with_others(engine: EngineCore, prompt_ids: Tokens, alone: Toke
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_preempted_and_chunked(smollm2: ModelFiles, prompt_ids: Tokens, alone: Tokens, depth: int) -> None:
+def test_preempted_and_chunked(
+    smollm2: ModelFiles, formats: dict[str, str], prompt_ids: Tokens, alone: Tokens, depth: int
+) -> None:
     engine = make_engine(
         smollm2,
+        **formats,
         num_blocks=7,
         max_model_len=96,
         max_num_batched_tokens=8,
