@@ -358,3 +358,5 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[RowOutput]
     replayed: bool = False
     """The step was a recording's, run as one call."""
+    kernel_seconds: float = 0.0
+    """Time that its kernels ran; on a GPU, that launching them took."""

@@ -8,22 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 from app.kernels import dispatch
 from app.kernels.native.program import Program
-
-
-@dataclass(frozen=True, slots=True)
-class StepSize:
-    """What changes between the replays of one recording."""
-
-    tokens: int
-    rows: int
-    logits: int
-    samples: int
-    max_seq_len: int
-    max_query_len: int
 
 
 class StepGraphs:
@@ -36,7 +23,8 @@ class StepGraphs:
     def __init__(self, compute: Callable[[Hashable], None]) -> None:
         self._compute = compute
         self._programs: dict[Hashable, Program] = {}
-        self._op_ns: ctypes.Array[ctypes.c_uint64] | None = None
+        self.op_ns: ctypes.Array[ctypes.c_uint64] | None = None
+        """Gains each op's nanoseconds while a step is profiled."""
 
     def capture(self, variant: Hashable) -> Program:
         """The recording of a variant, made when first asked for.
@@ -51,20 +39,8 @@ class StepGraphs:
             program = self._programs[variant] = Program(dispatch.pool(), calls, dispatch.isa())
         return program
 
-    def replay(self, variant: Hashable, size: StepSize) -> None:
-        """Runs a step of that size on what the buffers hold."""
-        self.capture(variant).run(
-            tokens=size.tokens,
-            rows=size.rows,
-            logits=size.logits,
-            samples=size.samples,
-            max_seq_len=size.max_seq_len,
-            max_query_len=size.max_query_len,
-            op_ns=self._op_ns,
-        )
-
     def profile(self, variant: Hashable) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
         """Names of a variant's ops, and their nanoseconds from here on; no other variant may be replayed any more."""
         names = self.capture(variant).names
-        self._op_ns = (ctypes.c_uint64 * len(names))()
-        return names, self._op_ns
+        self.op_ns = (ctypes.c_uint64 * len(names))()
+        return names, self.op_ns

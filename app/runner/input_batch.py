@@ -6,7 +6,9 @@ T tokens of a step, R rows (sequences) of a step, L rows of logits, S slots, B b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from app.kernels.types import AttentionMetadata
 from app.runner.errors import RunnerError
 from app.runner.staging import StagedBuffer
 from app.types import ScheduledRow, SchedulerOutput
+
+_BEYOND_BLOCKS = "a row's tokens reach beyond the blocks of its slot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +36,28 @@ class StepInputs:
     meta: AttentionMetadata
 
 
-class BlockTables:
-    """Blocks of every slot's sequence, [S, max_blocks]."""
+class StepExtent(NamedTuple):
+    """The largest of a step's rows."""
 
-    def __init__(self, num_slots: int, max_blocks: int) -> None:
+    max_query_len: int
+    max_seq_len: int
+
+
+class BlockTables:
+    """Blocks of every slot's sequence: an array [S, max_blocks], and the same as lists, quicker to read singly."""
+
+    def __init__(self, num_slots: int, max_blocks: int, block_size: int) -> None:
         self.array = np.zeros((num_slots, max_blocks), dtype=np.int32)
-        self.lengths = np.zeros(num_slots, dtype=np.int64)
+        self.lists: list[list[int]] = [[] for _ in range(num_slots)]
+        self._block_size = block_size
+
+    def capacities(self, slots: NDArray[np.int_]) -> NDArray[np.int_]:
+        """Tokens that the blocks of each of these slots hold."""
+        return np.array([len(self.lists[slot]) for slot in slots]) * self._block_size
 
     def clear(self, slot: int) -> None:
         """Empties a slot's table."""
-        self.lengths[slot] = 0
+        self.lists[slot].clear()
 
     def append(self, slot: int, block_ids: list[int]) -> None:
         """Adds blocks at the end of a slot's table.
@@ -49,12 +65,12 @@ class BlockTables:
         Raises:
             RunnerError: more blocks than the longest sequence has.
         """
-        start = int(self.lengths[slot])
-        end = start + len(block_ids)
+        table = self.lists[slot]
+        start, end = len(table), len(table) + len(block_ids)
         if end > self.array.shape[1]:
             raise RunnerError(f"slot {slot} was given {end} blocks, its table holds {self.array.shape[1]}")
+        table += block_ids
         self.array[slot, start:end] = block_ids
-        self.lengths[slot] = end
 
 
 class InputBatch:
@@ -75,7 +91,7 @@ class InputBatch:
         self._max_model_len = max_model_len
         self._max_tokens = max_tokens
         self._max_logit_rows = max_logit_rows
-        self._tables = BlockTables(num_slots, max_blocks)
+        self._tables = BlockTables(num_slots, max_blocks, block_size)
         self._arange = np.arange(max_tokens + 1)
         self._token_ids = StagedBuffer((max_tokens,), torch.int64, device)
         self._positions = StagedBuffer((max_tokens,), torch.int64, device)
@@ -86,9 +102,38 @@ class InputBatch:
         self._block_tables = StagedBuffer((num_slots, max_blocks), torch.int32, device)
         self._carried_tokens = StagedBuffer((num_slots,), torch.int64, device)
         self._carried_slots = StagedBuffer((num_slots,), torch.int64, device)
+        self._num_carried = 0
+        self._decoding: list[int] = []
+        """Slots of the step before if it was a decode alone."""
+        self._decoding_width = 0
+        """Blocks of each row that the kernels' tables hold."""
 
     def prepare(self, step: SchedulerOutput, last_token_S: Tensor) -> StepInputs:
-        """Binds the step's slots, appends its blocks and fills the buffers.
+        """:meth:`fill`, and the filled part of the buffers as tensors, on the device.
+
+        Raises:
+            RunnerError: as :meth:`fill`.
+        """
+        extent = self.fill(step, last_token_S)
+        token_ids = self._token_ids.upload(step.num_tokens)
+        if self._num_carried:
+            # On a device that is not the host only the device knows them.
+            carried = last_token_S.index_select(0, self._carried_slots.upload(self._num_carried))
+            token_ids.index_copy_(0, self._carried_tokens.upload(self._num_carried), carried)
+        num_rows = len(step.rows)
+        meta = AttentionMetadata(
+            query_start_loc=self._query_start_loc.upload(num_rows + 1),
+            seq_lens=self._seq_lens.upload(num_rows),
+            block_tables=self._block_tables.upload(num_rows),
+            slot_mapping=self._slot_mapping.upload(step.num_tokens),
+            max_query_len=extent.max_query_len,
+            max_seq_len=extent.max_seq_len,
+        )
+        indices = self._logit_indices.upload(step.num_logit_rows)
+        return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
+
+    def fill(self, step: SchedulerOutput, last_token_S: Tensor) -> StepExtent:
+        """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.
 
         Args:
             last_token_S: [S] int64, the token that each slot sampled last: the input of rows without host tokens.
@@ -100,17 +145,57 @@ class InputBatch:
         rows = step.rows
         for init in step.slots:
             self._tables.clear(init.slot)
+        moved = bool(step.slots)
         for row in rows:
             if row.new_block_ids and row.new_block_ids[0]:
                 self._tables.append(row.slot, row.new_block_ids[0])
+                moved = True
+        if step.num_tokens == len(rows) == step.num_logit_rows:
+            return self._fill_decode(rows, last_token_S, moved=moved)
+        self._decoding = []
         slots = np.array([row.slot for row in rows])
         starts = np.array([row.start for row in rows])
         counts = np.array([row.num_tokens for row in rows])
         ends = np.cumsum(counts)
-        meta = self._fill_metadata(slots, starts, counts, ends)
-        token_ids = self._fill_token_ids(rows, ends - counts, last_token_S)
-        indices = self._fill_logit_indices(rows, ends, counts)
-        return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
+        extent = self._fill_metadata(slots, starts, counts, ends)
+        self._fill_token_ids(rows, (ends - counts).tolist(), last_token_S)
+        self._fill_logit_indices(rows, ends, counts)
+        return extent
+
+    def _fill_decode(self, rows: list[ScheduledRow], last_token_S: Tensor, *, moved: bool) -> StepExtent:
+        """A step of one token and one row of logits a row, which is nearly every step: as few calls as can be.
+
+        What depends on the rows' slots alone is kept from the step before when they are the same.
+
+        Args:
+            moved: block tables have changed since then.
+        """
+        num_rows, size = len(rows), self._block_size
+        slots, starts = [row.slot for row in rows], [row.start for row in rows]
+        same = slots == self._decoding
+        longest = max(starts) + 1
+        if longest > self._max_model_len:
+            raise RunnerError(_too_long(longest, self._max_model_len))
+        tables = self._tables.lists
+        try:
+            mapping = [
+                tables[slot][start // size] * size + start % size for slot, start in zip(slots, starts, strict=True)
+            ]
+        except IndexError:
+            raise RunnerError(_BEYOND_BLOCKS) from None
+        self._positions.array[:num_rows] = starts
+        self._seq_lens.array[:num_rows] = [start + 1 for start in starts]
+        self._slot_mapping.array[:num_rows] = mapping
+        if not same:
+            self._query_start_loc.array[: num_rows + 1] = self._arange[: num_rows + 1]
+            self._logit_indices.array[:num_rows] = self._arange[:num_rows]
+        width = -(-longest // size)
+        if moved or not same or width > self._decoding_width:
+            self._block_tables.array[:num_rows, :width] = self._tables.array[slots, :width]
+            self._decoding_width = width
+        self._fill_token_ids(rows, range(num_rows), last_token_S)
+        self._decoding = slots
+        return StepExtent(max_query_len=1, max_seq_len=longest)
 
     def whole(self) -> StepInputs:
         """The buffers at their full size: what a recording of a step reads, whatever the step's own size."""
@@ -134,53 +219,52 @@ class InputBatch:
 
     def _fill_metadata(
         self, slots: NDArray[np.int_], starts: NDArray[np.int_], counts: NDArray[np.int_], ends: NDArray[np.int_]
-    ) -> AttentionMetadata:
+    ) -> StepExtent:
         num_rows, num_tokens = len(slots), int(ends[-1])
         seq_lens = starts + counts
-        if (seq_lens > self._tables.lengths[slots] * self._block_size).any():
-            raise RunnerError("a row's tokens reach beyond the blocks of its slot")
-        if seq_lens.max() > self._max_model_len:
-            raise RunnerError(f"a sequence of {seq_lens.max()} tokens, the longest may have {self._max_model_len}")
+        max_seq_len = int(seq_lens.max())
+        if (seq_lens > self._tables.capacities(slots)).any():
+            raise RunnerError(_BEYOND_BLOCKS)
+        if max_seq_len > self._max_model_len:
+            raise RunnerError(_too_long(max_seq_len, self._max_model_len))
         row_of_token = np.repeat(self._arange[:num_rows], counts)
         positions = self._arange[:num_tokens] + (starts - (ends - counts))[row_of_token]
-        width = -(-int(seq_lens.max()) // self._block_size)
+        width = -(-max_seq_len // self._block_size)
         tables = self._tables.array[slots, :width]
         blocks = tables[row_of_token, positions // self._block_size].astype(np.int64)
         self._positions.array[:num_tokens] = positions
         self._slot_mapping.array[:num_tokens] = blocks * self._block_size + positions % self._block_size
+        self._query_start_loc.array[0] = 0
         self._query_start_loc.array[1 : num_rows + 1] = ends
         self._seq_lens.array[:num_rows] = seq_lens
         self._block_tables.array[:num_rows, :width] = tables
-        return AttentionMetadata(
-            query_start_loc=self._query_start_loc.upload(num_rows + 1),
-            seq_lens=self._seq_lens.upload(num_rows),
-            block_tables=self._block_tables.upload(num_rows),
-            slot_mapping=self._slot_mapping.upload(num_tokens),
-            max_query_len=int(counts.max()),
-            max_seq_len=int(seq_lens.max()),
-        )
+        return StepExtent(max_query_len=int(counts.max()), max_seq_len=max_seq_len)
 
-    def _fill_token_ids(self, rows: list[ScheduledRow], begins: NDArray[np.int_], last_token_S: Tensor) -> Tensor:
-        buffer, num_carried = self._token_ids.array, 0
-        for row, begin in zip(rows, begins.tolist(), strict=True):
+    def _fill_token_ids(self, rows: list[ScheduledRow], begins: Sequence[int], last_token_S: Tensor) -> None:
+        """Token ids that the host knows; on a CPU, where it sees what was sampled last, all of them."""
+        buffer = self._token_ids.array
+        last = last_token_S.numpy() if last_token_S.device.type == "cpu" else None
+        self._num_carried = 0
+        for row, begin in zip(rows, begins, strict=True):
             if row.token_ids is not None:
                 buffer[begin : begin + row.num_tokens] = row.token_ids
                 continue
             if row.num_tokens != 1:
                 raise RunnerError(f"slot {row.slot} carries one sampled token over, not {row.num_tokens}")
-            self._carried_tokens.array[num_carried] = begin
-            self._carried_slots.array[num_carried] = row.slot
-            num_carried += 1
-        token_ids = self._token_ids.upload(int(begins[-1]) + rows[-1].num_tokens)
-        if num_carried:
-            carried = last_token_S.index_select(0, self._carried_slots.upload(num_carried))
-            token_ids.index_copy_(0, self._carried_tokens.upload(num_carried), carried)
-        return token_ids
+            if last is not None:
+                buffer[begin] = last[row.slot]
+                continue
+            self._carried_tokens.array[self._num_carried] = begin
+            self._carried_slots.array[self._num_carried] = row.slot
+            self._num_carried += 1
 
-    def _fill_logit_indices(self, rows: list[ScheduledRow], ends: NDArray[np.int_], counts: NDArray[np.int_]) -> Tensor:
+    def _fill_logit_indices(self, rows: list[ScheduledRow], ends: NDArray[np.int_], counts: NDArray[np.int_]) -> None:
         wanted = counts - np.array([row.logits_start for row in rows])
         total = int(wanted.sum())
         # Each row's wanted tokens are its last ones: ends - wanted .. ends.
         offsets = np.cumsum(wanted) - wanted
         self._logit_indices.array[:total] = np.repeat(ends - wanted - offsets, wanted) + np.arange(total)
-        return self._logit_indices.upload(total)
+
+
+def _too_long(length: int, longest: int) -> str:
+    return f"a sequence of {length} tokens, the longest may have {longest}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from app.models.llama import LlamaForCausalLM
 from app.runner.device import choose_device, choose_threads, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.runner.graph import StepGraphs, StepSize
+from app.runner.graph import StepGraphs
 from app.runner.input_batch import InputBatch, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from app.runner.loading import Phases, check_memory, load_model, read_model_config
-from app.runner.sampler import PendingSample, SampleParts, Sampler
+from app.runner.sampler import PendingSample, SampleParts, Sampler, StagedSamples
 from app.types import (
     EngineConfig,
     KVCacheSpec,
@@ -49,6 +50,7 @@ class StepHandle:
     """None: no token of the step needed logits."""
     num_rows: int
     replayed: bool
+    kernel_seconds: float
 
 
 class ModelRunner:
@@ -168,7 +170,6 @@ class ModelRunner:
         """Where the model runs."""
         return self._device
 
-    @torch.inference_mode()
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step of at least one row.
 
@@ -176,24 +177,37 @@ class ModelRunner:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
         """
         self._sampler.bind(step.slots)
-        inputs = self._batch.prepare(step, self._sampler.last_token)
         staged = self._sampler.stage(step.rows)
-        logits_LV, num_samples = self._logits_LV[: step.num_logit_rows], len(staged.sampled)
-        if self._graphs is not None:
-            size = StepSize(
-                tokens=step.num_tokens,
-                rows=len(step.rows),
-                logits=step.num_logit_rows,
-                samples=num_samples,
-                max_seq_len=inputs.meta.max_seq_len,
-                max_query_len=inputs.meta.max_query_len,
-            )
-            self._graphs.replay(staged.parts.recordable(), size)
-        else:
-            self._arena.begin(step.num_tokens)
-            self._compute(inputs, logits_LV, num_samples, staged.parts)
-        pending = self._sampler.finish(logits_LV, staged) if step.num_logit_rows else None
-        return StepHandle(pending, len(step.rows), replayed=self._graphs is not None)
+        seconds = (
+            self._compute_eagerly(step, staged) if self._graphs is None else self._replay(self._graphs, step, staged)
+        )
+        pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
+        return StepHandle(pending, len(step.rows), replayed=self._graphs is not None, kernel_seconds=seconds)
+
+    def _replay(self, graphs: StepGraphs, step: SchedulerOutput, staged: StagedSamples) -> float:
+        """Computes the step by its recording, and returns the seconds that this took."""
+        extent = self._batch.fill(step, self._sampler.last_token)
+        program = graphs.capture(staged.recordable)
+        started = time.perf_counter()
+        program.run(
+            tokens=step.num_tokens,
+            rows=len(step.rows),
+            logits=step.num_logit_rows,
+            samples=len(staged.sampled),
+            max_seq_len=extent.max_seq_len,
+            max_query_len=extent.max_query_len,
+            op_ns=graphs.op_ns,
+        )
+        return time.perf_counter() - started
+
+    @torch.inference_mode()
+    def _compute_eagerly(self, step: SchedulerOutput, staged: StagedSamples) -> float:
+        """Computes the step op by op, and returns the seconds that this took (on a GPU: to launch it)."""
+        inputs = self._batch.prepare(step, self._sampler.last_token)
+        started = time.perf_counter()
+        self._arena.begin(step.num_tokens)
+        self._compute(inputs, self._logits_LV[: step.num_logit_rows], len(staged.sampled), staged.parts)
+        return time.perf_counter() - started
 
     def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
         """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.
@@ -205,12 +219,10 @@ class ModelRunner:
             raise RunnerError("steps of this model are not recorded here")
         return self._graphs.profile(_PLAIN.recordable())
 
-    @torch.inference_mode()
     def collect(self, handle: StepHandle) -> StepResult:
         """Waits for a step's result, one output a row."""
-        if handle.pending is None:
-            return StepResult(rows=[RowOutput() for _ in range(handle.num_rows)], replayed=handle.replayed)
-        return StepResult(rows=handle.pending.result(), replayed=handle.replayed)
+        rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
+        return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
 
 
 def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> ModelRunner:

@@ -102,12 +102,18 @@ class StagedSamples:
 
     rows: Sequence[ScheduledRow]
     slots: NDArray[np.int64]
-    """[rows of the step]"""
+    """[sampled rows]"""
     ends: NDArray[np.int64]
     """[rows of the step]: end of each row's logits."""
     sampled: list[int]
     """Which rows sample."""
     parts: SampleParts
+    recordable: SampleParts
+    """``parts.recordable()``."""
+    reported: list[int]
+    """Which of the samples want log-probabilities."""
+    masked_below: int
+    """No sample at this position or above has tokens masked by ``min_tokens``."""
 
 
 class _Reports:
@@ -149,8 +155,8 @@ class PendingSample:
     num_rows: int
     sampled_rows: list[int]
     """Which rows the tokens belong to."""
-    token_ids: Tensor
-    failed: Tensor
+    token_ids: Tensor | NDArray[np.int64]
+    failed: Tensor | NDArray[np.bool_]
     reports: _Reports | None
     reported_rows: list[int]
     prompt_reports: _Reports | None
@@ -159,8 +165,12 @@ class PendingSample:
 
     def result(self) -> list[RowOutput]:
         """Waits for the device: one output a row of the step."""
-        tokens = dict(zip(self.sampled_rows, self.token_ids.tolist(), strict=True))
-        failed = {row for row, bad in zip(self.sampled_rows, self.failed.tolist(), strict=True) if bad}
+        token_ids, failures = self.token_ids.tolist(), self.failed.tolist()
+        plain = self.reports is None and self.prompt_reports is None and len(token_ids) == self.num_rows
+        if plain and not any(failures):
+            return [RowOutput(token_ids=[token_id]) for token_id in token_ids]
+        tokens = dict(zip(self.sampled_rows, token_ids, strict=True))
+        failed = {row for row, bad in zip(self.sampled_rows, failures, strict=True) if bad}
         reports = dict(zip(self.reported_rows, self.reports.result(), strict=True)) if self.reports else {}
         prompts: dict[int, list[TokenLogprobs]] = {}
         if self.prompt_reports:
@@ -205,6 +215,11 @@ class Sampler:
         ]
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._failed = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        on_host = device.type == "cpu"
+        self._host_tokens = self._tokens.numpy() if on_host else None
+        self._host_failed = self._failed.numpy() if on_host else None
+        self._decoding: tuple[list[int], StagedSamples] | None = None
+        """Slots and samples of the step before if each row had one sample, and none was bound since."""
         shape = (num_slots, vocab_size)
         self._prompt_mask = _VocabTable(shape, torch.bool, device)
         self._output_counts = _VocabTable(shape, torch.int32, device)
@@ -218,6 +233,8 @@ class Sampler:
 
     def bind(self, slots: Sequence[SlotInit]) -> None:
         """Binds slots to new or resumed requests; whatever they held before is gone."""
+        if slots:
+            self._decoding = None
         for init in slots:
             self._bind(init)
 
@@ -233,7 +250,7 @@ class Sampler:
         ints[_Int.SEED] = np.uint64(init.seed & _UNSIGNED_64).astype(np.int64)
         ints[_Int.SAMPLE_INDEX] = init.sample_index
         ints[_Int.TOP_K] = min(params.top_k, self._vocab_size)
-        ints[_Int.MIN_LEN] = init.prompt_len + params.min_tokens if init.stop_token_ids else 0
+        ints[_Int.MIN_LEN] = init.prompt_len + params.min_tokens if params.min_tokens and init.stop_token_ids else 0
         ints[_Int.BIASED] = bool(params.logit_bias)
         ints[_Int.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
         ints[_Int.PROMPT_LOGPROBS] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
@@ -272,14 +289,27 @@ class Sampler:
         Raises:
             RunnerError: a row asks for more than one sample, or its logprob targets do not match its positions.
         """
+        slots = [row.slot for row in rows]
+        positions = [row.start + row.num_tokens for row in rows if row.num_samples]
+        decodes = all(_is_decode(row) for row in rows)
+        if decodes and self._decoding is not None and slots == self._decoding[0]:
+            staged = self._decoding[1]
+            if min(positions) >= staged.masked_below:
+                self._positions.array[: len(slots)] = positions
+                return staged  # all else is as it was
         for row in rows:
             _check_row(row)
-        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        staged = self._stage(rows, np.array(slots, dtype=np.int64), np.array(positions, dtype=np.int64))
+        self._decoding = (slots, staged) if decodes and not staged.parts.min_tokens else None
+        return staged
+
+    def _stage(
+        self, rows: Sequence[ScheduledRow], slots: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> StagedSamples:
         ends = np.cumsum([row.num_tokens - row.logits_start for row in rows])
         sampled = [index for index, row in enumerate(rows) if row.num_samples]
         count = len(sampled)
         own = slots[sampled]
-        positions = np.array([rows[index].start + rows[index].num_tokens for index in sampled], dtype=np.int64)
         floats, ints = np.take(self._floats, own, axis=1), np.take(self._ints, own, axis=1)
         self._logit_rows.array[:count] = ends[sampled] - 1
         self._slots.array[:count] = own
@@ -290,18 +320,19 @@ class Sampler:
             buffer.array[:count] = values
         for buffer, values in zip(self._row_ints, ints, strict=False):
             buffer.array[:count] = values
-        penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
-        parts = SampleParts(
-            top_k=bool(ints[_Int.TOP_K].any()),
-            top_p=bool((floats[_Float.TOP_P] < 1).any()),
-            min_p=bool(floats[_Float.MIN_P].any()),
-            penalties=bool(penalized.any()),
-            min_tokens=bool(active.any()),
-            logit_bias=bool(ints[_Int.BIASED].any()),
-        )
+        parts = _parts(floats, ints, active)
         if parts.penalties:
             self._output_counts.touch(own.tolist())
-        return StagedSamples(rows, slots, ends, sampled, parts)
+        return StagedSamples(
+            rows=rows,
+            slots=own,
+            ends=ends,
+            sampled=sampled,
+            parts=parts,
+            recordable=parts.recordable(),
+            reported=np.flatnonzero(ints[_Int.LOGPROBS] >= 0).tolist(),
+            masked_below=int(ints[_Int.MIN_LEN].max(initial=0)),
+        )
 
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
         """Samples the ``count`` staged rows and notes their tokens; does not wait for the device.
@@ -316,25 +347,27 @@ class Sampler:
 
     def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
         """Starts the log-probabilities that were asked for. ``logits_LV`` may be overwritten once this returns."""
-        sampled = staged.sampled
-        count = len(sampled)
-        reports: _Reports | None = None
-        reported: list[int] = []
-        # Copies: the next step writes to the same buffers.
-        tokens, failed = self._tokens[:count].clone(), self._failed[:count].clone()
-        if sampled:
-            reports, reported = self._report_samples(logits_LV, tokens, staged.slots[sampled])
-        prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
+        sampled, count = staged.sampled, len(staged.sampled)
+        tokens, failed = self._results(count)
+        prompt_reports, prompt_rows = None, list[int]()
+        if any(row.logprob_targets for row in staged.rows):
+            prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
         return PendingSample(
             num_rows=len(staged.rows),
             sampled_rows=sampled,
             token_ids=tokens,
             failed=failed,
-            reports=reports,
-            reported_rows=[sampled[index] for index in reported],
+            reports=self._report_samples(logits_LV, staged) if staged.reported else None,
+            reported_rows=[sampled[index] for index in staged.reported],
             prompt_reports=prompt_reports,
             prompt_rows=prompt_rows,
         )
+
+    def _results(self, count: int) -> tuple[Tensor | NDArray[np.int64], Tensor | NDArray[np.bool_]]:
+        """Copies: the next step writes to the same buffers."""
+        if self._host_tokens is None or self._host_failed is None:
+            return self._tokens[:count].clone(), self._failed[:count].clone()
+        return self._host_tokens[:count].copy(), self._host_failed[:count].copy()
 
     def _params(self, count: int, parts: SampleParts) -> SampleParams:
         seeds, sample_indices, top_k = (buffer.upload(count) for buffer in self._row_ints)
@@ -363,23 +396,21 @@ class Sampler:
             output_counts=self._output_counts.require(),
         )
 
-    def _report_samples(
-        self, logits_LV: Tensor, tokens: Tensor, slots: NDArray[np.int64]
-    ) -> tuple[_Reports | None, list[int]]:
-        """Log-probabilities of sampled tokens, and which of the samples they are."""
-        num_top = self._ints[_Int.LOGPROBS, slots]
-        (wanted,) = np.nonzero(num_top >= 0)
-        if not wanted.size:
-            return None, []
-        wanted_R = torch.from_numpy(wanted).to(self._device)
-        chosen = tokens.index_select(0, wanted_R)
-        logit_rows = self._logit_rows.upload(len(slots)).index_select(0, wanted_R)
-        reports = _Reports(logits_LV, logit_rows, chosen, num_top[wanted].tolist())
-        return reports, wanted.tolist()
+    @torch.inference_mode()
+    def _report_samples(self, logits_LV: Tensor, staged: StagedSamples) -> _Reports:
+        """Log-probabilities of the sampled tokens that want them."""
+        wanted_R = torch.from_numpy(np.array(staged.reported)).to(self._device)
+        count = len(staged.sampled)
+        chosen = self._tokens[:count].index_select(0, wanted_R)
+        logit_rows = self._logit_rows.upload(count).index_select(0, wanted_R)
+        return _Reports(
+            logits_LV, logit_rows, chosen, self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist()
+        )
 
+    @torch.inference_mode()
     def _report_prompts(
         self, logits_LV: Tensor, rows: Sequence[ScheduledRow], ends: NDArray[np.int64]
-    ) -> tuple[_Reports | None, list[int]]:
+    ) -> tuple[_Reports, list[int]]:
         """Log-probabilities of prompt tokens, and the row of each."""
         targets: list[int] = []
         logit_rows: list[int] = []
@@ -392,9 +423,25 @@ class Sampler:
             logit_rows += range(first, first + count)
             num_top += [max(0, int(self._ints[_Int.PROMPT_LOGPROBS, row.slot]))] * count
             owners += [index] * count
-        if not targets:
-            return None, []
         return _Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top), owners
+
+
+def _is_decode(row: ScheduledRow) -> bool:
+    """One token, one row of logits, one sample."""
+    return row.num_tokens == row.num_samples == 1 and row.logits_start == 0 and not row.logprob_targets
+
+
+def _parts(floats: NDArray[np.float32], ints: NDArray[np.int64], active: NDArray[np.bool_]) -> SampleParts:
+    """What the sampled rows' parameters, [parameter, R], ask for."""
+    penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
+    return SampleParts(
+        top_k=bool(ints[_Int.TOP_K].any()),
+        top_p=bool((floats[_Float.TOP_P] < 1).any()),
+        min_p=bool(floats[_Float.MIN_P].any()),
+        penalties=bool(penalized.any()),
+        min_tokens=bool(active.any()),
+        logit_bias=bool(ints[_Int.BIASED].any()),
+    )
 
 
 def _check_row(row: ScheduledRow) -> None:
