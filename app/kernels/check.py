@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.types import Act, LayerKVCache
+from app.kernels.types import Act, LayerKVCache, num_groups
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,7 +25,8 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], *dt
 
 
 def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:
-    """Checks that ``act`` is [T, K] ``shape``: floating without a scale, or int8 with an fp32 scale [T].
+    """Checks that ``act`` is [T, K] ``shape``: floating without a scale, or int8 with fp32 scales
+    [T, groups of K].
 
     Raises:
         ValueError: it is not.
@@ -34,7 +35,7 @@ def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:
         check_tensor(op, name, act.values, shape, *FLOATING)
     else:
         check_tensor(op, name, act.values, shape, torch.int8)
-        check_tensor(op, f"{name}.scale", act.scale, shape[:1], torch.float32)
+        check_tensor(op, f"{name}.scale", act.scale, (shape[0], num_groups(shape[1])), torch.float32)
 
 
 def check_kv_cache(op: str, kv: LayerKVCache, head_dim: int) -> None:

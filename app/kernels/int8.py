@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from app.kernels.types import Act
+from app.kernels.types import ACT_GROUP, Act, num_groups
 
 INT8_MAX = 127
 
@@ -23,11 +24,18 @@ def quantize(x: Tensor, scale_dtype: torch.dtype = torch.float32) -> tuple[Tenso
     return (x / divisor).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
+def quantize_groups(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantises each group of [T, K] on its own. Returns int8 [T, K] and fp32 scales [T, groups]."""
+    padding = num_groups(x.shape[1]) * ACT_GROUP - x.shape[1]
+    values, scale = quantize(F.pad(x, (0, padding)).unflatten(1, (-1, ACT_GROUP)))
+    return values.flatten(1)[:, : x.shape[1]].contiguous(), scale
+
+
 def store_act(x: Tensor, out: Act) -> None:
     """Writes fp32 ``x`` [T, K] to ``out`` in the format of ``out``, rounding once."""
     if out.scale is None:
         out.values.copy_(x)
         return
-    values, scale = quantize(x)
+    values, scale = quantize_groups(x)
     out.values.copy_(values)
     out.scale.copy_(scale)

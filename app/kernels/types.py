@@ -12,18 +12,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ACT_GROUP = 64
+"""Neighbouring elements of an int8 activation that share a scale. One scale a token would be set by the few channels
+whose values are ten times the others': measured on SmolLM2-135M, that costs 3.7 % of perplexity, groups 0.2 %."""
+
+
+def num_groups(width: int) -> int:
+    """Scales of an int8 activation of ``width`` elements; the last group may be shorter."""
+    return -(-width // ACT_GROUP)
+
 
 class ActFormat(enum.Enum):
     """The format in which a linear layer wants its input."""
 
     FLOAT = "float"
     INT8 = "int8"
-    """Per-token symmetric int8 with an fp32 scale."""
+    """Symmetric int8 with an fp32 scale for every 64 neighbours of a token (``ACT_GROUP``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` [T] fp32."""
+    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` [T, K / 64] fp32."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -152,7 +161,7 @@ class StepArena:
         """An :class:`Act` [T, width] in the format that its consumer asks for."""
         if fmt is ActFormat.FLOAT:
             return Act(self.take(width, dtype))
-        return Act(self.take(width, torch.int8), self.take(1, torch.float32).view(-1))
+        return Act(self.take(width, torch.int8), self.take(num_groups(width), torch.float32))
 
     def nbytes(self) -> int:
         """Bytes held by the buffers handed out so far."""

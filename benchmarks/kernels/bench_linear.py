@@ -9,7 +9,7 @@ from app.kernels.dispatch import Dim
 from app.kernels.linear.cpu import linear_call
 from app.kernels.linear.pack import new_packed_weight, pack_rows
 from app.kernels.native.program import Program
-from app.kernels.types import Act, PackedWeight
+from app.kernels.types import Act, PackedWeight, num_groups
 from benchmarks.kernels.measure import PAST_CACHES, parser, report, seconds, shares
 
 SHAPES = {
@@ -60,7 +60,7 @@ def measure(name: str, kind: str, copies: list[PackedWeight], tokens: int, repea
     n, k = SHAPES[name]
     x = Act(torch.randn(tokens, k).bfloat16())
     if kind == "int8":
-        x = Act(torch.randint(-127, 128, (tokens, k), dtype=torch.int8), torch.ones(tokens))
+        x = Act(torch.randint(-127, 128, (tokens, k), dtype=torch.int8), torch.ones(tokens, num_groups(k)))
     silu_mul = copies[0].gate_up
     out = torch.empty(tokens, n // 2 if silu_mul else n)
     used = copies[: max(1, int(_OPERATIONS_A_RUN / (2 * tokens * n * k)))]

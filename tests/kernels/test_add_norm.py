@@ -5,8 +5,17 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from app.kernels.add_norm import add_norm
-from app.kernels.types import Act
-from tests.kernels.util import INT8_TOLERANCE, TOLERANCE, dequantize, poisoned, poisoned_act, randn, relative_error
+from app.kernels.types import ACT_GROUP, Act
+from tests.kernels.util import (
+    INT8_TOLERANCE,
+    TOLERANCE,
+    dequantize,
+    poisoned,
+    poisoned_act,
+    randn,
+    relative_error,
+    steps,
+)
 
 
 def norm64(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -43,11 +52,11 @@ def test_int8_output_is_the_rounded_norm_of_each_token() -> None:
     add_norm(x, weight, 1e-5, out)
     expected = norm64(x, weight, 1e-5)
     assert out.scale is not None
-    assert torch.allclose(out.scale.double(), expected.abs().amax(-1) / 127, rtol=1e-6)
+    assert torch.allclose(out.scale.double(), expected.abs().amax(-1, keepdim=True) / 127, rtol=1e-6)
     assert out.values[3].eq(0).all()
     assert out.scale[3] == 0
     # No element is further off than half a step.
-    assert ((dequantize(out) - expected).abs() <= 0.5001 * out.scale.double()[:, None]).all()
+    assert ((dequantize(out) - expected).abs() <= 0.5001 * steps(out)).all()
     assert relative_error(dequantize(out), expected) < INT8_TOLERANCE
 
 
@@ -87,3 +96,16 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         add_norm(x, weight, 1e-5, Act(poisoned(3, 8, dtype=torch.int8), poisoned(2)))
     with pytest.raises(ValueError, match=r"add_norm: residual is torch.bfloat16"):
         add_norm(x, weight, 1e-5, poisoned_act(3, 8), residual=poisoned(3, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("width", [63, 64, 65, 576, 1000])
+def test_int8_output_has_a_scale_for_each_group(width: int) -> None:
+    """An outlier costs its own group alone the fine steps."""
+    x, out = randn(3, width, seed=1), poisoned_act(3, width, torch.int8)
+    x[1, 0] = 1000.0
+    add_norm(x, torch.ones(width), 1e-5, out)
+    expected = norm64(x, torch.ones(width), 1e-5)
+    groups = torch.nn.functional.pad(expected, (0, -width % ACT_GROUP)).unflatten(1, (-1, ACT_GROUP))
+    assert out.scale is not None
+    assert torch.allclose(out.scale.double(), groups.abs().amax(-1) / 127, rtol=1e-6)
+    assert ((dequantize(out) - expected).abs() <= 0.5001 * steps(out)).all()

@@ -5,12 +5,11 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.gather_lm_head import gather_lm_head
-from app.kernels.int8 import quantize
 from app.kernels.linear.pack import unpack
 from app.kernels.native.program import Program
 from app.kernels.types import Act
 from tests.kernels.test_linear_native import DTYPES, _isas, isa, make_weight
-from tests.kernels.util import dequantize, poisoned, poisoned_act, randn, relative_error
+from tests.kernels.util import dequantize, plain_weight, poisoned, poisoned_act, quantized, randn, relative_error
 
 __all__ = ["isa"]
 
@@ -26,10 +25,10 @@ def test_logits_are_fp32(isa: str, dtype: torch.dtype, hidden_dtype: torch.dtype
     gather_lm_head(hidden, torch.tensor(indices, dtype=torch.int64), weight, out, scratch=scratch)
     assert not out.isnan().any()
     rows = hidden[indices]
-    act = Act(*quantize(rows)) if dtype is torch.int8 else Act(rows.to(dtype))
+    act = quantized(rows) if dtype is torch.int8 else Act(rows.to(dtype))
     plain = unpack(weight)
     if indices:
-        expected = dequantize(act) @ dequantize(Act(plain.values, plain.scale)).t()
+        expected = dequantize(act) @ plain_weight(plain).t()
         assert relative_error(out, expected) < 1e-6
 
 

@@ -6,14 +6,25 @@ from torch import Tensor
 
 from app.kernels.int8 import quantize
 from app.kernels.linear import Activation, linear
-from app.kernels.types import Act, LinearWeight
-from tests.kernels.util import INT8_TOLERANCE, TOLERANCE, dequantize, poisoned, poisoned_act, randn, relative_error
+from app.kernels.types import ACT_GROUP, Act, LinearWeight
+from tests.kernels.util import (
+    INT8_TOLERANCE,
+    TOLERANCE,
+    dequantize,
+    plain_weight,
+    poisoned,
+    poisoned_act,
+    quantized,
+    randn,
+    relative_error,
+    steps,
+)
 
 SHAPES = [(1, 7, 6), (3, 576, 1536), (17, 63, 1000), (0, 5, 4)]
 
 
 def expected64(x: Act, weight: LinearWeight, residual: Tensor | None, activation: Activation) -> Tensor:
-    y = dequantize(x) @ dequantize(Act(weight.values, weight.scale)).t()
+    y = dequantize(x) @ plain_weight(weight).t()
     if weight.bias is not None:
         y = y + weight.bias.double()
     if activation is Activation.SILU_MUL:
@@ -51,7 +62,7 @@ def test_residual_may_be_the_output_itself(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("tokens", "width", "features"), SHAPES[:3])
 @pytest.mark.parametrize("epilogue", ["none", "residual", "silu_mul"])
 def test_int8_sums_exactly_and_rounds_once(epilogue: str, tokens: int, width: int, features: int) -> None:
-    x = Act(*quantize(randn(tokens, width, seed=1)))
+    x = quantized(randn(tokens, width, seed=1))
     weight = LinearWeight(*quantize(randn(features, width, seed=2)), bias=randn(features, seed=3))
     residual = randn(tokens, features, seed=4) if epilogue == "residual" else None
     activation = Activation.SILU_MUL if epilogue == "silu_mul" else Activation.NONE
@@ -60,32 +71,31 @@ def test_int8_sums_exactly_and_rounds_once(epilogue: str, tokens: int, width: in
     assert relative_error(out.values, expected64(x, weight, residual, activation)) < TOLERANCE[torch.float32]
 
 
-def test_int8_accumulator_holds_the_largest_sums() -> None:
-    """4096 products of 127 * 127 are beyond what fp32 sums exactly; 4095 of them and one smaller show it."""
-    values = torch.full((1, 4096), 127, dtype=torch.int8)
+def test_int8_sums_of_a_group_are_exact() -> None:
+    values = torch.full((1, ACT_GROUP), 127, dtype=torch.int8)
     other = values.clone()
     other[0, 0] = 126
     out = poisoned_act(1, 2)
     weight = LinearWeight(torch.cat((values, other)), scale=torch.ones(2))
-    linear(Act(values, torch.ones(1)), weight, out)
-    assert out.values.tolist() == [[127.0 * 127 * 4096, float(torch.tensor(127.0 * 127 * 4096 - 127).float())]]
+    linear(Act(values, torch.ones(1, 1)), weight, out)
+    assert out.values.tolist() == [[127 * 127 * ACT_GROUP, 127 * 127 * ACT_GROUP - 127]]
 
 
 def test_int8_layer_stays_close_to_the_floating_one() -> None:
     x, w = randn(16, 576, seed=1), randn(384, 576, seed=2)
     out = poisoned_act(16, 384)
-    linear(Act(*quantize(x)), LinearWeight(*quantize(w)), out)
+    linear(quantized(x), LinearWeight(*quantize(w)), out)
     assert relative_error(out.values, x.double() @ w.double().t()) < INT8_TOLERANCE
 
 
 @pytest.mark.parametrize("activation", list(Activation))
-def test_int8_output_is_quantised_per_token(activation: Activation) -> None:
+def test_int8_output_is_quantised_by_groups(activation: Activation) -> None:
     x, weight = Act(randn(5, 64)), LinearWeight(randn(48, 64, seed=1))
     expected = expected64(x, weight, None, activation)
     out = poisoned_act(5, expected.shape[1], torch.int8)
     linear(x, weight, out, activation=activation)
     assert out.scale is not None
-    assert ((dequantize(out) - expected).abs() <= 0.5001 * out.scale.double()[:, None]).all()
+    assert ((dequantize(out) - expected).abs() <= 0.5001 * steps(out)).all()
 
 
 def test_a_nan_stays_in_its_row() -> None:

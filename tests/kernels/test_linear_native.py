@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 
 from app.kernels import dispatch
-from app.kernels.int8 import quantize
+from app.kernels.int8 import quantize, quantize_groups
 from app.kernels.linear import Activation, linear
 from app.kernels.linear.pack import new_packed_weight, pack_bias, pack_rows, packed_nbytes, unpack
 from app.kernels.native.library import ISAS, NativeError, best_isa
-from app.kernels.types import Act, PackedWeight
-from tests.kernels.util import TOLERANCE, dequantize, poisoned, poisoned_act, randn, relative_error
+from app.kernels.types import Act, PackedWeight, num_groups
+from tests.kernels.util import (
+    TOLERANCE,
+    dequantize,
+    plain_weight,
+    poisoned,
+    poisoned_act,
+    quantized,
+    randn,
+    relative_error,
+)
 
 
 def _isas() -> list[str]:
@@ -47,12 +56,12 @@ def make_weight(n: int, k: int, dtype: torch.dtype, *, gate_up: bool = False, bi
 
 def make_x(tokens: int, k: int, dtype: torch.dtype) -> Act:
     x = randn(tokens, k, seed=1)
-    return Act(*quantize(x)) if dtype is torch.int8 else Act(x.to(dtype))
+    return quantized(x) if dtype is torch.int8 else Act(x.to(dtype))
 
 
 def expected64(x: Act, weight: PackedWeight) -> Tensor:
     plain = unpack(weight)
-    y = dequantize(x) @ dequantize(Act(plain.values, plain.scale)).t()
+    y = dequantize(x) @ plain_weight(plain).t()
     if plain.bias is not None:
         y = y + plain.bias.double()
     if weight.gate_up:
@@ -109,7 +118,7 @@ def test_rounds_once_to_its_output(isa: str, dtype: torch.dtype) -> None:
     weight, x = make_weight(70, 64, dtype), make_x(9, 64, dtype)
     exact = run(x, weight).values
     assert torch.equal(run(x, weight, torch.bfloat16).values, exact.bfloat16())
-    quantised, (values, scale) = run(x, weight, torch.int8), quantize(exact)
+    quantised, (values, scale) = run(x, weight, torch.int8), quantize_groups(exact)
     assert torch.equal(quantised.values, values)
     assert quantised.scale is not None
     assert torch.equal(quantised.scale, scale)
@@ -131,7 +140,7 @@ def test_int8_sums_are_exact_at_the_extremes(isa: str) -> None:
     signs[1::2] = -1
     pack_rows(weight, 0, signs.expand(16, k))
     for value in (127, -127):
-        x = Act(torch.full((2, k), value, dtype=torch.int8), torch.ones(2))
+        x = Act(torch.full((2, k), value, dtype=torch.int8), torch.ones(2, num_groups(k)))
         expected = torch.tensor(float(value * 127 * k)) * (signs.t() / 127)
         assert torch.equal(run(x, weight).values, expected.expand(2, 16))
 
@@ -141,7 +150,7 @@ def test_a_nan_stays_in_its_row(isa: str, dtype: torch.dtype) -> None:
     weight = make_weight(70, 64, dtype)
     x = randn(7, 64)
     x[3, 5] = float("nan")
-    act = Act(*quantize(x)) if dtype is torch.int8 else Act(x.to(dtype))
+    act = quantized(x) if dtype is torch.int8 else Act(x.to(dtype))
     assert run(act, weight).values.isnan().all(dim=-1).tolist() == [row == 3 for row in range(7)]
 
 

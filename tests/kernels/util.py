@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+from app.kernels.int8 import quantize_groups
+from app.kernels.types import ACT_GROUP, Act, AttentionMetadata, LayerKVCache, LinearWeight, num_groups
 
 # Relative norm of the error against fp64 on the same (dequantised) inputs.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
@@ -29,14 +30,31 @@ def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def poisoned_act(tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Act:
     if dtype is torch.int8:
-        return Act(poisoned(tokens, width, dtype=dtype), poisoned(tokens))
+        return Act(poisoned(tokens, width, dtype=dtype), poisoned(tokens, num_groups(width)))
     return Act(poisoned(tokens, width, dtype=dtype))
+
+
+def quantized(x: Tensor) -> Act:
+    """An int8 activation."""
+    return Act(*quantize_groups(x))
+
+
+def steps(act: Act) -> Tensor:
+    """[T, K] fp64: the step between neighbouring int8 values of each element."""
+    assert act.scale is not None
+    return act.scale.double().repeat_interleave(ACT_GROUP, dim=1)[:, : act.values.shape[1]]
 
 
 def dequantize(act: Act) -> Tensor:
     """An activation in fp64."""
     values = act.values.double()
-    return values if act.scale is None else values * act.scale.double()[:, None]
+    return values if act.scale is None else values * steps(act)
+
+
+def plain_weight(weight: LinearWeight) -> Tensor:
+    """A weight in fp64."""
+    values = weight.values.double()
+    return values if weight.scale is None else values * weight.scale.double()[:, None]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -18,7 +18,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
 
     Without ``residual``: ``out = x / sqrt(mean(x²) + eps) * weight``. With it: ``residual += x`` in place (summed
     in fp32, rounded once to the stream's dtype), and ``out`` is the norm of that sum. Computed in fp32; an int8
-    ``out`` is quantised per token.
+    ``out`` is quantised by groups.
 
     Args:
         x_TD: [T, D] floating.

@@ -30,7 +30,7 @@ static void add_norm_rows(const void* args, const TuiliStep*, int64_t begin, int
         float* normed = a.out_dtype == TUILI_F32 ? TUILI_ROW(float, a.out, row, n) : (float*)thread->scratch;
         TUILI_WITH_FLOAT(a.dtype, X, TUILI_WITH_FLOAT(a.weight_dtype, Wt, (add_norm_row<X, Wt>(a, row, normed))));
         if (a.out_dtype == TUILI_I8) {
-            a.out_scale[row] = quantize_row(normed, n, TUILI_ROW(int8_t, a.out, row, n));
+            quantize_row(normed, n, TUILI_ROW(int8_t, a.out, row, n), TUILI_ROW(float, a.out_scale, row, act_groups(n)));
         } else if (a.out_dtype == TUILI_BF16) {
             bf16_t* out = TUILI_ROW(bf16_t, a.out, row, n);
             for (int i = 0; i < n; i += W) store_at(out, i, n, load_at(normed, i, n));

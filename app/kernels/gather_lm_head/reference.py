@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.int8 import quantize
+from app.kernels.int8 import quantize_groups
 from app.kernels.linear.reference import matmul_fp32
 from app.kernels.types import Act, LinearWeight
 
@@ -16,7 +16,7 @@ _VOCAB_CHUNK = 512
 def gather_lm_head_reference(hidden_TD: Tensor, indices_L: Tensor, weight: LinearWeight, out_LV: Tensor) -> None:
     hidden_LD = hidden_TD.index_select(0, indices_L)
     if weight.scale is not None:
-        out_LV.copy_(matmul_fp32(Act(*quantize(hidden_LD)), weight))
+        out_LV.copy_(matmul_fp32(Act(*quantize_groups(hidden_LD)), weight))
     elif weight.values.dtype == torch.float32:
         torch.mm(hidden_LD, weight.values.t(), out=out_LV)
     else:

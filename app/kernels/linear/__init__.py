@@ -38,7 +38,7 @@ def linear(
     """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``.
 
     Accumulates in fp32 (int8: exactly, in int32). For int8 inputs the whole epilogue is fp32, rounded once to
-    ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised per token.
+    ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised by groups.
 
     A packed weight runs natively, whatever the mode; int8 or bf16 is what it takes for x, fp32 or bf16 for the rest.
 

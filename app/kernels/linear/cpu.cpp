@@ -48,30 +48,19 @@ static int64_t linear_chunks(const void* args, const TuiliStep* step, int32_t th
     return p.groups * p.blocks;
 }
 
-TUILI_INLINE F to_float(const int32_t* c, int32_t offset) {
-#if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(c), _mm512_set1_epi32(offset)));
-#else
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256((const __m256i*)c), _mm256_set1_epi32(offset)));
-#endif
-}
-TUILI_INLINE F to_float(const float* c, int32_t) { return load(c); }
-
 // W sums of a row at packed output `at`, scaled and biased.
-template <typename Sum>
-TUILI_INLINE F finished_sum(const TuiliLinearArgs& a, const Sum* c, int64_t at, int32_t offset, float x_scale) {
-    F y = to_float(c, offset);
-    if (sizeof(Sum) == 4 && a.x_dtype == TUILI_I8) y = mul(mul(y, set1(x_scale)), load(a.w_scale + at));
+TUILI_INLINE F finished_sum(const TuiliLinearArgs& a, const float* c, int64_t at) {
+    F y = load(c);
+    if (a.x_dtype == TUILI_I8) y = mul(y, load(a.w_scale + at));
     return a.bias != nullptr ? add(y, load(a.bias + at)) : y;
 }
 
 TUILI_INLINE F silu(F gate) { return div(gate, add(set1(1.0f), exp(sub(zero(), gate)))); }
 
 // One row of a tile: from sums to `out`.
-template <typename Sum, typename Out>
-TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const Sum* c, int64_t row, int64_t tile, int32_t offset) {
+template <typename Out>
+TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t row, int64_t tile) {
     const int64_t first = tile * kTile;
-    const float x_scale = a.x_dtype == TUILI_I8 ? a.x_scale[row] : 1.0f;
     if (a.silu_mul) {
         const int width = a.n / 2;
         Out* out = TUILI_ROW(Out, a.out, row, width);
@@ -79,8 +68,8 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const Sum* c, int64_t row
             for (int i = 0; i < 16; i += W) {
                 const int column = (int)(first / 2) + panel * 8 + i, at = panel * 16 + i;
                 if (column >= width) return;
-                const F gate = finished_sum(a, c + at, first + at, offset, x_scale);
-                const F up = finished_sum(a, c + at + 16, first + at + 16, offset, x_scale);
+                const F gate = finished_sum(a, c + at, first + at);
+                const F up = finished_sum(a, c + at + 16, first + at + 16);
                 store_at(out, column, width, mul(silu(gate), up));
             }
         return;
@@ -89,7 +78,7 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const Sum* c, int64_t row
     for (int i = 0; i < kTile; i += W) {
         const int column = (int)first + i;
         if (column >= a.n) return;
-        F y = finished_sum(a, c + i, first + i, offset, x_scale);
+        F y = finished_sum(a, c + i, first + i);
         if (a.residual != nullptr) {
             TUILI_WITH_FLOAT(a.residual_dtype, T,
                              y = add(y, load_at(TUILI_ROW(const T, a.residual, row, a.n), column, a.n)));
@@ -99,41 +88,57 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const Sum* c, int64_t row
 }
 
 template <typename Tile>
-static inline void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words,
-                                 typename Tile::Sum* c, bool first) {
+static inline void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words, float* c,
+                                 bool first, const Groups& groups) {
     switch (rows) {
-        case 1: Tile::template multiply<1>(x, stride, w, words, c, first, kPrefetchBytes); break;
+        case 1: Tile::template multiply<1>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
 #if defined(__AVX512F__)
-        case 3: Tile::template multiply<3>(x, stride, w, words, c, first, kPrefetchBytes); break;
-        case 4: Tile::template multiply<4>(x, stride, w, words, c, first, kPrefetchBytes); break;
-        case 5: Tile::template multiply<5>(x, stride, w, words, c, first, kPrefetchBytes); break;
-        case 6: Tile::template multiply<6>(x, stride, w, words, c, first, kPrefetchBytes); break;
+        case 3: Tile::template multiply<3>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
+        case 4: Tile::template multiply<4>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
+        case 5: Tile::template multiply<5>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
+        case 6: Tile::template multiply<6>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
 #endif
-        default: Tile::template multiply<2>(x, stride, w, words, c, first, kPrefetchBytes); break;
+        default: Tile::template multiply<2>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
     }
 }
 
+// What a chunk keeps in its thread's scratch.
+struct LinearScratch {
+    float* sums;        // [rows of the block, 64]
+    int32_t* offsets;   // [rows of the block, groups of K], I8 only
+    int64_t groups;
+};
+
 template <typename Tile>
 static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t tile, int64_t begin, int64_t end,
-                        const int32_t* offsets, typename Tile::Sum* sums) {
+                        const LinearScratch& scratch) {
     const int64_t stride = int64_t(p.words) * 4;
     const char* weight = (const char*)a.weight + tile * p.words * 256;
     for (int from = 0; from < p.words; from += kPieceWords) {
         const int words = (int)smaller(kPieceWords, p.words - from);
         const bool last = from + words == p.words;
         for (int64_t row = begin; row < end;) {
-            const int64_t rows = smaller(kMaxRows, end - row);
-            typename Tile::Sum* c = sums + (row - begin) * kTile;
-            multiply_rows<Tile>(rows, (const char*)a.x + row * stride + from * 4, stride, weight + int64_t(from) * 256,
-                                words, c, from == 0);
-            if (last) {
-                for (int64_t r = row; r < row + rows; r++, c += kTile) {
-                    TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<typename Tile::Sum, Out>(
-                                                           a, c, r, tile, offsets[r - begin])));
-                }
+            const int64_t rows = smaller(kMaxRows, end - row), group = from / kGroupWords;
+            float* c = scratch.sums + (row - begin) * kTile;
+            Groups groups = {nullptr, nullptr, scratch.groups};
+            if (a.x_dtype == TUILI_I8) {
+                groups.scales = a.x_scale + row * scratch.groups + group;
+                groups.offsets = scratch.offsets + (row - begin) * scratch.groups + group;
             }
+            multiply_rows<Tile>(rows, (const char*)a.x + row * stride + from * 4, stride, weight + int64_t(from) * 256,
+                                words, c, from == 0, groups);
+            for (int64_t r = row; last && r < row + rows; r++, c += kTile)
+                TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, r, tile)));
             row += rows;
         }
+    }
+}
+
+static void sum_groups(const TuiliLinearArgs& a, int64_t begin, int64_t end, int32_t* offsets) {
+    for (int64_t row = begin; row < end; row++) {
+        const int8_t* x = TUILI_ROW(const int8_t, a.x, row, a.k);
+        for (int i = 0; i < a.k; i += TUILI_ACT_GROUP)
+            *offsets++ = 128 * group_sum(x + i, a.k - i < TUILI_ACT_GROUP ? a.k - i : TUILI_ACT_GROUP);
     }
 }
 
@@ -142,19 +147,23 @@ static void linear_run(const void* args, const TuiliStep* step, int64_t chunk, c
     const LinearPlan p = plan_linear(a, step, thread->threads);
     const int64_t group = chunk / p.blocks, begin = chunk % p.blocks * p.block_rows;
     const int64_t end = smaller(begin + p.block_rows, p.rows);
-    int32_t* offsets = (int32_t*)thread->scratch;
-    for (int64_t row = begin; row < end; row++)
-        offsets[row - begin] = a.x_dtype == TUILI_I8 ? 128 * row_sum(TUILI_ROW(const int8_t, a.x, row, a.k), a.k) : 0;
-    char* sums = (char*)thread->scratch + sizeof(int32_t) * kBlockRows;
+    LinearScratch scratch;
+    scratch.sums = (float*)thread->scratch;
+    scratch.offsets = (int32_t*)(scratch.sums + kBlockRows * kTile);
+    scratch.groups = act_groups(a.k);
+    if (a.x_dtype == TUILI_I8) sum_groups(a, begin, end, scratch.offsets);
     const int64_t last = smaller((group + 1) * p.tiles_a_chunk, p.tiles);
     for (int64_t tile = group * p.tiles_a_chunk; tile < last; tile++) {
         if (a.x_dtype == TUILI_I8) {
-            linear_tile<Int8Tile>(a, p, tile, begin, end, offsets, (int32_t*)sums);
+            linear_tile<Int8Tile>(a, p, tile, begin, end, scratch);
         } else {
-            linear_tile<Bf16Tile>(a, p, tile, begin, end, offsets, (float*)sums);
+            linear_tile<Bf16Tile>(a, p, tile, begin, end, scratch);
         }
     }
 }
+
+static_assert((kBlockRows * kTile + kBlockRows * (65536 / TUILI_ACT_GROUP)) * sizeof(float) <= TUILI_SCRATCH_BYTES,
+              "the widest int8 layer fits the scratch");
 
 }  // namespace TUILI_ISA
 

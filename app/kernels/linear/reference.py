@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels.int8 import store_act
-from app.kernels.types import Act, LinearWeight
+from app.kernels.types import ACT_GROUP, Act, LinearWeight
 
 
 def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, silu_mul: bool) -> None:
@@ -42,9 +42,9 @@ def matmul_fp32(x: Act, weight: LinearWeight) -> Tensor:
     """``x @ weight.T`` in fp32, scales applied, bias not."""
     if x.scale is None or weight.scale is None:
         return torch.mm(x.values, weight.values.t()).float()
-    if x.values.device.type == "cpu":
-        accumulator = torch._int_mm(x.values, weight.values.t())
-    else:
-        # CUDA's int8 matmul refuses small and odd shapes; doubles hold these sums exactly too.
-        accumulator = torch.mm(x.values.double(), weight.values.double().t())
-    return accumulator.float() * x.scale[:, None] * weight.scale[None, :]
+    groups = zip(x.values.split(ACT_GROUP, dim=1), weight.values.split(ACT_GROUP, dim=1), strict=True)
+    y_TN = torch.zeros(x.values.shape[0], weight.values.shape[0], device=x.values.device)
+    for group, (x_TG, weight_NG) in enumerate(groups):
+        # Exact: the sums of a group have 21 bits at most.
+        y_TN += torch.mm(x_TG.float(), weight_NG.float().t()) * x.scale[:, group, None]
+    return y_TN * weight.scale[None, :]

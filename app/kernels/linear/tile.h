@@ -3,8 +3,9 @@
 // Weights lie as [tile][K / q][64][q]: q neighbours along K side by side, four int8 or two bf16, 32 bits that one lane
 // multiplies with as many bits of a row, broadcast. So a tile is one stream of memory, and every instruction set reads
 // the same layout. Int8 weights are stored + 128, as the unsigned operand of vpdpbusd, so that activations need no
-// treatment but their sum (row_sum), which the epilogue takes off again. Int32 sums are exact. Floating ones go along
-// K in one order, whatever the number of rows and however K was cut: the sums so far are kept in fp32 and taken up again.
+// treatment but their sums, which are taken off again. Sums within a group of activations that share a scale are exact
+// in int32; scaled, they go into fp32. Floating sums go along K in one order, whatever the number of rows and however K
+// was cut: the sums so far are taken up again.
 #pragma once
 #include "../native/simd.h"
 
@@ -18,40 +19,60 @@ TUILI_INLINE int32_t load_word(const void* p) {
     return v;
 }
 
+// What rows of int8 activations come with, [rows, stride] each, from the first group of the piece on.
+struct Groups {
+    const float* scales;
+    const int32_t* offsets;  // 128 * the sum of the group
+    int64_t stride;
+};
+
+enum : int { kGroupWords = TUILI_ACT_GROUP / 4 };
+
 // Adds to c [rows, 64] (or sets it, when `first`) the products over `words` 32-bit words of K.
-// x: row 0, `stride` bytes a row. w: the tile, 256 bytes a word.
+// x: row 0, `stride` bytes a row. w: the tile, 256 bytes a word. A piece begins with a group.
 #if defined(__AVX512F__)
 
 enum : int { kMaxRows = 6 };
 
 struct Int8Tile {
-    typedef int32_t Sum;
     template <int R>
-    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
-                               int64_t ahead) {
-        __m512i sum[R][4];
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
-                sum[r][j] = first ? _mm512_setzero_si512() : _mm512_loadu_si512(c + r * kTile + j * 16);
-        for (int k = 0; k < words; k++) {
-            __m512i weight[4];
-            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
-            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, float* c, bool first,
+                               int64_t ahead, const Groups& groups) {
+        for (int k = 0, g = 0; k < words; g++) {
+            __m512i sum[R][4];
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
+                    sum[r][j] = _mm512_set1_epi32(-groups.offsets[r * groups.stride + g]);
+            const int end = words - k < kGroupWords ? words : k + kGroupWords;
+            for (; k < end; k++) {
+                __m512i weight[4];
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + k * 256 + j * 64);
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
+                    _mm_prefetch(w + k * 256 + j * 64 + ahead, _MM_HINT_T0);
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+                    const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
+                    _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
+                        sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
+                }
+            }
+            const bool sets = first && g == 0;
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
-                const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
-                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], weight[j], v);
+                const F scale = set1(groups.scales[r * groups.stride + g]);
+                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) {
+                    float* target = c + r * kTile + j * 16;
+                    __m512i total = sum[r][j];
+                    asm("" : "+v"(total));  // without it GCC 12 keeps the sums on the stack
+                    store(target, fma(_mm512_cvtepi32_ps(total), scale, sets ? zero() : load(target)));
+                }
             }
         }
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) _mm512_storeu_si512(c + r * kTile + j * 16, sum[r][j]);
     }
 };
 
 struct Bf16Tile {
-    typedef float Sum;
     template <int R>
-    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first,
-                               int64_t ahead) {
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, float* c, bool first,
+                               int64_t ahead, const Groups&) {
         F sum[R][4];
         _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
             _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = first ? zero() : load(c + r * kTile + j * 16);
@@ -80,12 +101,10 @@ struct Bf16Tile {
     }
 };
 
-TUILI_INLINE int32_t row_sum(const int8_t* x, int n) {
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i sum = _mm512_setzero_si512();
-    int i = 0;
-    for (; i + 64 <= n; i += 64) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(x + i));
-    if (i < n) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8((~(__mmask64)0) >> (64 - (n - i)), x + i));
+// The sum of n <= 64 values.
+TUILI_INLINE int32_t group_sum(const int8_t* x, int n) {
+    const __m512i v = _mm512_maskz_loadu_epi8((~(__mmask64)0) >> (64 - n), x);
+    const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), v);
     return _mm512_reduce_add_epi32(sum);
 }
 
@@ -94,42 +113,51 @@ TUILI_INLINE int32_t row_sum(const int8_t* x, int n) {
 enum : int { kMaxRows = 2 };
 
 struct Int8Tile {
-    typedef int32_t Sum;
     // Widened to 16 bits: vpmaddubsw would saturate.
     template <int R>
-    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first, int64_t) {
-        for (int part = 0; part < 4; part++) {
-            __m256i sum[R][4];  // of four outputs, two partial sums each
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm256_setzero_si256();
-            for (int k = 0; k < words; k++) {
-                __m256i weight[4];
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, float* c, bool first, int64_t,
+                               const Groups& groups) {
+        for (int part = 0; part < 4; part++)
+            for (int k = 0, g = 0; k < words; k += kGroupWords, g++)
+                multiply_group<R>(x, stride, w + part * 64, k, words - k < kGroupWords ? words : k + kGroupWords,
+                                  c + part * 16, first && g == 0, groups, g);
+    }
+
+    template <int R>
+    TUILI_INLINE void multiply_group(const char* x, int64_t stride, const char* w, int begin, int end, float* c,
+                                     bool sets, const Groups& groups, int g) {
+        __m256i sum[R][4];  // of four outputs, two partial sums each
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++) sum[r][j] = _mm256_setzero_si256();
+        for (int k = begin; k < end; k++) {
+            __m256i weight[4];
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
+                weight[j] = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(w + k * 256 + j * 16)));
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+                const __m128i bytes = _mm_cvtsi32_si128(load_word(x + r * stride + k * 4));
+                const __m256i v = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(bytes));
                 _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
-                    weight[j] = _mm256_cvtepu8_epi16(
-                        _mm_loadu_si128((const __m128i*)(w + k * 256 + part * 64 + j * 16)));
-                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
-                    const __m128i bytes = _mm_cvtsi32_si128(load_word(x + r * stride + k * 4));
-                    const __m256i v = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(bytes));
-                    _Pragma("GCC unroll 8") for (int j = 0; j < 4; j++)
-                        sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(weight[j], v));
-                }
+                    sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(weight[j], v));
             }
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < 4; j += 2) {
-                    // hadd pairs within 128-bit lanes: outputs 0 1 4 5 | 2 3 6 7.
-                    __m256i pairs = _mm256_hadd_epi32(sum[r][j], sum[r][j + 1]);
-                    pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
-                    __m256i* target = (__m256i*)(c + r * kTile + part * 16 + j * 4);
-                    _mm256_storeu_si256(target, first ? pairs : _mm256_add_epi32(pairs, _mm256_loadu_si256(target)));
-                }
+        }
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+            const F scale = set1(groups.scales[r * groups.stride + g]);
+            const __m256i offset = _mm256_set1_epi32(groups.offsets[r * groups.stride + g]);
+            _Pragma("GCC unroll 8") for (int j = 0; j < 4; j += 2) {
+                // hadd pairs within 128-bit lanes: outputs 0 1 4 5 | 2 3 6 7.
+                __m256i pairs = _mm256_hadd_epi32(sum[r][j], sum[r][j + 1]);
+                pairs = _mm256_sub_epi32(_mm256_permute4x64_epi64(pairs, 0xd8), offset);
+                float* target = c + r * kTile + j * 4;
+                store(target, fma(_mm256_cvtepi32_ps(pairs), scale, sets ? zero() : load(target)));
+            }
         }
     }
 };
 
 struct Bf16Tile {
-    typedef float Sum;
     template <int R>
-    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, Sum* c, bool first, int64_t) {
+    TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, float* c, bool first, int64_t,
+                               const Groups&) {
         const __m256i high = _mm256_set1_epi32((int)0xffff0000);
         for (int part = 0; part < 4; part++) {
             F sum[R][2];
@@ -155,7 +183,7 @@ struct Bf16Tile {
     }
 };
 
-TUILI_INLINE int32_t row_sum(const int8_t* x, int n) {
+TUILI_INLINE int32_t group_sum(const int8_t* x, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; i++) sum += x[i];
     return sum;

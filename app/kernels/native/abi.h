@@ -52,6 +52,9 @@ typedef struct {
     int32_t reserved;
 } TuiliOp;
 
+// Neighbours of an int8 activation that share a scale (app/kernels/int8.py).
+#define TUILI_ACT_GROUP 64
+
 // ---------------------------------------------------------------------------------------------------------------
 // Arguments, one struct an op. Activations are [rows, width], rows contiguous.
 
@@ -71,7 +74,7 @@ typedef struct {
     const void* weight;
     void* residual;  // or NULL
     void* out;
-    float* out_scale;  // NULL unless out_dtype is I8
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
     int32_t dtype;  // of x and residual: F32 or BF16
     int32_t weight_dtype;
     int32_t out_dtype;  // F32, BF16 or I8
@@ -80,12 +83,12 @@ typedef struct {
     int32_t reserved;
 } TuiliAddNormArgs;
 
-// Per-token symmetric int8 of x (app/kernels/int8.py). Row-wise. With `indices` row i reads x[indices[i]].
+// Symmetric int8 of x by groups (app/kernels/int8.py). Row-wise. With `indices` row i reads x[indices[i]].
 typedef struct {
     const void* x;
     const int64_t* indices;  // or NULL
     int8_t* out;
-    float* scale;
+    float* scale;  // [rows, groups]
     int32_t dtype;  // of x
     int32_t width;
 } TuiliQuantizeArgs;
@@ -105,7 +108,7 @@ typedef struct {
 // With silu_mul, w holds gate and up interleaved by panels and out has n / 2 columns.
 typedef struct {
     const void* x;
-    const float* x_scale;  // [rows], I8 only
+    const float* x_scale;  // [rows, groups], I8 only
     const void* weight;
     const float* w_scale;  // I8 only
     const float* bias;     // or NULL

@@ -28,36 +28,39 @@ TUILI_INLINE void store_int8_at(int8_t* p, int i, int n, F v) {
     }
 }
 
-// max |x| of a row; NaN if there is one.
+// max |x| of n elements; NaN if there is one.
 template <typename T>
 TUILI_INLINE float row_absmax(const T* x, int n) {
     F top = zero();
     uint32_t nan = 0;
     for (int i = 0; i < n; i += W) {
-        F v = load_at(x, i, n);
+        const F v = load_at(x, i, n);
         nan |= nan_bits(v);
         top = max(abs(v), top);
     }
     return nan ? __builtin_nanf("") : hmax(top);
 }
 
-// Symmetric int8 of a row (app/kernels/int8.py): values of x / scale, half to even; the caller stores scale =
-// absmax / 127. A row that is not finite has a scale that is not finite, and any values.
+// Symmetric int8 of n elements that share a scale (app/kernels/int8.py): x / scale, half to even; the caller makes
+// scale from absmax / 127. What is not finite has a scale that is not finite, and any values.
 template <typename T>
 TUILI_INLINE void row_to_int8(const T* x, int n, float scale, int8_t* out) {
     const F divisor = set1(scale == 0.0f ? 1.0f : scale);
     const F low = set1(-127.0f), high = set1(127.0f);
-    for (int i = 0; i < n; i += W) {
-        F v = div(load_at(x, i, n), divisor);
-        store_int8_at(out, i, n, min(max(v, low), high));
-    }
+    for (int i = 0; i < n; i += W) store_int8_at(out, i, n, min(max(div(load_at(x, i, n), divisor), low), high));
 }
 
+TUILI_INLINE int act_groups(int n) { return (n + TUILI_ACT_GROUP - 1) / TUILI_ACT_GROUP; }
+
+// A row by groups, a scale each.
 template <typename T>
-TUILI_INLINE float quantize_row(const T* x, int n, int8_t* out) {
-    const float scale = row_absmax(x, n) / 127.0f;
-    row_to_int8(x, n, scale, out);
-    return scale;
+TUILI_INLINE void quantize_row(const T* x, int n, int8_t* out, float* scales) {
+    for (int i = 0; i < n; i += TUILI_ACT_GROUP) {
+        const int size = n - i < TUILI_ACT_GROUP ? n - i : TUILI_ACT_GROUP;
+        const float scale = row_absmax(x + i, size) / 127.0f;
+        row_to_int8(x + i, size, scale, out + i);
+        *scales++ = scale;
+    }
 }
 
 // Runs a statement with T the C++ type of a dtype, F32 or BF16.
