@@ -42,7 +42,7 @@ def matmul_fp32(x: Act, weight: LinearWeight) -> Tensor:
     """``x @ weight.T`` in fp32, scales applied, bias not."""
     if x.scale is None or weight.scale is None:
         return torch.mm(x.values, weight.values.t()).float()
-    groups = zip(x.values.split(ACT_GROUP, dim=1), weight.values.split(ACT_GROUP, dim=1), strict=True)
+    groups = zip(torch.split(x.values, ACT_GROUP, 1), torch.split(weight.values, ACT_GROUP, 1), strict=True)
     y_TN = torch.zeros(x.values.shape[0], weight.values.shape[0], device=x.values.device)
     for group, (x_TG, weight_NG) in enumerate(groups):
         # Exact: the sums of a group have 21 bits at most.

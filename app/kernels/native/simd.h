@@ -151,7 +151,7 @@ TUILI_INLINE uint32_t nan_bits(F a) { return (uint32_t)_mm256_movemask_ps(_mm256
 
 #endif
 
-// Sums and maxima over the lanes, in a fixed order (a tree of halves).
+// The sum of the lanes, in a fixed order (a tree of halves), and their maximum.
 TUILI_INLINE float hsum(F v) {
     float t[W];
     store(t, v);
@@ -160,11 +160,13 @@ TUILI_INLINE float hsum(F v) {
     return t[0];
 }
 TUILI_INLINE float hmax(F v) {
-    float t[W];
-    store(t, v);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
-    return t[0];
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(v);
+#else
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+#endif
 }
 
 // e^x to about 1.5 units in the last place; 0 below -87.3 (also for -inf), inf above 88.7, NaN for NaN.
