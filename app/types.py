@@ -212,9 +212,21 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_total: int = 0
     prefix_query_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
-    step_tokens: int = 0
-    """Tokens computed in this step."""
-    step_seconds: float = 0.0
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did and where its time went."""
+
+    tokens: int
+    """Computed."""
+    seconds: float
+    """From the end of the step before, or from when there was work again, to its results."""
+    kernel_seconds: float
+    """That its kernels ran; the rest is the host's: schedule, prepare, collect, send."""
+    decode: bool
+    """Each row computed only what it sampled; otherwise the step read prompts too."""
+    replayed: bool
+    """Run as one call of a recording, not op by op."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -223,6 +235,8 @@ class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     client_index: int
     outputs: list[EngineOutput]
     stats: EngineStats
+    steps: list[StepRecord] = []
+    """Steps since the frame before."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.keys import KeyScope, digest, parse_keys
 from app.settings import ENV_PREFIX, Settings, load
 from app.telemetry.metrics import Metrics
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
+from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -87,7 +87,9 @@ def page() -> dict[str, set[str]]:
     metrics = Metrics("m", version="0")
     metrics.observe_ready(READY, 1.0)
     metrics.observe_state("ready")
-    metrics.observe_step(EngineStats(steps_total=1, step_tokens=1, step_seconds=0.1))
+    step = StepRecord(tokens=1, seconds=0.1, kernel_seconds=0.1, decode=True, replayed=True)
+    metrics.observe_step(EngineStats(steps_total=1), [step])
+    metrics.observe_delivery(0.1)
     metrics.observe_http(route="/v1/completions", method="POST", status=200, seconds=0.1)
     metrics.observe_refusal("completions", "overloaded")
     metrics.observe_tokens(generated=1, delivered=1)

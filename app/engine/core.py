@@ -24,11 +24,13 @@ from app.types import (
     RequestStatus,
     RowOutput,
     SchedulerOutput,
+    StepRecord,
     StepResult,
     TokenLogprobs,
 )
 
 MAX_CONSECUTIVE_FAILURES = 3
+_MAX_RECORDS = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +105,14 @@ class EngineCore:
         self._num_steps = 0
         self._num_failures = 0
         self._num_generated = 0
-        self._step_tokens = 0
-        self._step_seconds = 0.0
+        self._records: list[StepRecord] = []
+        self._resumed: float | None = None
+        """When the step under way began: its predecessor ended, or there was work again; None while there is none."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps computed so far."""
+        return self._num_steps
 
     @property
     def has_work(self) -> bool:
@@ -158,6 +166,8 @@ class EngineCore:
         row; their requests have been answered all the same.
         """
         started = self._clock()
+        if self._resumed is None:
+            self._resumed = started
         self._expire(started)
         in_flight = self._scheduler.in_flight
         planned = self._scheduler.schedule(started)
@@ -166,9 +176,19 @@ class EngineCore:
             self._collect(in_flight[0])
         elif planned is None and self._requests:
             raise RuntimeError("requests wait, nothing is under way and nothing can be scheduled")
-        self._step_seconds = self._clock() - started
+        if not self._requests and not in_flight:
+            self.pause()
         if self._config.integrity_checks and not self._requests and not in_flight:
             self.check_integrity()
+
+    def pause(self) -> None:
+        """No step follows at once: the time until the next one is nobody's cost."""
+        self._resumed = None
+
+    def take_records(self) -> list[StepRecord]:
+        """Records of the last steps since the last call, of the latest of them when nobody took them for long."""
+        records, self._records = self._records, []
+        return records[-_MAX_RECORDS:]
 
     def take_outputs(self) -> dict[int, list[EngineOutput]]:
         """Outputs since the last call, by client index."""
@@ -192,11 +212,21 @@ class EngineCore:
             return
         self._num_failures = 0
         self._num_steps += 1
-        self._step_tokens = step.num_tokens
         self._scheduler.retire(step)
         now = self._clock()
+        self._record(step, result, now)
         for planned, row_output in zip(step.rows, result.rows, strict=True):
             self._update(planned, row_output, now)
+
+    def _record(self, step: Step, result: StepResult, now: float) -> None:
+        seconds = now - (now if self._resumed is None else self._resumed)
+        self._resumed = now
+        decode = all(planned.row.num_tokens == planned.row.num_samples for planned in step.rows)
+        self._records.append(
+            StepRecord(step.num_tokens, seconds, result.kernel_seconds, decode=decode, replayed=result.replayed)
+        )
+        if len(self._records) > 2 * _MAX_RECORDS:
+            del self._records[:-_MAX_RECORDS]
 
     def _step_failed(self, step: Step, error: Exception) -> None:
         _log.error("step %d failed", step.id, exc_info=error)
@@ -306,8 +336,6 @@ class EngineCore:
             preemptions_total=scheduler.num_preemptions,
             prefix_query_tokens_total=scheduler.num_query_tokens,
             prefix_hit_tokens_total=scheduler.num_hit_tokens,
-            step_tokens=self._step_tokens,
-            step_seconds=self._step_seconds,
         )
 
     def check_integrity(self) -> None:

@@ -82,6 +82,7 @@ class EngineLoop:
             can_step = core.has_work and not port.congested
             if not can_step:
                 self._report_idle()
+                core.pause()
             self._mark(has_work=can_step)
             for frame in port.poll(0 if can_step else None):
                 if not self._handle(frame):
@@ -95,7 +96,7 @@ class EngineLoop:
 
     def _mark(self, *, has_work: bool) -> None:
         if self._stamp is not None:
-            self._stamp.write(self._core.stats().steps_total, has_work=has_work)
+            self._stamp.write(self._core.num_steps, has_work=has_work)
 
     def _handle(self, frame: ClientFrame | BadFrame) -> bool:
         """Acts on one frame; False when it says to stop."""
@@ -122,9 +123,10 @@ class EngineLoop:
     def _send(self, outputs: dict[int, list[EngineOutput]]) -> None:
         if not outputs:
             return
-        self._reported = self._core.stats()
+        self._reported = stats = self._core.stats()
+        steps = self._core.take_records()
         for client_index, client_outputs in outputs.items():
-            self._port.send(StepOutputs(client_index=client_index, outputs=client_outputs, stats=self._reported))
+            self._port.send(StepOutputs(client_index=client_index, outputs=client_outputs, stats=stats, steps=steps))
 
     def _report_idle(self) -> None:
         """Lets every client see the final state when the last step changed it without an output."""
@@ -132,8 +134,9 @@ class EngineLoop:
         if stats == self._reported or self._core.has_work:
             return
         self._reported = stats
+        steps = self._core.take_records()
         for client_index in sorted(self._clients):
-            self._port.send(StepOutputs(client_index=client_index, outputs=[], stats=stats))
+            self._port.send(StepOutputs(client_index=client_index, outputs=[], stats=stats, steps=steps))
 
 
 def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:

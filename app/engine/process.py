@@ -96,8 +96,9 @@ class SocketPort:
         outputs = frame.outputs
         middle = len(outputs) // 2
         parts = [outputs[:middle], outputs[middle:]] if middle else [[_too_large(outputs[0])]]
-        for part in parts:
-            self.send(StepOutputs(client_index=frame.client_index, outputs=part, stats=frame.stats))
+        for index, part in enumerate(parts):
+            steps = [] if index else frame.steps
+            self.send(StepOutputs(client_index=frame.client_index, outputs=part, stats=frame.stats, steps=steps))
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

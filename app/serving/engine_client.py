@@ -237,8 +237,12 @@ class EngineClient:
                 return last_words or str(error)
             match frame:
                 case StepOutputs():
+                    started = time.perf_counter()
                     self._route(frame)
-                    await asyncio.sleep(0)  # a burst of frames must not make its readers look slow: let them run
+                    # A burst of frames must not make its readers look slow: let them run. Each sends what it got
+                    # before it waits again, unless its client's socket is full.
+                    await asyncio.sleep(0)
+                    self._metrics.observe_delivery(time.perf_counter() - started)
                 case LoadProgress():
                     self._note_progress(frame)
                 case EngineReady():
@@ -260,7 +264,7 @@ class EngineClient:
     def _route(self, frame: StepOutputs) -> None:
         self.stats = frame.stats
         self._last_step = time.monotonic()
-        self._metrics.observe_step(frame.stats)
+        self._metrics.observe_step(frame.stats, frame.steps)
         for output in frame.outputs:
             mailbox = self._routes.get(output.request_id)
             if mailbox is None:

@@ -19,16 +19,16 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
+from app.telemetry.tallies import Spread, Tally
+from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
 
 _FORMATS = ("dtype", "quantization", "kv_cache_dtype", "kernels", "device")
 ENGINE_STATES = ("loading", "ready", "draining", "dead")
-M = TypeVar("M", bound=MetricWrapperBase)
+M = TypeVar("M", bound=Collector)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The version that every scraper reads. The library's own constant says 1.0.0, which older parsers refuse."""
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -41,6 +41,9 @@ _FIRST_TOKEN_SECONDS = (
 )  # fmt: skip
 _REQUEST_SECONDS = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0, 1800.0,
+)  # fmt: skip
+_HOST_SECONDS = (
+    0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0,
 )  # fmt: skip
 _STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -69,7 +72,7 @@ _ALIASES = {
 class _Aliases(Collector):
     """Exports collectors a second time, under other names."""
 
-    def __init__(self, sources: dict[str, MetricWrapperBase]) -> None:
+    def __init__(self, sources: dict[str, Collector]) -> None:
         self._sources = sources
 
     def collect(self) -> Iterable[Metric]:
@@ -95,7 +98,7 @@ class Metrics:
     def __init__(self, model_name: str, *, version: str = "") -> None:
         self.registry = CollectorRegistry()
         self.model_name = model_name
-        self._aliased: dict[str, MetricWrapperBase] = {}
+        self._aliased: dict[str, Collector] = {}
         self._last = EngineStats()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -113,9 +116,15 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return self._alias(name, Gauge(name, text, ["model_name", *labels], registry=self.registry))
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        metric = Histogram(name, text, ["model_name"], registry=self.registry, buckets=buckets)
-        return self._alias(name, metric).labels(self.model_name)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Spread:
+        return self._add(name, Spread(name, text, {"model_name": self.model_name}, buckets))
+
+    def _tally(self, name: str, text: str, **labels: str) -> Tally:
+        return self._add(name, Tally(name, text, {"model_name": self.model_name, **labels}))
+
+    def _add(self, name: str, metric: M) -> M:
+        self.registry.register(metric)
+        return self._alias(name, metric)
 
     def _alias(self, name: str, metric: M) -> M:
         if name in _ALIASES:
@@ -146,9 +155,36 @@ class Metrics:
         self._state = self._gauge("tuili_engine_state", "1 for the engine's present state.", "state")
         self._load_seconds = self._gauge("tuili_engine_load_seconds", "Time the last start took.").labels(name)
         self._restarts = self._counter("tuili_engine_restarts", "Engine processes started after one died.").labels(name)
-        self._steps = self._counter("tuili_engine_steps", "Steps computed.").labels(name)
+        self._steps = self._tally("tuili_engine_steps", "Steps computed.")
+        self._steps_by_kind = self._counter(
+            "tuili_engine_steps_by_kind",
+            "Steps that only decoded, or read prompts too; replayed as one call, or eager, op by op.",
+            "kind",
+            "run",
+        )
+        # By what a record says: decode, replayed.
+        self._kinds = {
+            (kind == "decode", run == "replayed"): self._steps_by_kind.labels(name, kind, run)
+            for kind in ("decode", "prefill")
+            for run in ("replayed", "eager")
+        }
         self._step_tokens = self._histogram("tuili_step_tokens", "Tokens computed in one step.", _STEP_TOKENS)
-        self._step_seconds = self._histogram("tuili_step_seconds", "Duration of one step.", _TOKEN_SECONDS)
+        self._step_seconds = self._histogram(
+            "tuili_step_seconds", "From one step's end to the next one's.", _TOKEN_SECONDS
+        )
+        self._kernel_seconds = self._histogram(
+            "tuili_step_kernel_seconds", "Of these, that a step's kernels ran.", _TOKEN_SECONDS
+        )
+        self._host_seconds = self._histogram(
+            "tuili_step_host_seconds",
+            "The rest of them: to schedule, prepare, collect and send a step.",
+            _HOST_SECONDS,
+        )
+        self._delivery_seconds = self._histogram(
+            "tuili_step_delivery_seconds",
+            "From a step's frame in the API process to its last chunk handed to a socket.",
+            _HOST_SECONDS,
+        )
         totals = {
             "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
             "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
@@ -156,7 +192,7 @@ class Metrics:
             "prefix_query_tokens_total": ("tuili_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             "prefix_hit_tokens_total": ("tuili_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
         }
-        self._totals = {field: self._counter(*texts).labels(name) for field, texts in totals.items()}
+        self._totals = {field: self._tally(*texts) for field, texts in totals.items()}
 
     def _make_requests(self) -> None:
         name = self.model_name
@@ -169,10 +205,10 @@ class Metrics:
             self._success.labels(name, reason.value)
         self._prompt = self._counter("tuili_prompt_tokens", "Prompt tokens of ended requests.").labels(name)
         self._cached = self._counter("tuili_cached_tokens", "Those of them that the prefix cache held.").labels(name)
-        self._generated = self._counter(
+        self._generated = self._tally(
             "tuili_generated_tokens", "Tokens received from the engine, those past a stop match included."
-        ).labels(name)
-        self._delivered = self._counter("tuili_delivered_tokens", "Tokens of the text that clients got.").labels(name)
+        )
+        self._delivered = self._tally("tuili_delivered_tokens", "Tokens of the text that clients got.")
         self._first_token = self._histogram(
             "tuili_time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_SECONDS
         )
@@ -219,18 +255,25 @@ class Metrics:
         for gauge in (self._running, self._waiting, self._kv_usage):
             gauge.set(0)
 
-    def observe_step(self, stats: EngineStats) -> None:
-        """Takes over the engine's state after a step."""
+    def observe_step(self, stats: EngineStats, steps: Sequence[StepRecord] = ()) -> None:
+        """Takes over the engine's state after a step, and what it says of the steps since the last time."""
         last, self._last = self._last, stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         for field, counter in self._totals.items():
             counter.inc(getattr(stats, field) - getattr(last, field))
-        if (steps := stats.steps_total - last.steps_total) > 0:
-            self._steps.inc(steps)
-            self._step_tokens.observe(stats.step_tokens)
-            self._step_seconds.observe(stats.step_seconds)
+        self._steps.inc(max(0, stats.steps_total - last.steps_total))
+        for step in steps:
+            self._kinds[step.decode, step.replayed].inc()
+            self._step_tokens.observe(step.tokens)
+            self._step_seconds.observe(step.seconds)
+            self._kernel_seconds.observe(step.kernel_seconds)
+            self._host_seconds.observe(max(0.0, step.seconds - step.kernel_seconds))
+
+    def observe_delivery(self, seconds: float) -> None:
+        """A step's outputs went from its frame to the clients' sockets."""
+        self._delivery_seconds.observe(seconds)
 
     # -- requests (fed by the ledger) ----------------------------------------------------------------------------
 
@@ -240,11 +283,8 @@ class Metrics:
 
     def observe_tokens(self, *, generated: int, delivered: int) -> None:
         """Counts tokens as they come, so that the rate of a long stream shows while it runs."""
-        # Called twice a token: an increment takes a lock.
-        if generated:
-            self._generated.inc(generated)
-        if delivered:
-            self._delivered.inc(delivered)
+        self._generated.inc(generated)
+        self._delivered.inc(delivered)
 
     def observe_request(
         self,
@@ -278,6 +318,6 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE
 
 
-def _observe_span(histogram: Histogram, start: float | None, end: float | None) -> None:
+def _observe_span(histogram: Spread, start: float | None, end: float | None) -> None:
     if start is not None and end is not None:
         histogram.observe(max(0.0, end - start))

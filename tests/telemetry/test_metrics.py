@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.metrics import Metrics
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings
+from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
 
 READY = EngineReady(
     max_model_len=64,
@@ -33,9 +33,8 @@ STATS = EngineStats(
     preemptions_total=1,
     prefix_query_tokens_total=40,
     prefix_hit_tokens_total=16,
-    step_tokens=22,
-    step_seconds=0.01,
 )
+STEP = StepRecord(tokens=22, seconds=0.01, kernel_seconds=0.0092, decode=False, replayed=True)
 # What dashboards and autoscalers read, with a sample each must have.
 ALIASES = {
     "vllm:num_requests_running": "",
@@ -63,7 +62,8 @@ def filled() -> Metrics:
     metrics = Metrics("m", version="1.2.3")
     metrics.observe_ready(READY, 2.5)
     metrics.observe_state("ready")
-    metrics.observe_step(STATS)
+    metrics.observe_step(STATS, [STEP])
+    metrics.observe_delivery(0.0004)
     metrics.observe_tokens(generated=7, delivered=5)
     metrics.observe_request(
         endpoint="/v1/completions",
@@ -111,7 +111,7 @@ def test_an_engine_that_starts_again_adds_to_the_counters() -> None:
     metrics = filled()
     metrics.observe_engine_lost()
     metrics.observe_restart()
-    metrics.observe_step(EngineStats(steps_total=2, prompt_tokens_total=3, preemptions_total=1, step_tokens=3))
+    metrics.observe_step(EngineStats(steps_total=2, prompt_tokens_total=3, preemptions_total=1))
     samples = page(metrics)
     assert samples["vllm:num_preemptions_total"][0][1] == 2
     assert samples["tuili_engine_prompt_tokens_total"][0][1] == 23
@@ -125,6 +125,27 @@ def test_a_frame_without_a_step_is_no_step() -> None:
     samples = page(metrics)
     assert samples["vllm:iteration_tokens_total_count"][0][1] == 1
     assert samples["vllm:num_requests_running"][0][1] == 0
+
+
+def test_each_step_is_counted_by_what_it_did_and_how() -> None:
+    metrics = filled()
+    decode = StepRecord(tokens=2, seconds=0.005, kernel_seconds=0.0048, decode=True, replayed=True)
+    eager = StepRecord(tokens=2, seconds=0.02, kernel_seconds=0.03, decode=True, replayed=False)
+    metrics.observe_step(msgspec.structs.replace(STATS, steps_total=4), [decode, decode, eager])
+    samples = page(metrics)
+    kinds = {(s["kind"], s["run"]): value for s, value in samples["tuili_engine_steps_by_kind_total"]}
+    assert kinds == {
+        ("decode", "replayed"): 2,
+        ("decode", "eager"): 1,
+        ("prefill", "replayed"): 1,
+        ("prefill", "eager"): 0,
+    }
+    assert samples["tuili_step_tokens_sum"][0][1] == 28
+    assert samples["tuili_step_kernel_seconds_sum"][0][1] == pytest.approx(0.0092 + 2 * 0.0048 + 0.03)
+    host = samples["tuili_step_host_seconds_sum"][0][1]
+    assert host == pytest.approx(0.0008 + 2 * 0.0002), "never less than nothing"
+    buckets = {s["le"]: value for s, value in samples["tuili_step_host_seconds_bucket"]}
+    assert (buckets["5e-05"], buckets["0.00075"], buckets["0.001"], buckets["+Inf"]) == (1, 3, 4, 4)
 
 
 def test_http_is_counted_under_bounded_labels() -> None:
