@@ -1,0 +1,197 @@
+"""Every instruction set keeps to itself in the library, and AVX2's kernels run on a machine that has no more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.kernels import dispatch
+from app.kernels.dispatch import Call
+from app.kernels.native.abi import ARGS
+from app.kernels.native.library import ISAS, library
+from app.kernels.native.program import Program
+from app.kernels.sample import carry_tokens
+from app.runner.model_runner import make_runner
+from app.types import SamplingParams
+from tests.models.tiny import make_reference, save
+from tests.runner.driver import Request, discard, engine_config, run
+
+HERE = Path(__file__).parent
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
+needs_kernels = pytest.mark.skipif(dispatch.unavailable() is not None, reason="no native kernels here")
+STEP_FORMAT = "=6i40x"
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = (dispatch._state.mode, dispatch._state.threads, dispatch._state.isa)
+    yield
+    dispatch.configure(*before)
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
+def test_objects_of_an_instruction_set_share_nothing_but_their_kinds(tmp_path: Path) -> None:
+    """Of a weak symbol the linker keeps one copy, which may be the one that an older machine cannot run.
+
+    Built without optimisation, so that nothing is hidden by having been inlined.
+    """
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path / "objects")]
+    subprocess.run(
+        [*command, "--build-lib", str(tmp_path / "library")],
+        cwd=HERE.parents[1],
+        env={**os.environ, "TUILI_CXXFLAGS": "-O0", "TUILI_REQUIRE_NATIVE": "1"},
+        check=True,
+        timeout=120,
+    )
+    kinds = 0
+    for isa in ISAS:
+        for path in (tmp_path / "objects" / isa).rglob("*.o"):
+            lines = subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
+            symbols = [line.split()[-2:] for line in lines]
+            assert [symbol for symbol in symbols if symbol[0] in "vVwWuC"] == [], "weak or shared"
+            defined = [name for kind, name in symbols if kind.isupper() and kind != "U"]
+            assert [name for name in defined if not (name.startswith("tuili_kind_") and name.endswith(f"_{isa}"))] == []
+            kinds += len(defined)
+    assert kinds == len(ISAS) * len(ARGS)
+
+
+class Tape:
+    """Programs as they run, each with the memory that it works on, before and after."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[bytes, list[bytes | None], list[int]]] = []
+        self.names: set[str] = set()
+
+    def program(self) -> type[Program]:
+        """What to run in place of :class:`Program`."""
+        tape = self
+
+        class Taped(Program):
+            def run(self, **fields: Any) -> None:
+                storages = _storages(self._calls)
+                before = _pack(self._calls, storages, fields)
+                super().run(**fields)
+                tape.runs.append(
+                    (
+                        before,
+                        [_result(storage, self._calls) for storage in storages],
+                        [storage.numel() for storage in storages],
+                    )
+                )
+                tape.names.update(self.names)
+
+        return Taped
+
+
+def _storages(calls: list[Call]) -> list[Tensor]:
+    """The memory behind the calls' tensors, as bytes, each once."""
+    found: dict[int, Tensor] = {}
+    for call in calls:
+        for tensor in call.tensors:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return list(found.values())
+
+
+def _contents(storage: Tensor) -> bytes:
+    return storage.numpy().tobytes()
+
+
+def _result(storage: Tensor, calls: list[Call]) -> bytes | None:
+    """What a program left there; None in a workspace, whose use hangs on which thread came first."""
+    if any(storage.data_ptr() == getattr(call.args, "workspace", None) for call in calls):
+        return None
+    return _contents(storage)
+
+
+def _pack(calls: list[Call], storages: list[Tensor], fields: dict[str, int | None]) -> bytes:
+    """A program and its memory as tape.cpp reads them."""
+    parts = [_number(len(storages))]
+    for storage in storages:
+        parts += [_number(storage.numel()), _contents(storage)]
+    parts.append(_number(len(calls)))
+    for call in calls:
+        name, args = call.name.encode() + b"\0", bytes(call.args)
+        parts += [_number(len(name)), name, _number(int(call.dim)), _number(len(args)), args]
+        pointers = [
+            (field.offset, getattr(call.args, name))
+            for name, kind, *_ in call.args._fields_
+            for field in [getattr(type(call.args), name)]
+            if kind.__name__ == "c_void_p" and getattr(call.args, name)
+        ]
+        parts.append(_number(len(pointers)))
+        for offset, address in pointers:
+            parts += [_number(offset), *map(_number, _place(address, storages))]
+    names = ("tokens", "rows", "logits", "samples", "max_seq_len", "max_query_len")
+    parts.append(struct.pack(STEP_FORMAT, *(fields.get(name, 0) for name in names)))
+    return b"".join(parts)
+
+
+def _number(value: int) -> bytes:
+    return struct.pack("=Q", value)
+
+
+def _place(address: int, storages: list[Tensor]) -> tuple[int, int]:
+    for index, storage in enumerate(storages):
+        if storage.data_ptr() <= address <= storage.data_ptr() + storage.numel():
+            return index, address - storage.data_ptr()
+    raise AssertionError("an argument points to what its call does not hold")
+
+
+FORMATS = {
+    "int8": ("qwen3_biases", {"quantization": "int8", "kv_cache_dtype": "int8"}),
+    "bfloat16": ("mistral", {"dtype": "bfloat16"}),
+}
+
+
+@needs_compiler
+@needs_kernels
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 here")
+@pytest.mark.parametrize("name", FORMATS)
+def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ops of whole steps give the bits under an emulated Haswell that their AVX2 kernels give here."""
+    variant, formats = FORMATS[name]
+    tape = Tape()
+    monkeypatch.setattr("app.kernels.dispatch.best_isa", lambda: "avx2")
+    monkeypatch.setattr("app.kernels.dispatch.Program", tape.program())
+    monkeypatch.setattr("app.runner.graph.Program", tape.program())
+    checkpoint = save(make_reference(variant), tmp_path / "checkpoint")
+    limits = {"num_blocks": 12, "max_num_seqs": 3, "max_num_batched_tokens": 32, "max_logit_rows": 32}
+    runner = make_runner(engine_config(checkpoint, kernels="strict", threads=2, **formats, **limits), discard)
+    assert runner.kernels == "avx2"
+    sampled = SamplingParams(top_p=0.9, top_k=30, repetition_penalty=1.2)
+    requests = [
+        Request(0, list(range(3, 43)), [3, 1, 4], SamplingParams(temperature=0.0, logprobs=3)),
+        Request(1, [7], [5, 9], sampled, seed=3),
+    ]
+    run(runner, requests, 4, chunk=29)
+    carry_tokens(torch.tensor([1]), torch.tensor([0]), torch.tensor([9]), torch.tensor([5, 6]), torch.tensor([1]))
+    driver = tmp_path / "tape"
+    source = HERE / "native" / "tape.cpp"
+    subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)
+    assert len(tape.runs) >= 5
+    for before, after, sizes in tape.runs:
+        path = tmp_path / "program"
+        path.write_bytes(before)
+        command = ["qemu-x86_64", "-cpu", "Haswell", str(driver), library()._name, "avx2", "2", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "avx2\n"), done.stderr  # qemu warns of what it lacks
+        left, offset = path.read_bytes(), 0
+        for index, expected in enumerate(after):
+            size = sizes[index]
+            assert expected in (None, left[offset : offset + size])
+            offset += size
+        assert offset == len(left)
+    unused = {"int8": {"gather"}, "bfloat16": {"quantize"}}
+    assert set(ARGS) - tape.names == unused[name]
