@@ -153,11 +153,14 @@ TUILI_INLINE uint32_t nan_bits(F a) { return (uint32_t)_mm256_movemask_ps(_mm256
 
 // The sum of the lanes, in a fixed order (a tree of halves), and their maximum.
 TUILI_INLINE float hsum(F v) {
-    float t[W];
-    store(t, v);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) t[i] += t[i + half];
-    return t[0];
+#if defined(__AVX512F__)
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#else
+    const __m256 half = v;
+#endif
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 TUILI_INLINE float hmax(F v) {
 #if defined(__AVX512F__)
@@ -230,6 +233,11 @@ TUILI_INLINE bf16_t float_to_bf16(float f) {
     return (bf16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 // IEEE half precision, for the scales of int8 pages; both sets have F16C.
+#if defined(__AVX512F__)
+TUILI_INLINE F load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+#else
+TUILI_INLINE F load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+#endif
 TUILI_INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 TUILI_INLINE uint16_t float_to_half(float f) { return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT); }
 

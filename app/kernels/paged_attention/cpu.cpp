@@ -14,8 +14,16 @@
 namespace TUILI_ISA {
 
 enum : int { SPLIT = 256, GROUP = 16, GROUPS = SPLIT / GROUP, TILE_ROWS = 48 };
-// Tiles of so few rows wait for memory, not for arithmetic.
-enum : int { FEW_ROWS = 16 };
+// Tiles of up to MAX_M rows wait for memory, not for arithmetic; so many groups are fetched before they are needed.
+enum : int { AHEAD = 16 };
+
+// What int8 becomes bf16 with: 2^24, exactly, since a byte at the top of an int32 converts without a shift.
+static const float INT8_FACTOR = 16777216.0f;
+// Moves byte `which` of each 32-bit lane to its top and clears the others.
+TUILI_INLINE __m128i top_bytes(int which) {
+    const int top = which << 24, rest = 0x808080;
+    return _mm_setr_epi32(top | rest, (top + (4 << 24)) | rest, (top + (8 << 24)) | rest, (top + (12 << 24)) | rest);
+}
 
 // 16 sums, and the 16 pairs of bf16 that go into them.
 #if defined(__AVX512F__)
@@ -39,10 +47,15 @@ TUILI_INLINE Sum dot(Sum acc, Pairs a, Pairs b) {
     return fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
 #endif
 }
-TUILI_INLINE void int8_to_bf16(const int8_t* p, bf16_t* out) {  // 16 of them; exact
-    const F v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-    _mm256_storeu_si256((__m256i*)out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16)));
+// 16 pairs of int8 as pairs of bf16, times INT8_FACTOR: either byte moves to the top of a lane, which is converted.
+TUILI_INLINE Pairs pairs_load(const int8_t* p) {
+    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    const __m512i first = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(top_bytes(0)));
+    const __m512i second = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(top_bytes(1)));
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(first)), 16);
+    return _mm512_or_si512(low, _mm512_castps_si512(_mm512_cvtepi32_ps(second)));
 }
+TUILI_INLINE void pairs_store(bf16_t* p, Pairs v) { _mm512_storeu_si512(p, v); }
 TUILI_INLINE F keep(F v, uint32_t bits, F other) { return _mm512_mask_mov_ps(other, (__mmask16)bits, v); }
 TUILI_INLINE void store_probs(bf16_t* p, F v) {
 #if defined(__AVX512BF16__)
@@ -51,6 +64,7 @@ TUILI_INLINE void store_probs(bf16_t* p, F v) {
     store(p, v);
 #endif
 }
+TUILI_INLINE float first_lane(F v) { return _mm512_cvtss_f32(v); }
 TUILI_INLINE F lanes() {
     return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
@@ -82,9 +96,17 @@ TUILI_INLINE F dot8(F acc, __m256i a, __m256i b) {
     return fma(_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high)), acc);
 }
 TUILI_INLINE Sum dot(Sum acc, Pairs a, Pairs b) { return {dot8(acc.a, a.a, b.a), dot8(acc.b, a.b, b.b)}; }
-TUILI_INLINE void int8_to_bf16(const int8_t* p, bf16_t* out) {
-    for (int i = 0; i < 16; i += 8)
-        store(out + i, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + i)))));
+TUILI_INLINE __m256i int8_pairs8(const int8_t* p) {
+    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    const __m256i first = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(top_bytes(0)));
+    const __m256i second = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(top_bytes(1)));
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(first)), 16);
+    return _mm256_or_si256(low, _mm256_castps_si256(_mm256_cvtepi32_ps(second)));
+}
+TUILI_INLINE Pairs pairs_load(const int8_t* p) { return {int8_pairs8(p), int8_pairs8(p + 16)}; }
+TUILI_INLINE void pairs_store(bf16_t* p, Pairs v) {
+    _mm256_storeu_si256((__m256i*)p, v.a);
+    _mm256_storeu_si256((__m256i*)(p + 16), v.b);
 }
 TUILI_INLINE F keep(F v, uint32_t bits, F other) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -92,18 +114,38 @@ TUILI_INLINE F keep(F v, uint32_t bits, F other) {
     return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(on));
 }
 TUILI_INLINE void store_probs(bf16_t* p, F v) { store(p, v); }
+TUILI_INLINE float first_lane(F v) { return _mm256_cvtss_f32(v); }
 TUILI_INLINE F lanes() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 #endif
 
-// Scores of M queries against N groups of 16 keys.
-template <int M, int N>
-static void score_block(const bf16_t* q, int e, const bf16_t* const* keys, int stride, float* scores) {
+// out = v & mask for n pairs.
+TUILI_INLINE void pairs_mask(const bf16_t* v, int n, uint32_t mask, bf16_t* out) {
+    const __m256i bits = _mm256_set1_epi32((int)mask);
+    for (int i = 0; i < 2 * n; i += 16) {
+        const __m256i x = _mm256_loadu_si256((const __m256i*)(v + i));
+        _mm256_storeu_si256((__m256i*)(out + i), _mm256_and_si256(x, bits));
+    }
+}
+
+// Groups of 16 keys or values to be fetched while others are worked on: one line each of tiles, `step` bytes apart.
+struct Fetch {
+    const char* const* tiles;
+    int step, lines;
+};
+TUILI_INLINE void fetch_line(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+// Scores of M queries against N groups of 16 keys of type T, BF16 or I8 (then times INT8_FACTOR).
+template <int M, int N, typename T, bool FETCH>
+static void score_block(const bf16_t* q, int e, const T* const* keys, int stride, float* scores, const Fetch& fetch) {
     Sum acc[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) acc[m][n] = sum_zero();
     for (int i = 0; i < e / 2; i++) {
+        if (FETCH && i < fetch.lines)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) fetch_line(fetch.tiles[n] + (int64_t)i * fetch.step);
         Pairs k[N];
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) k[n] = pairs_load(keys[n] + (int64_t)i * stride);
@@ -121,16 +163,21 @@ static void score_block(const bf16_t* q, int e, const bf16_t* const* keys, int s
 }
 
 // N * 16 elements of M outputs: probabilities times values over groups of 16 keys.
-template <int M, int N>
-static void value_block(const bf16_t* probs, const bf16_t* const* values, int groups, int e, int at, float* out) {
+template <int M, int N, typename T, bool FETCH>
+static void value_block(const bf16_t* probs, const T* const* values, int groups, int e, int at, float* out,
+                        const Fetch& fetch) {
     Sum acc[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) acc[m][n] = sum_zero();
+    const int lines = FETCH ? (fetch.lines + GROUP / 2 - 1) / (GROUP / 2) : 0;
     for (int g = 0; g < groups; g++) {
-        const bf16_t* tile = values[g] + 2 * at;
+        const T* tile = values[g] + 2 * at;
+        const char* next = FETCH ? fetch.tiles[g] : nullptr;
         for (int i = 0; i < GROUP / 2; i++) {
+            if (FETCH)
+                for (int x = 0; x < lines; x++, next += fetch.step) fetch_line(next);
             Pairs v[N];
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) v[n] = pairs_load(tile + (int64_t)i * 2 * e + n * 32);
@@ -158,25 +205,59 @@ static void value_block(const bf16_t* probs, const bf16_t* const* values, int gr
         default: CALL(6); break; \
     }
 
-template <int N>
-static void score_columns(const bf16_t* q, int rows, int e, const bf16_t* const* keys, int stride, float* scores) {
+template <int N, typename T, bool FETCH>
+static void score_columns(const bf16_t* q, int rows, int e, const T* const* keys, int stride, float* scores,
+                          const Fetch& fetch) {
     for (int m = 0; m < rows; m += MAX_M) {
         const int count = rows - m < MAX_M ? rows - m : (int)MAX_M;
-#define TUILI_SCORE(M) score_block<(M < MAX_M ? M : MAX_M), N>(q + m * e, e, keys, stride, scores + m * SPLIT)
+#define TUILI_SCORE(M) \
+    score_block<(M < MAX_M ? M : MAX_M), N, T, FETCH>(q + m * e, e, keys, stride, scores + m * SPLIT, fetch)
         TUILI_FOR_M(count, TUILI_SCORE)
 #undef TUILI_SCORE
     }
 }
 
-template <int N>
-static void value_columns(const bf16_t* p, int rows, const bf16_t* const* values, int groups, int e, int at, float* out) {
+template <int N, typename T, bool FETCH>
+static void value_columns(const bf16_t* p, int rows, const T* const* values, int groups, int e, int at, float* out,
+                          const Fetch& fetch) {
     for (int m = 0; m < rows; m += MAX_M) {
         const int count = rows - m < MAX_M ? rows - m : (int)MAX_M;
 #define TUILI_VALUE(M) \
-    value_block<(M < MAX_M ? M : MAX_M), N>(p + m * SPLIT, values, groups, e, at, out + m * e)
+    value_block<(M < MAX_M ? M : MAX_M), N, T, FETCH>(p + m * SPLIT, values, groups, e, at, out + m * e, fetch)
         TUILI_FOR_M(count, TUILI_VALUE)
 #undef TUILI_VALUE
     }
+}
+
+// As many of `left` groups at once as there are registers for; returns how many.
+template <typename T, bool FETCH>
+static int score_groups(const bf16_t* q, int rows, int e, const T* const* keys, int left, int stride, float* scores,
+                        const Fetch& fetch) {
+    const int n = left < MAX_N ? left : (int)MAX_N;
+#define TUILI_N(N) score_columns<(N < MAX_N ? N : MAX_N), T, FETCH>(q, rows, e, keys, stride, scores, fetch)
+    switch (n) {
+        case 1: TUILI_N(1); break;
+        case 2: TUILI_N(2); break;
+        case 3: TUILI_N(3); break;
+        default: TUILI_N(4); break;
+    }
+#undef TUILI_N
+    return n;
+}
+
+template <typename T, bool FETCH>
+static int value_elements(const bf16_t* p, int rows, const T* const* values, int groups, int e, int at, float* out,
+                          const Fetch& fetch) {
+    const int left = (e - at) / GROUP, n = left < MAX_N ? left : (int)MAX_N;
+#define TUILI_N(N) value_columns<(N < MAX_N ? N : MAX_N), T, FETCH>(p, rows, values, groups, e, at, out, fetch)
+    switch (n) {
+        case 1: TUILI_N(1); break;
+        case 2: TUILI_N(2); break;
+        case 3: TUILI_N(3); break;
+        default: TUILI_N(4); break;
+    }
+#undef TUILI_N
+    return n * GROUP;
 }
 
 // What a chunk works with, cut from its thread's scratch; rows of a tile are query tokens x heads of the group.
@@ -184,8 +265,8 @@ struct Tile {
     const TuiliAttentionArgs* a;
     const int32_t* table;
     int head, first, rows, heads;  // KV head; position of the first query; rows; heads of a group
-    int64_t low, high;       // positions that any query sees
-    float scale;  // of the scores, times log2(e)
+    int64_t low, high;             // positions that any query sees
+    float scale;                   // of the scores, times log2(e)
     float *scores, *part, *out, *top, *sum, *k_scale, *v_scale;
     bf16_t *q, *probs, *k_tiles, *v_tiles;
 };
@@ -196,51 +277,109 @@ TUILI_INLINE char* cut(char*& at, size_t bytes) {
     return p;
 }
 
-TUILI_INLINE void prefetch(const void* p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
+// Where a group's keys (or values) of a sequence begin, in elements. Rows of keys lie 2 * block_size apart.
+TUILI_INLINE int64_t group_at(const TuiliAttentionArgs& a, const int32_t* table, int head, int64_t g, bool value) {
+    const int size = a.block_size, offset = (int)(g * GROUP % size);
+    const int64_t page = (((int64_t)table[g * GROUP / size] * 2 + value) * a.g + head) * size;
+    return value ? (page + offset) * a.e : page * a.e + 2 * offset;
 }
 
-// Finds or makes the tiles of groups [begin, end) of the whole sequence.
-static void gather(const Tile& t, int64_t begin, int64_t end, const bf16_t** keys, const bf16_t** values, int* stride) {
+TUILI_INLINE int element_bytes(const TuiliAttentionArgs& a) { return a.kv_dtype == TUILI_I8 ? 1 : 2; }
+
+// Groups of a split that any query sees.
+struct Span {
+    int64_t begin;
+    int groups;
+};
+TUILI_INLINE Span span_of(const Tile& t, int64_t split) {
+    int64_t begin = split * GROUPS, end = begin + GROUPS;
+    if (begin < t.low / GROUP) begin = t.low / GROUP;
+    if (end > (t.high + GROUP - 1) / GROUP) end = (t.high + GROUP - 1) / GROUP;
+    return {begin, (int)(end - begin)};
+}
+
+// The tiles of a few rows in the order in which they are read: a split's keys, its values, the next split; then what
+// the thread is likely to claim next. Hardware does not foresee these: pages stand in no order, and of each a head
+// reads no more than some 2 KB of keys and of values.
+struct Ahead {
+    Tile tile, after;
+    int64_t split;
+    Span span;
+    int i;
+    bool more;  // whether `after` is to come
+    const char* last;
+};
+TUILI_INLINE void ahead_start(Ahead& f, const Tile& tile) {
+    f.tile = tile;
+    f.split = tile.low / SPLIT;
+    f.span = span_of(tile, f.split);
+    f.i = 0;
+}
+static const char* ahead_next(Ahead& f) {
+    if (f.i == 2 * f.span.groups) {
+        if ((f.split + 1) * SPLIT < f.tile.high) {
+            f.split++;
+            f.span = span_of(f.tile, f.split);
+            f.i = 0;
+        } else if (f.more) {
+            f.more = false;
+            ahead_start(f, f.after);
+        } else {
+            return f.last;  // in the cache by now
+        }
+    }
+    const bool value = f.i >= f.span.groups;
+    const int64_t g = f.span.begin + f.i - (value ? f.span.groups : 0);
+    f.i++;
+    const TuiliAttentionArgs& a = *f.tile.a;
+    f.last = (const char*)a.kv + group_at(a, f.tile.table, f.tile.head, g, value) * element_bytes(a);
+    return f.last;
+}
+
+static void load_scales(const Tile& t, const Span& span) {
     const TuiliAttentionArgs& a = *t.a;
-    const int e = a.e, size = a.block_size;
-    *stride = a.kv_dtype == TUILI_I8 ? 2 * GROUP : 2 * size;
-    for (int64_t g = begin; g < end; g++) {
-        const int i = (int)(g - begin), offset = (int)(g * GROUP % size);
-        const int64_t page = ((int64_t)t.table[g * GROUP / size] * 2 * a.g + t.head) * size;
-        const int64_t k_at = page * e + 2 * offset, v_page = page + (int64_t)a.g * size;
-        const int64_t v_at = (v_page + offset) * e;
-        bf16_t* v_tile = t.v_tiles + (int64_t)i * GROUP * e;
-        if (a.kv_dtype == TUILI_I8) {
-            bf16_t* k_tile = t.k_tiles + (int64_t)i * GROUP * e;
-            const int8_t* k = (const int8_t*)a.kv + k_at;
-            const int8_t* v = (const int8_t*)a.kv + v_at;
-            for (int j = 0; j < e / 2; j++) {
-                int8_to_bf16(k + (int64_t)j * 2 * size, k_tile + j * 32);
-                int8_to_bf16(k + (int64_t)j * 2 * size + 16, k_tile + j * 32 + 16);
-            }
-            for (int j = 0; j < GROUP * e; j += 16) int8_to_bf16(v + j, v_tile + j);
-            const uint16_t* scales = (const uint16_t*)a.kv_scale;
-            for (int j = 0; j < GROUP; j++) {
-                t.k_scale[i * GROUP + j] = half_to_float(scales[page + offset + j]);
-                t.v_scale[i * GROUP + j] = half_to_float(scales[v_page + offset + j]);
-            }
-            keys[i] = k_tile;
-            values[i] = v_tile;
-            continue;
+    const uint16_t* scales = (const uint16_t*)a.kv_scale;
+    for (int i = 0; i < span.groups; i++) {
+        const int64_t at = (span.begin + i) * GROUP;
+        const int64_t page = (int64_t)t.table[at / a.block_size] * 2 * a.g + t.head;
+        const uint16_t* k = scales + page * a.block_size + at % a.block_size;
+        const uint16_t* v = k + (int64_t)a.g * a.block_size;
+        for (int j = 0; j < GROUP; j += W) {
+            store(t.k_scale + i * GROUP + j, load_half(k + j));
+            store(t.v_scale + i * GROUP + j, load_half(v + j));
         }
-        keys[i] = (const bf16_t*)a.kv + k_at;
-        values[i] = (const bf16_t*)a.kv + v_at;
-        // Nobody's value may be NaN, and 0 * NaN is.
-        if (g * GROUP < t.low || (g + 1) * GROUP > t.high) {
-            for (int j = 0; j < GROUP; j++) {
-                const int64_t position = g * GROUP + j;
-                const bool seen = position >= t.low && position < t.high;
-                const int64_t at = (int64_t)(j / 2) * 2 * e + j % 2;
-                for (int x = 0; x < e; x++) v_tile[at + 2 * x] = seen ? values[i][at + 2 * x] : (bf16_t)0;
-            }
-            values[i] = v_tile;
+    }
+}
+
+// bf16 tiles of int8 pages, for many rows.
+static void convert(const Tile& t, const Span& span, const int8_t** keys, const int8_t** values, const bf16_t** k_tiles,
+                    const bf16_t** v_tiles) {
+    const int e = t.a->e, stride = 2 * t.a->block_size;
+    for (int g = 0; g < span.groups; g++) {
+        bf16_t *k = t.k_tiles + (int64_t)g * GROUP * e, *v = t.v_tiles + (int64_t)g * GROUP * e;
+        for (int j = 0; j < e / 2; j++) {
+            pairs_store(k + j * 2 * GROUP, pairs_load(keys[g] + (int64_t)j * stride));
+            pairs_store(v + j * 2 * GROUP, pairs_load(values[g] + (int64_t)j * 2 * GROUP));
         }
+        k_tiles[g] = k;
+        v_tiles[g] = v;
+    }
+}
+
+// Nobody's value may be NaN, and 0 * NaN is: groups that are not seen as a whole are copied, with zeros for the rest.
+static void mask_values(const Tile& t, const Span& span, const bf16_t** values) {
+    const int e = t.a->e;
+    for (int i = 0; i < span.groups; i++) {
+        const int64_t first = (span.begin + i) * GROUP;
+        if (first >= t.low && first + GROUP <= t.high) continue;
+        bf16_t* tile = t.v_tiles + (int64_t)i * GROUP * e;
+        for (int j = 0; j < GROUP; j += 2) {
+            const int64_t position = first + j;
+            const uint32_t even = position >= t.low && position < t.high ? 0xffffu : 0;
+            const uint32_t odd = position + 1 >= t.low && position + 1 < t.high ? 0xffff0000u : 0;
+            pairs_mask(values[i] + j * e, e, even | odd, tile + j * e);
+        }
+        values[i] = tile;
     }
 }
 
@@ -259,10 +398,11 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
         return false;
     }
     const bool scaled = a.kv_dtype == TUILI_I8;
+    const F scale = set1(scaled ? t.scale / INT8_FACTOR : t.scale);
     const F first = set1((float)begin), last = set1((float)end), low = set1(-__builtin_inff());
     F most = low;
     for (int i = 0; i < count; i += W) {
-        F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), set1(t.scale)) : set1(t.scale));
+        F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), scale) : scale);
         if (i < begin || i + W > end) {
             const F at = add(lanes(), set1((float)i));
             v = keep(v, ge_bits(at, first) & lt_bits(at, last), low);
@@ -307,51 +447,66 @@ static void merge(const Tile& t, int m, bool first, float peak, float total) {
     const float both = t.top[m] > peak ? t.top[m] : peak;
     const F old_factor = exp2_nonpositive(set1(t.top[m] - both)), new_factor = exp2_nonpositive(set1(peak - both));
     for (int i = 0; i < e; i += W) store(out + i, fma(load(part + i), new_factor, mul(load(out + i), old_factor)));
-    float f[W], g[W];
-    store(f, old_factor);
-    store(g, new_factor);
-    t.sum[m] = t.sum[m] * f[0] + total * g[0];
+    t.sum[m] = t.sum[m] * first_lane(old_factor) + total * first_lane(new_factor);
     t.top[m] = both;
 }
 
-static void split(const Tile& t, int64_t index) {
+template <typename T, bool FETCH>
+static void attend(const Tile& t, const Span& span, const T* const* keys, const T* const* values, int stride,
+                   const char* const* fetched) {
     const int e = t.a->e;
-    int64_t begin = index * GROUPS, end = begin + GROUPS;
-    if (begin < t.low / GROUP) begin = t.low / GROUP;
-    if (end > (t.high + GROUP - 1) / GROUP) end = (t.high + GROUP - 1) / GROUP;
-    const int groups = (int)(end - begin);
-    const bf16_t *keys[GROUPS], *values[GROUPS];
-    int stride;
-    gather(t, begin, end, keys, values, &stride);
-    const bool fetch = t.rows <= FEW_ROWS && t.a->kv_dtype == TUILI_BF16;
-    for (int i = 0; i < groups;) {
-        const int step = MAX_N >= 4 && groups - i >= 4 ? 4 : 1;
-        for (int j = i; fetch && j < i + step; j++) {
-            prefetch(values[j], (size_t)GROUP * e * sizeof(bf16_t));
-            for (int x = 0; j + 4 < groups && x < e / 2; x++) prefetch(keys[j + 4] + (int64_t)x * stride, 64);
-        }
-        if (MAX_N >= 4 && groups - i >= 4) {
-            score_columns<(MAX_N < 4 ? 1 : 4)>(t.q, t.rows, e, keys + i, stride, t.scores + i * GROUP);
-            i += 4;
-        } else {
-            score_columns<1>(t.q, t.rows, e, keys + i, stride, t.scores + i * GROUP);
-            i += 1;
-        }
+    Fetch fetch = {fetched, 64, 0};
+    if (FETCH) {
+        fetch.lines = e * GROUP * element_bytes(*t.a) / 64;  // exact where a block has 16 tokens
+    }
+    for (int i = 0; i < span.groups;) {
+        fetch.tiles = fetched + i;
+        i += score_groups<T, FETCH>(t.q, t.rows, e, keys + i, span.groups - i, stride, t.scores + i * GROUP, fetch);
     }
     float peaks[128], totals[128];
     bool any[128];
-    for (int m = 0; m < t.rows; m++) any[m] = softmax(t, m, begin * GROUP, groups * GROUP, &peaks[m], &totals[m]);
+    for (int m = 0; m < t.rows; m++)
+        any[m] = softmax(t, m, span.begin * GROUP, span.groups * GROUP, &peaks[m], &totals[m]);
+    fetch.tiles = fetched + span.groups;
     for (int at = 0; at < e;) {
-        if (MAX_N >= 4 && e - at >= 64) {
-            value_columns<(MAX_N < 4 ? 1 : 4)>(t.probs, t.rows, values, groups, e, at, t.part);
-            at += 64;
-        } else {
-            value_columns<1>(t.probs, t.rows, values, groups, e, at, t.part);
-            at += 16;
-        }
+        at += value_elements<T, FETCH>(t.probs, t.rows, values, span.groups, e, at, t.part, fetch);
+        fetch.lines = 0;
     }
     for (int m = 0; m < t.rows; m++)
         if (any[m]) merge(t, m, t.sum[m] < 0.0f, peaks[m], totals[m]);
+}
+
+static void split(const Tile& t, const Span& span, Ahead* ahead) {
+    const TuiliAttentionArgs& a = *t.a;
+    const int stride = 2 * a.block_size;
+    const char* fetched[2 * GROUPS];
+    for (int i = 0; ahead != nullptr && i < 2 * span.groups; i++) fetched[i] = ahead_next(*ahead);
+    const bf16_t *keys[GROUPS], *values[GROUPS];
+    if (a.kv_dtype == TUILI_I8) {
+        const int8_t *k[GROUPS], *v[GROUPS];
+        for (int i = 0; i < span.groups; i++) {
+            k[i] = (const int8_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, false);
+            v[i] = (const int8_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, true);
+        }
+        load_scales(t, span);
+        if (ahead != nullptr) {
+            attend<int8_t, true>(t, span, k, v, stride, fetched);
+        } else {
+            convert(t, span, k, v, keys, values);
+            attend<bf16_t, false>(t, span, keys, values, 2 * GROUP, nullptr);
+        }
+        return;
+    }
+    for (int i = 0; i < span.groups; i++) {
+        keys[i] = (const bf16_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, false);
+        values[i] = (const bf16_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, true);
+    }
+    mask_values(t, span, values);
+    if (ahead != nullptr) {
+        attend<bf16_t, true>(t, span, keys, values, stride, fetched);
+    } else {
+        attend<bf16_t, false>(t, span, keys, values, stride, nullptr);
+    }
 }
 
 static int tile_tokens(const TuiliAttentionArgs& a) {
@@ -368,23 +523,29 @@ static int64_t attention_chunks(const void* args, const TuiliStep* step, int32_t
     return tiles * a.g;
 }
 
-static void attention_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
-    const TuiliAttentionArgs& a = *(const TuiliAttentionArgs*)args;
-    const int size = tile_tokens(a), e = a.e, heads = a.h / a.g;
+// The row, tokens and positions of a chunk. False beyond the last one.
+static bool find(const TuiliAttentionArgs& a, const TuiliStep* step, int64_t chunk, Tile& t, int64_t* token) {
+    const int size = tile_tokens(a), heads = a.h / a.g, rows = step->count[TUILI_ROWS];
     int64_t tile = chunk / a.g;
     int row = 0, tokens = 0;
-    for (; row < step->count[TUILI_ROWS]; row++) {
-        tokens = a.query_start_loc[row + 1] - a.query_start_loc[row];
-        const int tiles = (tokens + size - 1) / size;
-        if (tile < tiles) {
-            tile = tiles - 1 - tile;  // the last queries see most keys: heavy tiles first
-            break;
+    if (rows == step->count[TUILI_TOKENS] && step->max_query_len == 1) {  // decodes alone
+        row = tile < rows ? (int)tile : rows;
+        tile = 0;
+        tokens = 1;
+    } else {
+        for (; row < rows; row++) {
+            tokens = a.query_start_loc[row + 1] - a.query_start_loc[row];
+            const int tiles = (tokens + size - 1) / size;
+            if (tile < tiles) {
+                tile = tiles - 1 - tile;  // the last queries see most keys: heavy tiles first
+                break;
+            }
+            tile -= tiles;
         }
-        tile -= tiles;
     }
+    if (row == rows) return false;
     const int begin = (int)tile * size, end = begin + size < tokens ? begin + size : tokens;
-    const int64_t token = a.query_start_loc[row] + begin;
-    Tile t;
+    *token = a.query_start_loc[row] + begin;
     t.a = &a;
     t.table = a.block_tables + (int64_t)row * a.block_table_stride;
     t.scale = a.scale * 1.44269504f;
@@ -394,6 +555,15 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
     t.first = a.seq_lens[row] - tokens + begin;
     t.high = t.first + (end - begin);
     t.low = a.sliding_window > 0 && t.first + 1 > a.sliding_window ? t.first + 1 - a.sliding_window : 0;
+    return true;
+}
+
+static void attention_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
+    const TuiliAttentionArgs& a = *(const TuiliAttentionArgs*)args;
+    const int e = a.e, heads = a.h / a.g;
+    Tile t;
+    int64_t token;
+    if (!find(a, step, chunk, t, &token)) return;
     char* at = (char*)thread->scratch;
     const size_t rows = (size_t)t.rows, width = (size_t)e;
     t.scores = (float*)cut(at, rows * SPLIT * 4);
@@ -418,10 +588,25 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
             }
         }
     }
-    for (int64_t s = t.low / SPLIT; s * SPLIT < t.high; s++) split(t, s);
+    Ahead ahead;
+    const bool few = t.rows <= MAX_M;
+    if (few) {
+        int64_t unused;
+        ahead.more = find(a, step, chunk + thread->threads, ahead.after, &unused) && ahead.after.rows <= MAX_M;
+        ahead.last = (const char*)t.q;
+        ahead_start(ahead, t);
+        // The chunk before has fetched these, unless there was none.
+        const int lines = e * GROUP * element_bytes(a) / 64;
+        for (int i = 0; i < AHEAD; i++) {
+            const char* p = ahead_next(ahead);
+            for (int x = 0; chunk < thread->threads && x < lines; x++) fetch_line(p + x * 64);
+        }
+    }
+    for (int64_t s = t.low / SPLIT; s * SPLIT < t.high; s++) split(t, span_of(t, s), few ? &ahead : nullptr);
+    const float factor = a.kv_dtype == TUILI_I8 ? 1.0f / INT8_FACTOR : 1.0f;
     for (int m = 0; m < t.rows; m++) {
         const int64_t to = ((token + m / heads) * a.h + t.head * heads + m % heads) * e;
-        const F inverse = set1(1.0f / t.sum[m]);
+        const F inverse = set1(factor / t.sum[m]);
         for (int i = 0; i < e; i += W) {
             const F v = mul(load(t.out + m * e + i), inverse);
             if (a.out_dtype == TUILI_BF16) {
