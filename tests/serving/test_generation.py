@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from app.serving.errors import RequestError
-from app.serving.generation import sampling_defaults
+from app.serving.generation import Generation, sampling_defaults
+from app.serving.types import ChoiceDelta
 from app.types import FinishReason
 from tests.serving.rig import ENDPOINT, Rig, make_rig, read, recite, repeat, running, until
 
@@ -155,6 +156,17 @@ async def test_a_reader_that_falls_behind_gets_merged_deltas() -> None:
             deltas = [delta async for delta in generation]
     assert len(deltas) == 1
     assert len(deltas[0].token_ids) == 100
+
+
+async def deltas_of(generation: Generation) -> list[ChoiceDelta]:
+    return [delta async for delta in generation]
+
+
+async def test_readers_that_keep_up_get_each_token_by_itself_however_quickly_steps_come() -> None:
+    async with running(repeat("abc")) as rig:
+        generations = [await rig.submit("p", max_tokens=100) for _ in range(4)]
+        lists = await asyncio.gather(*map(deltas_of, generations))
+    assert [[len(delta.token_ids) for delta in deltas] for deltas in lists] == [[1] * 100] * 4
 
 
 async def test_a_slow_reader_is_dropped_alone() -> None:
