@@ -24,6 +24,7 @@ from app.runner.graph import StepGraphs
 from app.runner.input_batch import InputBatch, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
 from app.runner.loading import Phases, check_memory, load_model, read_model_config
+from app.runner.page_populator import PagePopulator
 from app.runner.sampler import PendingSample, SampleParts, Sampler, StagedSamples
 from app.types import (
     EngineConfig,
@@ -74,6 +75,7 @@ class ModelRunner:
         self._vocab_size = model_config.vocab_size
         self._weights = model.destinations()
         self._kv = allocate_kv_cache(plan, device)
+        self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
         self._arena = StepArena(config.max_num_batched_tokens, device)
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
@@ -176,6 +178,10 @@ class ModelRunner:
         Raises:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
         """
+        if self._populator is not None:
+            self._populator.note(
+                max((max(row.new_block_ids[0], default=0) for row in step.rows if row.new_block_ids), default=0)
+            )
         self._sampler.bind(step.slots)
         staged = self._sampler.stage(step.rows)
         seconds = (
