@@ -23,7 +23,7 @@ help:
 	@echo "make dashboard-picture                                   draw the dashboard from a real Prometheus"
 
 # A stamp a set of extras, so that a second run starts at once and a changed pyproject.toml installs again.
-$(VENV)/.serve: pyproject.toml
+$(VENV)/.serve: pyproject.toml setup.py $(wildcard app/kernels/*/*.cpp app/kernels/*/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tuili needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	@echo "installing tuili into $(VENV) (a minute or so, once) ..."
 	@$(PYTHON) -m venv $(VENV)
