@@ -61,7 +61,9 @@ class _VocabTable:
     def require(self) -> Tensor:
         """[S, V], zeros when new; on a CPU they take memory as they are written."""
         if self._table is None:
-            self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+            # First asked for while a step is recorded, in inference mode; slots are bound outside of it.
+            with torch.inference_mode(mode=False):
+                self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
         return self._table
 
     def row(self, slot: int) -> Tensor:
