@@ -11,6 +11,9 @@ from app.store import ModelFiles, SilentProgress, Store, pull
 
 # Tests run on every core already; compute threads beside them would wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton's kernels are interpreted where a test asks for them (``interpreted``); read when triton is imported. A GPU's
+# tests are run with TRITON_INTERPRET=0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # CI repeats the same examples, so that what it says is about the change; elsewhere every run looks further.
 hypothesis.settings.register_profile("ci", derandomize=True)

@@ -26,7 +26,7 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], *dt
 
 def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:
     """Checks that ``act`` is [T, K] ``shape``: floating without a scale, or int8 with fp32 scales
-    [T, groups of K].
+    [T, groups of K] or [T, 1].
 
     Raises:
         ValueError: it is not.
@@ -35,7 +35,18 @@ def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:
         check_tensor(op, name, act.values, shape, *FLOATING)
     else:
         check_tensor(op, name, act.values, shape, torch.int8)
-        check_tensor(op, f"{name}.scale", act.scale, (shape[0], num_groups(shape[1])), torch.float32)
+        scales = 1 if act.scale.shape[-1] == 1 else num_groups(shape[1])
+        check_tensor(op, f"{name}.scale", act.scale, (shape[0], scales), torch.float32)
+
+
+def check_token_scale(op: str, act: Act) -> None:
+    """Checks that ``act`` is floating, or int8 with one scale a token.
+
+    Raises:
+        ValueError: it has a scale a group.
+    """
+    if act.scale is not None and act.scale.shape[1] != 1:
+        raise ValueError(f"{op}: Triton quantises by tokens, not by groups of {act.scale.shape[1]}")
 
 
 def check_kv_cache(op: str, kv: LayerKVCache, head_dim: int) -> None:

@@ -1,7 +1,8 @@
-"""Which code runs a kernel: native on a CPU that has it, the plain torch of ``reference.py`` everywhere else.
+"""Which code runs a kernel: native on a CPU that has it, Triton on a GPU, else the plain torch of ``reference.py``.
 
 A native kernel is *emitted*: run at once, or appended to the recording under way (:func:`recording`), whose calls
-:mod:`app.runner.graph` replays as one. The choice is the process's: :func:`configure` is called once, at its entry.
+:mod:`app.runner.graph` replays as one. A Triton kernel lies in the op's ``triton.py``, imported only where it is to
+run. The choice is the process's: :func:`configure` is called once, at its entry.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -28,7 +30,9 @@ class Mode(enum.Enum):
     """Native where there is a native kernel for the arguments, else reference."""
     REFERENCE = "reference"
     STRICT = "strict"
-    """Native, and an error where that is not possible."""
+    """Native on a CPU, Triton on a GPU, and an error where that is not possible."""
+    INTERPRET = "interpret"
+    """Triton's kernels in its interpreter, on a CPU: to test them (needs ``TRITON_INTERPRET=1``)."""
 
 
 class FallbackError(RuntimeError):
@@ -64,8 +68,8 @@ def configure(mode: Mode, threads: int, isa: str | None = None) -> None:
 @functools.cache
 def unavailable() -> str | None:
     """Why there are no native kernels here; None when there are."""
-    if _state.mode is Mode.REFERENCE:
-        return "TUILI_KERNELS=reference"
+    if _state.mode in (Mode.REFERENCE, Mode.INTERPRET):
+        return f"TUILI_KERNELS={_state.mode.value}"
     try:
         best_isa()
     except NativeError as e:
@@ -89,6 +93,23 @@ def native(op: str, *tensors: Tensor | None) -> bool:
     if why is not None:
         fall_back(op, why)
     return why is None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether the op's Triton kernel takes a call with this tensor: on a GPU, or on a CPU that interprets it.
+
+    Tensors of the meta device count as a GPU's: calls with them are collected, to be compiled ahead of time.
+    """
+    if _state.mode is Mode.REFERENCE:
+        return False
+    if tensor.device.type == "cpu":
+        return _state.mode is Mode.INTERPRET
+    return _has_triton()
 
 
 def fall_back(op: str, why: str) -> None:
@@ -165,5 +186,6 @@ __all__ = [
     "native",
     "pool",
     "recording",
+    "runs_triton",
     "unavailable",
 ]

@@ -31,11 +31,17 @@ def quantize_groups(x: Tensor) -> tuple[Tensor, Tensor]:
     return values.flatten(1)[:, : x.shape[1]].contiguous(), scale
 
 
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantises each row of [T, K] as a whole. Returns int8 [T, K] and fp32 scales [T, 1]."""
+    values, scale = quantize(x)
+    return values, scale.unsqueeze(1)
+
+
 def store_act(x: Tensor, out: Act) -> None:
     """Writes fp32 ``x`` [T, K] to ``out`` in the format of ``out``, rounding once."""
     if out.scale is None:
         out.values.copy_(x)
         return
-    values, scale = quantize_groups(x)
+    values, scale = quantize_tokens(x) if out.scale.shape[1] == 1 else quantize_groups(x)
     out.values.copy_(values)
     out.scale.copy_(scale)

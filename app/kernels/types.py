@@ -28,11 +28,19 @@ class ActFormat(enum.Enum):
     FLOAT = "float"
     INT8 = "int8"
     """Symmetric int8 with an fp32 scale for every 64 neighbours of a token (``ACT_GROUP``)."""
+    INT8_TOKEN = "int8 token"  # noqa: S105
+    """Symmetric int8 with one fp32 scale a token: on a GPU, where tensor cores outrun the scaling of groups."""
+
+
+def num_scales(width: int, fmt: ActFormat) -> int:
+    """Scales of a token's activation of ``width`` elements in one of the int8 formats."""
+    return 1 if fmt is ActFormat.INT8_TOKEN else num_groups(width)
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` [T, K / 64] fp32."""
+    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` fp32, [T, K / 64] or
+    [T, 1]."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -49,10 +57,12 @@ class LinearWeight:
     values: Tensor
     scale: Tensor | None = None
     bias: Tensor | None = None
+    int8_input: ActFormat = ActFormat.INT8
+    """The format in which an int8 weight wants its input; FLOAT keeps activations whole (W8A16)."""
 
     @property
     def act_format(self) -> ActFormat:
-        return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
+        return self.int8_input if self.scale is not None else ActFormat.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,7 @@ class StepArena:
         """An :class:`Act` [T, width] in the format that its consumer asks for."""
         if fmt is ActFormat.FLOAT:
             return Act(self.take(width, dtype))
-        return Act(self.take(width, torch.int8), self.take(num_groups(width), torch.float32))
+        return Act(self.take(width, torch.int8), self.take(num_scales(width, fmt), torch.float32))
 
     def nbytes(self) -> int:
         """Bytes held by the buffers handed out so far."""

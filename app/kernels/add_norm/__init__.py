@@ -6,8 +6,8 @@ from torch import Tensor
 
 from app.kernels.add_norm.cpu import add_norm_cpu
 from app.kernels.add_norm.reference import add_norm_reference
-from app.kernels.check import FLOATING, check_act, check_tensor
-from app.kernels.dispatch import native
+from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale
+from app.kernels.dispatch import native, runs_triton
 from app.kernels.types import Act
 
 __all__ = ["add_norm"]
@@ -18,7 +18,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
 
     Without ``residual``: ``out = x / sqrt(mean(x²) + eps) * weight``. With it: ``residual += x`` in place (summed
     in fp32, rounded once to the stream's dtype), and ``out`` is the norm of that sum. Computed in fp32; an int8
-    ``out`` is quantised by groups.
+    ``out`` is quantised by groups or, with one scale a token, by tokens (which alone Triton knows).
 
     Args:
         x_TD: [T, D] floating.
@@ -36,7 +36,12 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
     check_act("add_norm", "out", out, shape)
     if residual is not None:
         check_tensor("add_norm", "residual", residual, shape, x_TD.dtype)
-    if native("add_norm", x_TD, weight_D, residual, out.values):
+    if runs_triton(x_TD):
+        check_token_scale("add_norm", out)
+        from app.kernels.add_norm.triton import add_norm_triton  # only a GPU needs Triton
+
+        add_norm_triton(x_TD, weight_D, eps, out, residual)
+    elif native("add_norm", x_TD, weight_D, residual, out.values):
         add_norm_cpu(x_TD, weight_D, eps, out, residual)
     else:
         add_norm_reference(x_TD, weight_D, eps, out, residual)

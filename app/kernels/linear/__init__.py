@@ -11,7 +11,7 @@ from app.kernels.check import FLOATING, check_act, check_tensor
 from app.kernels.dispatch import fall_back
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
-from app.kernels.types import Act, LinearWeight, PackedWeight
+from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
 
 __all__ = ["Activation", "linear"]
 
@@ -43,7 +43,7 @@ def linear(
     A packed weight runs natively, whatever the mode; int8 or bf16 is what it takes for x, fp32 or bf16 for the rest.
 
     Args:
-        x: [T, K], int8 exactly when the weight is int8.
+        x: [T, K] in the format that the weight asks for.
         weight: [N, K]; packed with ``gate_up`` exactly for SILU_MUL.
         out: [T, N]; [T, N / 2] with SILU_MUL.
         residual: [T, N] floating, not with SILU_MUL; may be the very tensor ``out.values``.
@@ -58,9 +58,10 @@ def linear(
         return
     tokens, (features, width) = x.values.shape[0], weight.values.shape
     check_act("linear", "x", x, (tokens, width))
-    if (x.scale is None) != (weight.scale is None):
+    if (x.scale is None) != (weight.act_format is ActFormat.FLOAT):
         raise ValueError(f"linear: x is {x.values.dtype} but weight is {weight.values.dtype}")
-    check_tensor("linear", "weight", weight.values, (features, width), x.values.dtype)
+    dtype = x.values.dtype if weight.scale is None else torch.int8
+    check_tensor("linear", "weight", weight.values, (features, width), dtype)
     if weight.scale is not None:
         check_tensor("linear", "weight.scale", weight.scale, (features,), torch.float32)
     if weight.bias is not None:

@@ -11,7 +11,7 @@ from app.kernels.types import ACT_GROUP, Act, LinearWeight
 
 
 def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, silu_mul: bool) -> None:
-    if x.scale is None and not silu_mul and _matmul_into(x.values, weight, out, residual):
+    if weight.scale is None and not silu_mul and _matmul_into(x.values, weight, out, residual):
         return
     y_TN = matmul_fp32(x, weight)
     if weight.bias is not None:
@@ -38,10 +38,19 @@ def _matmul_into(x_TK: Tensor, weight: LinearWeight, out: Act, residual: Tensor 
     return True
 
 
+def int8_product(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    """``x @ weight.T`` of int8 values in fp32, from exact sums (which have 31 bits at most)."""
+    return torch.mm(x_TK.double(), weight_NK.double().t()).float()
+
+
 def matmul_fp32(x: Act, weight: LinearWeight) -> Tensor:
     """``x @ weight.T`` in fp32, scales applied, bias not."""
-    if x.scale is None or weight.scale is None:
+    if weight.scale is None:
         return torch.mm(x.values, weight.values.t()).float()
+    if x.scale is None:
+        return torch.mm(x.values.float(), weight.values.float().t()) * weight.scale
+    if x.scale.shape[1] == 1:
+        return int8_product(x.values, weight.values) * x.scale * weight.scale
     groups = zip(torch.split(x.values, ACT_GROUP, 1), torch.split(weight.values, ACT_GROUP, 1), strict=True)
     y_TN = torch.zeros(x.values.shape[0], weight.values.shape[0], device=x.values.device)
     for group, (x_TG, weight_NG) in enumerate(groups):

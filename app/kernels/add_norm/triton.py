@@ -1,0 +1,64 @@
+"""``add_norm`` on a GPU: a program a token, the whole row in registers.
+
+Not yet run on a GPU; held against the reference in Triton's interpreter and compiled ahead of time for sm_80 to sm_90.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import quantize_int8, to_dtype
+from app.kernels.gpu.tuning import launch_shape
+from app.kernels.types import Act
+
+
+@triton.jit
+def _add_norm(
+    x,
+    weight,
+    residual,
+    out,
+    out_scale,
+    width,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * width
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        value += tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
+        rounded = to_dtype(value, residual.dtype.element_ty)
+        tl.store(residual + row + columns, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    mean_square = tl.sum(value * value, axis=0) / width
+    normed = value * (1.0 / tl.sqrt_rn(mean_square + eps))
+    normed *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if out_scale is not None:
+        scale = tl.div_rn(tl.max(tl.abs(normed), axis=0), 127.0)
+        tl.store(out_scale + tl.program_id(0), scale)
+        tl.store(out + row + columns, quantize_int8(normed, scale), mask=inside)
+    else:
+        tl.store(out + row + columns, to_dtype(normed, out.dtype.element_ty), mask=inside)
+
+
+def add_norm_triton(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, residual: Tensor | None) -> None:
+    """As the public ``add_norm``; an int8 ``out`` has one scale a token."""
+    tokens, width = x_TD.shape
+    launch(
+        _add_norm,
+        (tokens,),
+        {
+            "x": x_TD,
+            "weight": weight_D,
+            "residual": residual,
+            "out": out.values,
+            "out_scale": out.scale,
+            "width": width,
+            "eps": eps,
+        },
+        {"BLOCK": triton.next_power_of_2(width)},
+        **launch_shape("add_norm", width=width),
+    )

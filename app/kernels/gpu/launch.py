@@ -1,0 +1,144 @@
+"""Starts Triton kernels, or writes down how the engine would start them.
+
+Every launch of the engine goes through :func:`launch`, so that what a test compiles ahead of time for a GPU that is not
+there are the very signatures, constants and launch shapes of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Triton's default is about to change, and it warns until somebody has chosen.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import triton
+
+Grid = tuple[int, ...]
+
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` when Triton was imported), on CPU tensors."""
+
+_TYPES = {
+    torch.bool: "i1",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
+_INT32_MAX = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One way in which a kernel is started, as the compiler sees it."""
+
+    kernel: Any
+    """The ``@triton.jit`` function."""
+    signature: tuple[tuple[str, str], ...]
+    """(parameter, type): ``*bf16``, ``i32``, ``fp32``, or ``constexpr``."""
+    constants: tuple[tuple[str, Any], ...]
+    """Parameters known when compiling."""
+    aligned: tuple[str, ...]
+    """Pointers and integers that are multiples of 16."""
+    grid: Grid
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return str(self.kernel.__name__)
+
+
+class _State:
+    collected: list[Launch] | None = None
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[Launch]]:
+    """Within it nothing is started (tensors may be on the meta device); the list gains what would have been."""
+    if _state.collected is not None:
+        raise RuntimeError("launches are being collected already")
+    launches = list[Launch]()
+    _state.collected = launches
+    try:
+        yield launches
+    finally:
+        _state.collected = None
+
+
+def launch(
+    kernel: Any, grid: Grid, args: dict[str, Any], constants: dict[str, Any], *, num_warps: int = 4, num_stages: int = 3
+) -> None:
+    """Starts a kernel on the current stream; does not wait for it.
+
+    Args:
+        kernel: a ``@triton.jit`` function.
+        grid: programs along up to three axes; with an empty one nothing is started.
+        args: by parameter; tensors, integers, floats, or None for a pointer that is not given.
+        constants: ``tl.constexpr`` parameters.
+    """
+    if 0 in grid:
+        return
+    if _state.collected is not None:
+        _state.collected.append(_describe(kernel, grid, args, constants, num_warps, num_stages))
+        return
+    kernel[grid](**args, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def _describe(
+    kernel: Any, grid: Grid, args: dict[str, Any], constants: dict[str, Any], num_warps: int, num_stages: int
+) -> Launch:
+    """As Triton specialises a call: None and 1 become constants, multiples of 16 are noted."""
+    constants = {**constants, **{name: value for name, value in args.items() if value is None or _is_one(value)}}
+    signature, aligned = [], []
+    for name in kernel.arg_names:
+        if name in constants:
+            signature.append((name, "constexpr"))
+            continue
+        value = args[name]
+        signature.append((name, _type_of(value)))
+        if _is_aligned(value):
+            aligned.append(name)
+    return Launch(
+        kernel, tuple(signature), tuple(sorted(constants.items())), tuple(aligned), grid, num_warps, num_stages
+    )
+
+
+def _is_one(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == 1
+
+
+def _is_aligned(value: object) -> bool:
+    """Of a tensor its offset within its memory: what torch allocates is aligned further than that."""
+    if isinstance(value, Tensor):
+        return value.storage_offset() * value.itemsize % 16 == 0
+    return isinstance(value, int) and value % 16 == 0
+
+
+def _type_of(value: object) -> str:
+    match value:
+        case Tensor():
+            return "*" + _TYPES[value.dtype]
+        case bool():
+            return "i1"
+        case int():
+            return "i32" if -_INT32_MAX <= value <= _INT32_MAX else "i64"
+        case float():
+            return "fp32"
+        case _:
+            raise TypeError(f"a kernel takes no {type(value).__name__}")

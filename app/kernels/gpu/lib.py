@@ -1,0 +1,54 @@
+"""Device functions that several kernels use.
+
+Triton's interpreter multiplies and rounds bf16 wrongly without a sign; the functions here do it in fp32 there.
+"""
+
+# Triton reads annotations: no `from __future__ import annotations` in files with kernels.
+import triton
+import triton.language as tl
+
+from app.kernels.gpu.launch import INTERPRETED
+
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
+_ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """``acc + a @ b`` in fp32, of floating tiles of one dtype."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def dot_int8(a, b, acc):
+    """``acc + a @ b`` in int32, exact, of int8 tiles."""
+    return tl.dot(a, b, acc, out_dtype=tl.int32)
+
+
+@triton.jit
+def to_dtype(x, dtype: tl.constexpr):
+    """fp32 ``x`` as ``dtype``, rounded half to even."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+        # A NaN keeps its bits: rounding up could carry it into the sign.
+        bits = tl.where(x == x, rounded, bits) & -65536
+        return bits.to(tl.float32, bitcast=True).to(dtype)
+    return x.to(dtype)
+
+
+@triton.jit
+def round_even(x):
+    """``x`` rounded half to even, |x| below 2^22; libdevice has it, the interpreter has no libdevice."""
+    return (x + _ROUND_MAGIC) - _ROUND_MAGIC
+
+
+@triton.jit
+def quantize_int8(x, scale):
+    """int8 of fp32 ``x`` and its scale (broadcast against it), as ``app.kernels.int8.quantize``; scale 0 gives 0."""
+    divisor = tl.where(scale == 0, 1.0, scale)
+    # Exact division: a reciprocal would move values that lie half between two integers.
+    scaled = tl.div_rn(x, divisor)
+    return round_even(tl.minimum(tl.maximum(scaled, -127.0), 127.0)).to(tl.int8)
