@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import quantize_int8, to_dtype
+from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -37,7 +37,7 @@ def _add_norm(
     normed = value * (1.0 / tl.sqrt_rn(mean_square + eps))
     normed *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     if out_scale is not None:
-        scale = tl.div_rn(tl.max(tl.abs(normed), axis=0), 127.0)
+        scale = int8_scale(normed)
         tl.store(out_scale + tl.program_id(0), scale)
         tl.store(out + row + columns, quantize_int8(normed, scale), mask=inside)
     else:

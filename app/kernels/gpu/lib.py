@@ -46,6 +46,15 @@ def round_even(x):
 
 
 @triton.jit
+def int8_scale(x):
+    """``max|x| / 127`` of a row [K] in fp32; not finite where x is not."""
+    # As integers: the bits of positive floats order like the floats, and those of a NaN lie above all of them, while a
+    # maximum of floats would drop it.
+    peak = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=0)
+    return tl.div_rn(peak.to(tl.float32, bitcast=True), 127.0)
+
+
+@triton.jit
 def quantize_int8(x, scale):
     """int8 of fp32 ``x`` and its scale (broadcast against it), as ``app.kernels.int8.quantize``; scale 0 gives 0."""
     divisor = tl.where(scale == 0, 1.0, scale)
