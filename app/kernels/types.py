@@ -46,6 +46,31 @@ class Act:
     scale: Tensor | None = None
 
 
+_PARTIAL_SUMS = 4 << 20
+_SPLIT_TILES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SplitKWorkspace:
+    """Where programs on a GPU that share an output tile, each with a part of K, put their sums together.
+
+    One serves all linear layers of a model: they run one after another.
+    """
+
+    partials: Tensor
+    """Flat, int32; seen as fp32 where the sums are."""
+    arrivals: Tensor
+    """Flat, int32, for each tile the programs that are done with it: zero between launches."""
+
+    @classmethod
+    def new(cls, device: torch.device) -> SplitKWorkspace:
+        """16 MiB: what launches of a few hundred programs leave behind."""
+        return cls(
+            torch.empty(_PARTIAL_SUMS, dtype=torch.int32, device=device),
+            torch.zeros(_SPLIT_TILES, dtype=torch.int32, device=device),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class LinearWeight:
     """Weight of a linear layer: ``values`` [N, K], row n the weights of output n.
@@ -59,6 +84,8 @@ class LinearWeight:
     bias: Tensor | None = None
     int8_input: ActFormat = ActFormat.INT8
     """The format in which an int8 weight wants its input; FLOAT keeps activations whole (W8A16)."""
+    workspace: SplitKWorkspace | None = None
+    """Of the model; without one K is never split."""
 
     @property
     def act_format(self) -> ActFormat:

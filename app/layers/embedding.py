@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.embed import embed
-from app.kernels.gather_lm_head import gather_lm_head
+from app.kernels.gather_lm_head import gather_lm_head, needs_scratch
 from app.kernels.types import Act, LinearWeight, PackedWeight, StepArena
 from app.quant.destination import Destination, Tee
 from app.quant.placement import Placement
@@ -40,9 +40,10 @@ class LMHead:
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
         """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``; L is at most what ``arena`` began with."""
         scratch: Act | None = None
-        if isinstance(self.weight, PackedWeight):
+        if needs_scratch(self.weight):
             rows, width = indices_L.numel(), hidden_TD.shape[1]
-            taken = arena.take_act(width, self.weight.data.dtype, self.weight.act_format)
+            dtype = self.weight.data.dtype if isinstance(self.weight, PackedWeight) else hidden_TD.dtype
+            taken = arena.take_act(width, dtype, self.weight.act_format)
             scratch = Act(taken.values[:rows], None if taken.scale is None else taken.scale[:rows])
         gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from app.kernels.linear import Activation, linear
+from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat
 from app.quant.destination import Destination
 from app.quant.placement import Placement
@@ -42,8 +42,12 @@ class Linear:
         """The format in which the layer wants its input."""
         return self.weight.act_format
 
+    def scratch_width(self, out_format: ActFormat) -> int:
+        """Elements a token of the scratch that a call with such an ``out`` needs; 0 if none."""
+        return scratch_width(self.weight, out_format, self._activation)
+
     def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None) -> None:
-        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``; an int8 one needs ``scratch`` of its shape."""
+        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``; ``scratch`` [T, :meth:`scratch_width`]."""
         linear(x, self.weight, out, activation=self._activation, scratch=scratch)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:

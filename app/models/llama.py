@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.kernels.linear import Activation
-from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, StepArena
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache, StepArena
 from app.layers.attention import Attention
 from app.layers.embedding import Embedding, LMHead
 from app.layers.linear import Linear
@@ -43,8 +43,8 @@ class _Activations:
     """[T, H * E]"""
     mlp_in: Act
     """[T, D]"""
-    activated: Tensor | None
-    """[T, I] in floating point, where :attr:`gated` is int8."""
+    mlp_scratch: Tensor | None
+    """What the gate and up projection needs on the way to :attr:`gated`."""
     gated: Act
     """[T, I]"""
     final: Tensor
@@ -99,7 +99,7 @@ class DecoderLayer:
         self.attention(acts.qkv, positions_T, kv, meta, acts.q, acts.attention_out)
         self.o_proj(acts.attention_out, Act(acts.delta))
         self.mlp_norm(acts.delta, acts.mlp_in, residual_TD=acts.residual)
-        self.gate_up_proj(acts.mlp_in, acts.gated, scratch=acts.activated)
+        self.gate_up_proj(acts.mlp_in, acts.gated, scratch=acts.mlp_scratch)
         self.down_proj(acts.gated, Act(acts.delta))
 
     def destinations(self) -> dict[str, Destination]:
@@ -184,6 +184,7 @@ class LlamaForCausalLM:
         config, dtype, layer = self._config, self._dtype, self.layers[0]
         width, q_size, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
         gated_format = layer.down_proj.act_format
+        scratch_width = layer.gate_up_proj.scratch_width(gated_format)
         return _Activations(
             residual=arena.take(width, dtype),
             delta=arena.take(width, dtype),
@@ -192,7 +193,7 @@ class LlamaForCausalLM:
             q=arena.take(q_size, dtype),
             attention_out=arena.take_act(q_size, dtype, layer.o_proj.act_format),
             mlp_in=arena.take_act(width, dtype, layer.gate_up_proj.act_format),
-            activated=arena.take(inner, dtype) if gated_format is ActFormat.INT8 else None,
+            mlp_scratch=arena.take(scratch_width, dtype) if scratch_width else None,
             gated=arena.take_act(inner, dtype, gated_format),
             final=arena.take(width, dtype),
         )

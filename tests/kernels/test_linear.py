@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.kernels.int8 import quantize
 from app.kernels.linear import Activation, linear
@@ -11,7 +10,7 @@ from tests.kernels.util import (
     INT8_TOLERANCE,
     TOLERANCE,
     dequantize,
-    plain_weight,
+    linear64,
     poisoned,
     poisoned_act,
     quantized,
@@ -21,16 +20,6 @@ from tests.kernels.util import (
 )
 
 SHAPES = [(1, 7, 6), (3, 576, 1536), (17, 63, 1000), (0, 5, 4)]
-
-
-def expected64(x: Act, weight: LinearWeight, residual: Tensor | None, activation: Activation) -> Tensor:
-    y = dequantize(x) @ plain_weight(weight).t()
-    if weight.bias is not None:
-        y = y + weight.bias.double()
-    if activation is Activation.SILU_MUL:
-        gate, up = y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]
-        y = gate / (1 + (-gate).exp()) * up
-    return y if residual is None else y + residual.double()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,14 +36,15 @@ def test_floating(dtype: torch.dtype, with_bias: bool, epilogue: str, tokens: in
     linear(x, weight, out, residual=residual, activation=activation)
     assert not out.values.isnan().any()
     if tokens:
-        assert relative_error(out.values, expected64(x, weight, residual, activation)) < TOLERANCE[dtype]
+        expected = linear64(x, weight, residual, silu_mul=activation is Activation.SILU_MUL)
+        assert relative_error(out.values, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_residual_may_be_the_output_itself(dtype: torch.dtype) -> None:
     x, weight = Act(randn(3, 63, dtype=dtype)), LinearWeight(randn(40, 63, seed=1, dtype=dtype))
     stream = randn(3, 40, seed=2, dtype=dtype)
-    expected = expected64(x, weight, stream.clone(), Activation.NONE)
+    expected = linear64(x, weight, stream.clone())
     linear(x, weight, Act(stream), residual=stream)
     assert relative_error(stream, expected) < TOLERANCE[dtype]
 
@@ -68,7 +58,8 @@ def test_int8_sums_exactly_and_rounds_once(epilogue: str, tokens: int, width: in
     activation = Activation.SILU_MUL if epilogue == "silu_mul" else Activation.NONE
     out = poisoned_act(tokens, features // 2 if epilogue == "silu_mul" else features)
     linear(x, weight, out, residual=residual, activation=activation)
-    assert relative_error(out.values, expected64(x, weight, residual, activation)) < TOLERANCE[torch.float32]
+    expected = linear64(x, weight, residual, silu_mul=activation is Activation.SILU_MUL)
+    assert relative_error(out.values, expected) < TOLERANCE[torch.float32]
 
 
 def test_int8_sums_of_a_group_are_exact() -> None:
@@ -91,7 +82,7 @@ def test_int8_layer_stays_close_to_the_floating_one() -> None:
 @pytest.mark.parametrize("activation", list(Activation))
 def test_int8_output_is_quantised_by_groups(activation: Activation) -> None:
     x, weight = Act(randn(5, 64)), LinearWeight(randn(48, 64, seed=1))
-    expected = expected64(x, weight, None, activation)
+    expected = linear64(x, weight, silu_mul=activation is Activation.SILU_MUL)
     out = poisoned_act(5, expected.shape[1], torch.int8)
     linear(x, weight, out, activation=activation)
     assert out.scale is not None

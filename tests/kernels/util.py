@@ -60,6 +60,17 @@ def plain_weight(weight: LinearWeight) -> Tensor:
     return values if weight.scale is None else values * weight.scale.double()[:, None]
 
 
+def linear64(x: Act, weight: LinearWeight, residual: Tensor | None = None, *, silu_mul: bool = False) -> Tensor:
+    """A linear layer in fp64."""
+    y = dequantize(x) @ plain_weight(weight).t()
+    if weight.bias is not None:
+        y = y + weight.bias.double()
+    if silu_mul:
+        gate, up = y.chunk(2, dim=-1)
+        y = gate / (1 + (-gate).exp()) * up
+    return y if residual is None else y + residual.double()
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """||actual - expected|| / ||expected||; NaN in ``actual`` gives NaN, which no comparison lets pass."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_tensor
-from app.kernels.dispatch import native
+from app.kernels.dispatch import native, runs_triton
 from app.kernels.embed.cpu import embed_cpu
 from app.kernels.embed.reference import embed_reference
 
@@ -28,7 +28,11 @@ def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
     check_tensor("embed", "table", table_VD, (table_VD.shape[0], table_VD.shape[-1]), *FLOATING)
     dtypes = (torch.bfloat16, torch.float32) if table_VD.dtype == torch.bfloat16 else (table_VD.dtype,)
     check_tensor("embed", "out", out_TD, (token_ids_T.numel(), table_VD.shape[1]), *dtypes)
-    if native("embed", table_VD, out_TD):
+    if runs_triton(table_VD):
+        from app.kernels.embed.triton import embed_triton  # only a GPU needs Triton
+
+        embed_triton(token_ids_T, table_VD, out_TD)
+    elif native("embed", table_VD, out_TD):
         embed_cpu(token_ids_T, table_VD, out_TD)
     else:
         embed_reference(token_ids_T, table_VD, out_TD)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_tensor
-from app.kernels.dispatch import fall_back
+from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale
+from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.gather_lm_head.cpu import gather_lm_head_cpu
 from app.kernels.gather_lm_head.reference import gather_lm_head_reference
-from app.kernels.types import Act, LinearWeight, PackedWeight
+from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
 
-__all__ = ["gather_lm_head"]
+__all__ = ["gather_lm_head", "needs_scratch"]
 
 _OP = "gather_lm_head"
+
+
+def needs_scratch(weight: LinearWeight | PackedWeight) -> bool:
+    """Whether :func:`gather_lm_head` needs room for the rows that it gathers for such a head."""
+    if isinstance(weight, PackedWeight):
+        return True
+    return weight.act_format is not ActFormat.FLOAT and runs_triton(weight.values)
 
 
 def gather_lm_head(
@@ -32,8 +39,8 @@ def gather_lm_head(
         weight: [V, D].
             A packed weight runs natively, whatever the mode, over fp32 or bf16 hidden states.
         out_LV: [L, V] fp32.
-        scratch: [L, D] of the packed weight's dtype (int8 with a scale), for the gathered rows; a packed weight needs
-            it. Unused otherwise.
+        scratch: [L, D] in the format that the weight asks for (of a packed weight's dtype), for the gathered rows; None
+            where it :func:`needs_scratch` not.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -41,10 +48,11 @@ def gather_lm_head(
     if isinstance(weight, PackedWeight):
         _gather_lm_head_packed(hidden_TD, indices_L, weight, out_LV, scratch)
         return
+    rows = indices_L.numel()
     vocab_size, width = weight.values.shape
     dtypes = FLOATING if weight.scale is not None else (weight.values.dtype,)
     check_tensor(_OP, "hidden", hidden_TD, (hidden_TD.shape[0], width), *dtypes)
-    check_tensor(_OP, "indices", indices_L, (indices_L.numel(),), torch.int64)
+    check_tensor(_OP, "indices", indices_L, (rows,), torch.int64)
     if weight.scale is not None:
         check_tensor(_OP, "weight", weight.values, (vocab_size, width), torch.int8)
         check_tensor(_OP, "weight.scale", weight.scale, (vocab_size,), torch.float32)
@@ -52,8 +60,18 @@ def gather_lm_head(
         check_tensor(_OP, "weight", weight.values, (vocab_size, width), *FLOATING)
     if weight.bias is not None:
         check_tensor(_OP, "weight.bias", weight.bias, (vocab_size,), *FLOATING)
-    check_tensor(_OP, "out", out_LV, (indices_L.numel(), vocab_size), torch.float32)
-    fall_back("gather_lm_head", "its weight is not packed")
+    check_tensor(_OP, "out", out_LV, (rows, vocab_size), torch.float32)
+    if runs_triton(hidden_TD):
+        if (scratch is not None) != needs_scratch(weight):
+            raise ValueError(f"{_OP}: an int8 head needs a scratch, no other takes one")
+        if scratch is not None:
+            check_act(_OP, "scratch", scratch, (rows, width))
+            check_token_scale(_OP, scratch)
+        from app.kernels.gather_lm_head.triton import gather_lm_head_triton  # only a GPU needs Triton
+
+        gather_lm_head_triton(hidden_TD, indices_L, weight, out_LV, scratch)
+        return
+    fall_back(_OP, "its weight is not packed")
     gather_lm_head_reference(hidden_TD, indices_L, weight, out_LV)
 
 

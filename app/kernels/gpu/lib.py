@@ -15,16 +15,30 @@ _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 
 @triton.jit
 def dot(a, b, acc):
-    """``acc + a @ b`` in fp32, of floating tiles of one dtype."""
+    """``acc + a @ b`` in fp32, of floating tiles of one dtype; fp32 ones are not cut to tf32."""
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    return tl.dot(a, b, acc)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
 def dot_int8(a, b, acc):
     """``acc + a @ b`` in int32, exact, of int8 tiles."""
     return tl.dot(a, b, acc, out_dtype=tl.int32)
+
+
+@triton.jit
+def dot_int8_weight(a, b, acc):
+    """``acc + a @ b`` in fp32, of a floating tile and an int8 one, whose values any floating dtype holds exactly."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b.to(a.dtype), acc, input_precision="ieee")
+
+
+@triton.jit
+def silu_mul(gate, up):
+    """``gate * sigmoid(gate) * up`` in fp32."""
+    return gate / (1.0 + tl.exp(-gate)) * up
 
 
 @triton.jit

@@ -1,15 +1,17 @@
 """Launch shapes from checked-in tables: ``tables/<device>.json``, behind it ``tables/default.json``.
 
 A table maps an op to rows; a row is ``{"where": {...}, "shape": {...}}``. ``where`` names dimensions of the problem:
-``"k": 4096`` has to be equal, ``"max_m": 64`` bounds from above. The first row that fits counts, so that rows go from
-narrow to wide and the last one has no ``where``. ``benchmarks/kernels/tune.py`` writes them; nothing is tuned while
-serving.
+``"k": 4096`` has to be equal, ``"max_m": 64`` bounds from above, ``"min_capability": 90`` from below. The first row
+that fits counts, so that rows go from narrow to wide and the last one has no ``where``.
+``benchmarks/kernels/tune.py`` writes them; nothing is tuned while serving.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 
 _TABLES = Path(__file__).parent / "tables"
 _DEFAULT = "default"
+_HOPPER = 90
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -35,6 +38,8 @@ class Row(msgspec.Struct, frozen=True):
 def _fits(name: str, bound: int, dims: dict[str, int]) -> bool:
     if name.startswith("max_"):
         return dims[name.removeprefix("max_")] <= bound
+    if name.startswith("min_"):
+        return dims[name.removeprefix("min_")] >= bound
     return dims[name] == bound
 
 
@@ -70,10 +75,38 @@ def _shape(op: str, dims: tuple[tuple[str, int], ...]) -> dict[str, int]:
     raise KeyError(f"no launch shape for {op} {problem}")
 
 
+class _State:
+    target: int | None = None
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def compiling_for(capability: int) -> Iterator[None]:
+    """Within it launch shapes are those for GPUs of a compute capability (80 for sm_80), whatever is here."""
+    before, _state.target = _state.target, capability
+    try:
+        yield
+    finally:
+        _state.target = before
+
+
+@functools.cache
+def _capability_here() -> int:
+    if not torch.cuda.is_available():
+        return _HOPPER
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
 def launch_shape(op: str, **dims: int) -> dict[str, Any]:
     """Constants, ``num_warps`` and ``num_stages`` of an op for a problem of these dimensions.
+
+    ``capability``, the GPU's, is one of them too: 90 where there is no GPU.
 
     Raises:
         KeyError: no table has a row that fits.
     """
-    return dict(_shape(op, tuple(sorted(dims.items()))))
+    capability = _state.target if _state.target is not None else _capability_here()
+    return dict(_shape(op, (("capability", capability), *sorted(dims.items()))))

@@ -7,13 +7,13 @@ import enum
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_tensor
-from app.kernels.dispatch import fall_back
+from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale
+from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
 from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
 
-__all__ = ["Activation", "linear"]
+__all__ = ["Activation", "linear", "scratch_width"]
 
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
@@ -24,6 +24,22 @@ class Activation(enum.Enum):
     NONE = "none"
     SILU_MUL = "silu_mul"
     """``silu(gate) * up``, where the weight stacks gate above up."""
+
+
+def scratch_width(weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation) -> int:
+    """Elements a token of the scratch that :func:`linear` needs for such a layer; 0 if none."""
+    silu_mul = activation is Activation.SILU_MUL
+    if isinstance(weight, PackedWeight):
+        features = weight.out_features
+    elif runs_triton(weight.values):
+        features = weight.values.shape[0]
+        if silu_mul and weight.scale is None:
+            return features
+    else:
+        return 0
+    if out_format is ActFormat.FLOAT:
+        return 0
+    return features // 2 if silu_mul else features
 
 
 def linear(
@@ -38,7 +54,8 @@ def linear(
     """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``.
 
     Accumulates in fp32 (int8: exactly, in int32). For int8 inputs the whole epilogue is fp32, rounded once to
-    ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised by groups.
+    ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised by groups or, with one scale a
+    token, by tokens (which alone Triton knows).
 
     A packed weight runs natively, whatever the mode; int8 or bf16 is what it takes for x, fp32 or bf16 for the rest.
 
@@ -47,8 +64,8 @@ def linear(
         weight: [N, K]; packed with ``gate_up`` exactly for SILU_MUL.
         out: [T, N]; [T, N / 2] with SILU_MUL.
         residual: [T, N] floating, not with SILU_MUL; may be the very tensor ``out.values``.
-        scratch: of out's shape, fp32 or bf16: where a packed weight leaves what becomes an int8 ``out``, which needs
-            it. Unused otherwise.
+        scratch: [T, :func:`scratch_width`] floating (a packed weight takes fp32 or bf16), for what is between two
+            kernels: the product that becomes an int8 ``out``, or a gate's and an up projection's. None where that is 0.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -72,6 +89,14 @@ def linear(
     check_act("linear", "out", out, (tokens, features // 2 if silu_mul else features))
     if residual is not None:
         check_tensor("linear", "residual", residual, (tokens, features), *FLOATING)
+    if runs_triton(x.values):
+        check_token_scale("linear", x)
+        check_token_scale("linear", out)
+        _check_scratch(weight, out, activation, scratch, *FLOATING)
+        from app.kernels.linear.triton import linear_triton  # only a GPU needs Triton
+
+        linear_triton(x, weight, out, residual, silu_mul, scratch)
+        return
     fall_back("linear", "its weight is not packed")
     linear_reference(x, weight, out, residual, silu_mul)
 
@@ -86,12 +111,24 @@ def _linear_packed(
         raise ValueError("linear: SILU_MUL needs a weight packed as gate_up, nothing else does; it takes no residual")
     shape = (tokens, weight.out_features // 2 if silu_mul else weight.out_features)
     check_act("linear", "out", out, shape)
-    if out.scale is not None:
-        if scratch is None:
-            raise ValueError("linear: an int8 out of a packed weight needs a scratch")
-        check_tensor("linear", "scratch", scratch, shape, *_NATIVE_FLOATING)
-    else:
+    if out.scale is None:
         check_tensor("linear", "out", out.values, shape, *_NATIVE_FLOATING)
+    _check_scratch(weight, out, activation, scratch, *_NATIVE_FLOATING)
     if residual is not None:
         check_tensor("linear", "residual", residual, shape, *_NATIVE_FLOATING)
     linear_cpu(x, weight, out, residual, silu_mul, scratch)
+
+
+def _check_scratch(
+    weight: LinearWeight | PackedWeight,
+    out: Act,
+    activation: Activation,
+    scratch: Tensor | None,
+    *dtypes: torch.dtype,
+) -> None:
+    width = scratch_width(weight, ActFormat.FLOAT if out.scale is None else ActFormat.INT8, activation)
+    if width == 0:
+        return
+    if scratch is None:
+        raise ValueError(f"linear: this layer needs a scratch {width} wide")
+    check_tensor("linear", "scratch", scratch, (out.values.shape[0], width), *dtypes)

@@ -1,0 +1,38 @@
+"""``embed`` on a GPU: a program a token.
+
+Not yet run on a GPU; held against the table in Triton's interpreter and compiled ahead of time for sm_80 to sm_90.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from app.kernels.gpu.launch import launch
+from app.kernels.gpu.tuning import launch_shape
+
+
+@triton.jit
+def _embed(
+    token_ids,
+    table,
+    out,
+    width,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    value = tl.load(table + tl.load(token_ids + token) * width + columns, mask=inside)
+    tl.store(out + token * width + columns, value.to(out.dtype.element_ty), mask=inside)
+
+
+def embed_triton(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
+    """As the public ``embed``."""
+    tokens, width = out_TD.shape
+    launch(
+        _embed,
+        (tokens,),
+        {"token_ids": token_ids_T, "table": table_VD, "out": out_TD, "width": width},
+        {"BLOCK": triton.next_power_of_2(width)},
+        **launch_shape("embed", width=width),
+    )

@@ -1,0 +1,247 @@
+"""Matrix product on a GPU: int8 by int8 (W8A8), floating by int8 (W8A16), floating by floating, with the epilogue.
+
+W8A8 sums are exact, so that no choice made for speed (tile, split of K, instruction) shows in a row's bits: they depend
+neither on the batch nor on the launch shape. Floating sums follow the tiles of K in order, a split adds its parts in
+order: the same shapes give the same bits.
+
+Where output tiles are fewer than the GPU has room for, K is split. The programs of a tile leave their sums in the
+workspace; the last to arrive adds them up, and sets the tile's count back for the next launch.
+
+Not yet run on a GPU; held against a float64 formula in Triton's interpreter and compiled ahead of time for sm_80 to
+sm_90.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import dot, dot_int8, dot_int8_weight, silu_mul, to_dtype
+from app.kernels.gpu.tuning import launch_shape
+from app.kernels.types import Act, LinearWeight, SplitKWorkspace
+
+_MIN_STEPS = 4
+"""Tiles of K that a split keeps at least: fewer do not fill a pipeline."""
+
+
+@triton.jit
+def _gemm(
+    x,
+    x_scale,
+    indices,
+    weight,
+    weight_scale,
+    bias,
+    residual,
+    out,
+    partials,
+    arrivals,
+    m,
+    n,
+    up_offset,
+    K: tl.constexpr,
+    SILU_MUL: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    row_block, column_block = _grouped(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
+
+    # 1. Sums of this program's part of K.
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
+    EVEN: tl.constexpr = STEPS * BLOCK_K * SPLIT_K == K
+    present = (rows < m)[:, None]
+    source = rows.to(tl.int64)
+    if indices is not None:
+        source = tl.load(indices + rows, mask=rows < m, other=0)
+    depth = tl.program_id(1) * (STEPS * BLOCK_K) + tl.arange(0, BLOCK_K)
+    x_at = x + source[:, None] * K + depth[None, :]
+    # Columns past the end read the last one's weights and are not stored.
+    weight_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[None, :] * K + depth[:, None]
+    up_at = weight_at + up_offset
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
+    up_acc = acc
+    for step in range(STEPS):
+        if EVEN:
+            x_tile = tl.load(x_at, mask=present, other=0)
+            weight_tile = tl.load(weight_at)
+        else:
+            inside = depth < K - step * BLOCK_K
+            x_tile = tl.load(x_at, mask=present & inside[None, :], other=0)
+            weight_tile = tl.load(weight_at, mask=inside[:, None], other=0)
+        acc = _multiply(x_tile, weight_tile, acc)
+        if SILU_MUL:
+            up_tile = tl.load(up_at) if EVEN else tl.load(up_at, mask=inside[:, None], other=0)
+            up_acc = _multiply(x_tile, up_tile, up_acc)
+            up_at += BLOCK_K
+        x_at += BLOCK_K
+        weight_at += BLOCK_K
+
+    # 2. Sums of all parts, in the program that arrives last; then the epilogue.
+    if SPLIT_K == 1:
+        _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL)
+    else:
+        tile = tl.program_id(0)
+        acc_at = partials + _local(tile, SPLIT_K, SILU_MUL, BLOCK_M, BLOCK_N)
+        up_acc_at = acc_at + SPLIT_K * BLOCK_M * BLOCK_N
+        part = tl.program_id(1) * BLOCK_M * BLOCK_N
+        tl.store(acc_at + part, acc)
+        if SILU_MUL:
+            tl.store(up_acc_at + part, up_acc)
+        # All threads' sums are out before one thread says so.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLIT_K - 1:
+            acc = _total(acc_at, SPLIT_K)
+            if SILU_MUL:
+                up_acc = _total(up_acc_at, SPLIT_K)
+            tl.store(arrivals + tile, 0)
+            _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL)
+
+
+@triton.jit
+def _grouped(tile, row_blocks, column_blocks, GROUP_M: tl.constexpr):
+    """(row block, column block) of a tile: GROUP_M row blocks share a column of weights while it is in the L2."""
+    group_tiles = GROUP_M * column_blocks
+    first = tile // group_tiles * GROUP_M
+    height = tl.minimum(row_blocks - first, GROUP_M)
+    within = tile % group_tiles
+    return first + within % height, within // height
+
+
+@triton.jit
+def _multiply(x, weight, acc):
+    if x.dtype == tl.int8:
+        return dot_int8(x, weight, acc)
+    if weight.dtype == tl.int8:
+        return dot_int8_weight(x, weight, acc)
+    return dot(x, weight, acc)
+
+
+@triton.jit
+def _local(tile, SPLIT_K: tl.constexpr, SILU_MUL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where in the workspace the first part's sums of a tile go, [BLOCK_M, BLOCK_N]."""
+    SUMS: tl.constexpr = SPLIT_K * BLOCK_M * BLOCK_N * (2 if SILU_MUL else 1)
+    return tile * SUMS + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+
+
+@triton.jit
+def _total(parts_at, SPLIT_K: tl.constexpr):
+    """Sum of the parts of a tile in order; past the L1, which does not know what other programs wrote."""
+    PART: tl.constexpr = parts_at.shape[0] * parts_at.shape[1]
+    total = tl.load(parts_at, cache_modifier=".cg")
+    for split in tl.static_range(1, SPLIT_K):
+        total += tl.load(parts_at + split * PART, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL: tl.constexpr):
+    """The epilogue in fp32, rounded once into ``out``."""
+    present = (rows < m)[:, None]
+    inside = present & (columns < n)[None, :]
+    at = rows.to(tl.int64)[:, None] * n + columns[None, :]
+    y = acc.to(tl.float32)
+    up = up_acc.to(tl.float32)
+    if x_scale is not None:
+        row_scale = tl.load(x_scale + rows, mask=rows < m, other=0.0)[:, None]
+        y *= row_scale
+        up *= row_scale
+    y = _scaled(y, weight_scale, bias, columns, columns < n)
+    if SILU_MUL:
+        y = silu_mul(y, _scaled(up, weight_scale, bias, n + columns, columns < n))
+    if residual is not None:
+        y += tl.load(residual + at, mask=inside, other=0).to(tl.float32)
+    tl.store(out + at, to_dtype(y, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _scaled(y, weight_scale, bias, columns, inside):
+    """Sums with the weights' scales and their bias."""
+    if weight_scale is not None:
+        scale = tl.load(weight_scale + columns, mask=inside, other=0.0)[None, :]
+        if bias is not None:
+            # Said so that every launch shape does it: whether it is done by itself is up to the compiler.
+            addend = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+            return tl.fma(y, tl.broadcast_to(scale, y.shape), tl.broadcast_to(addend, y.shape))
+        return y * scale
+    if bias is not None:
+        return y + tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return y
+
+
+def gemm_triton(
+    x: Act,
+    weight: LinearWeight,
+    out: Tensor,
+    *,
+    residual: Tensor | None = None,
+    silu_mul: bool = False,
+    indices: Tensor | None = None,
+) -> None:
+    """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``, into a floating ``out``.
+
+    Args:
+        x: [T, K] in the format that the weight asks for, one scale a token.
+        indices: [L] int64, rows of x to take, floating ones; all of them in order when absent.
+        out: [T, N], [T, N / 2] with ``silu_mul``; [L, N] with ``indices``.
+    """
+    (m, n), k = out.shape, weight.values.shape[1]
+    shape = launch_shape(_op(x, weight), m=m, n=n, k=k, silu_mul=int(silu_mul))
+    limit = shape.pop("split_below")
+    tiles = triton.cdiv(m, shape["BLOCK_M"]) * triton.cdiv(n, shape["BLOCK_N"])
+    tile_sums = shape["BLOCK_M"] * shape["BLOCK_N"] * (2 if silu_mul else 1)
+    workspace = weight.workspace
+    splits = _splits(tiles, triton.cdiv(k, shape["BLOCK_K"]), tile_sums, limit, workspace)
+    partials = arrivals = None
+    if splits > 1 and workspace is not None:
+        arrivals = workspace.arrivals
+        partials = workspace.partials if x.scale is not None else workspace.partials.view(torch.float32)
+    launch(
+        _gemm,
+        (tiles, splits),
+        {
+            "x": x.values,
+            "x_scale": x.scale,
+            "indices": indices,
+            "weight": weight.values,
+            "weight_scale": weight.scale,
+            "bias": weight.bias,
+            "residual": residual,
+            "out": out,
+            "partials": partials,
+            "arrivals": arrivals,
+            "m": m,
+            "n": n,
+            "up_offset": n * k if silu_mul else 0,
+        },
+        {
+            "K": k,
+            "SILU_MUL": silu_mul,
+            "SPLIT_K": splits,
+            **{name: shape.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")},
+        },
+        **shape,
+    )
+
+
+def _op(x: Act, weight: LinearWeight) -> str:
+    """Its name in the tables of launch shapes."""
+    if weight.scale is None:
+        return "gemm"
+    return "gemm_w8a16" if x.scale is None else "gemm_w8a8"
+
+
+def _splits(tiles: int, steps: int, tile_sums: int, limit: int, workspace: SplitKWorkspace | None) -> int:
+    """Parts of K, a power of two: as many as keep the launch within ``limit`` programs and the workspace."""
+    if workspace is None or tiles > workspace.arrivals.numel():
+        return 1
+    limit = min(limit, workspace.partials.numel() // tile_sums)
+    splits = 1
+    while 2 * splits * tiles <= limit and 2 * splits * _MIN_STEPS <= steps:
+        splits *= 2
+    return splits
