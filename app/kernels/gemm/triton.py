@@ -116,10 +116,12 @@ def _grouped(tile, row_blocks, column_blocks, GROUP_M: tl.constexpr):
 @triton.jit
 def _multiply(x, weight, acc):
     if x.dtype == tl.int8:
-        return dot_int8(x, weight, acc)
-    if weight.dtype == tl.int8:
-        return dot_int8_weight(x, weight, acc)
-    return dot(x, weight, acc)
+        acc = dot_int8(x, weight, acc)
+    elif weight.dtype == tl.int8:
+        acc = dot_int8_weight(x, weight, acc)
+    else:
+        acc = dot(x, weight, acc)
+    return acc
 
 
 @triton.jit
