@@ -60,8 +60,10 @@ class Settings(BaseSettings):
         "auto",
         description="Activations, and weights that are not quantised; auto is the fastest that keeps quality.",
     )
-    quantization: Literal["auto", "none", "int8"] = Field(
-        "auto", description="Weights; auto is int8 on a CPU with native kernels unless a dtype is given."
+    quantization: Literal["auto", "none", "int8", "int8_weight_only"] = Field(
+        "auto",
+        description="Weights; auto is int8 on a CPU with native kernels unless a dtype is given. int8 quantises "
+        "activations too, int8_weight_only (GPUs) does not.",
     )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto", description="KV cache; auto is bfloat16 with native kernels, otherwise as dtype."

@@ -78,7 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     """Of activations, and of weights that are not quantised; ``auto`` leaves it to device and quantisation."""
     quantization: str = "none"
-    """``none``, ``int8`` weights, or ``auto``: int8 where the native kernels run and ``dtype`` is ``auto`` too."""
+    """``none``, ``int8`` (activations too), ``int8_weight_only``, or ``auto``: int8 where the native kernels run and
+    ``dtype`` is ``auto`` too."""
     kv_cache_dtype: str = "auto"
     """``auto``: bfloat16 with the native kernels' packed weights, ``dtype`` otherwise."""
     packed_cache: str | None = None
@@ -267,7 +268,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     pid: int
     quantization: str = "none"
     kernels: str = "torch"
-    """Instruction set of the native kernels, or ``torch``."""
+    """Instruction set of the native kernels, ``triton``, or ``torch``."""
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):

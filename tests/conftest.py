@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -39,3 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def smollm2() -> ModelFiles:
     """The embedded default model, in the user's own store."""
     return pull(DEFAULT_MODEL, Store(), SilentProgress())
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """Public kernels run their Triton form in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    from app.kernels import dispatch
+
+    dispatch.configure(dispatch.Mode.INTERPRET, threads=1)
+    yield
+    dispatch.configure(dispatch.Mode.AUTO, threads=1)

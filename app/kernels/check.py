@@ -49,6 +49,21 @@ def check_token_scale(op: str, act: Act) -> None:
         raise ValueError(f"{op}: Triton quantises by tokens, not by groups of {act.scale.shape[1]}")
 
 
+def scaled_by_groups(act: Act) -> bool:
+    """Whether ``act`` is floating, or int8 as native kernels write it: with a scale a group."""
+    return act.scale is None or act.scale.shape[1] == num_groups(act.values.shape[1])
+
+
+def check_group_scale(op: str, act: Act) -> None:
+    """Checks that ``act`` is floating, or int8 with a scale a group.
+
+    Raises:
+        ValueError: it has one scale a token, past which a native kernel would write.
+    """
+    if not scaled_by_groups(act):
+        raise ValueError(f"{op}: native kernels quantise by groups, not by tokens")
+
+
 def check_kv_cache(op: str, kv: LayerKVCache, head_dim: int) -> None:
     """Checks that ``kv`` holds pages [num_blocks, 2, G, B, E] of heads of ``head_dim`` elements.
 

@@ -105,9 +105,14 @@ def runs_triton(tensor: Tensor) -> bool:
 
     Tensors of the meta device count as a GPU's: calls with them are collected, to be compiled ahead of time.
     """
+    return runs_triton_on(tensor.device)
+
+
+def runs_triton_on(device: torch.device) -> bool:
+    """Whether Triton's kernels take the calls with this device's tensors."""
     if _state.mode is Mode.REFERENCE:
         return False
-    if tensor.device.type == "cpu":
+    if device.type == "cpu":
         return _state.mode is Mode.INTERPRET
     return _has_triton()
 
@@ -187,5 +192,6 @@ __all__ = [
     "pool",
     "recording",
     "runs_triton",
+    "runs_triton_on",
     "unavailable",
 ]

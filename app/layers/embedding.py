@@ -34,7 +34,7 @@ class LMHead:
             self.weight: LinearWeight | PackedWeight = LinearWeight(tied.table)
             self._rows: Destination | None = None
             return
-        new = placement.new_weight(vocab_size, width, bias=False)
+        new = placement.new_head(vocab_size, width)
         self.weight, self._rows = new.weight, new.rows(0, vocab_size)
 
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:

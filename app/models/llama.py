@@ -127,6 +127,7 @@ class LlamaForCausalLM:
     def __init__(self, config: ModelConfig, *, max_positions: int, placement: Placement) -> None:
         self._config = config
         self._dtype = placement.dtype
+        placement = placement.for_model()
         vocab_size, width = config.vocab_size, config.hidden_size
         self.embedding = Embedding(vocab_size, width, placement=placement)
         rope_PE = rope_table(config.head_dim, config.rope_theta, config.rope_scaling, max_positions, placement.device)

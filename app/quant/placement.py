@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from app.kernels.types import LinearWeight, PackedWeight
+from app.kernels.types import ActFormat, LinearWeight, PackedWeight, SplitKWorkspace
 from app.quant.destination import Destination
 from app.quant.packed import NewPackedWeight
 from app.quant.plain import Int8Weight, PlainWeight
@@ -20,10 +20,23 @@ class WeightFormat(enum.Enum):
     PLAIN = "plain"
     """As tensors of the model's dtype."""
     INT8 = "int8"
-    """As int8 tensors with a scale for each output."""
+    """As int8 tensors with a scale for each output; activations int8, with a scale a group."""
+    W8A8 = "int8 w8a8"
+    """Likewise with a scale a token, for GPUs; embedding and head stay whole, as few bytes are in them there."""
+    W8A16 = "int8 w8a16"
+    """Likewise with floating activations."""
     PACKED_BF16 = "packed bfloat16"
     PACKED_INT8 = "packed int8"
     """In the layout of the native kernels."""
+
+
+_INT8_INPUTS = {
+    WeightFormat.INT8: ActFormat.INT8,
+    WeightFormat.PACKED_INT8: ActFormat.INT8,
+    WeightFormat.W8A8: ActFormat.INT8_TOKEN,
+    WeightFormat.W8A16: ActFormat.FLOAT,
+}
+_FLOATING_HEADS = (WeightFormat.PLAIN, WeightFormat.W8A8, WeightFormat.W8A16)
 
 
 class NewWeight(Protocol):
@@ -48,6 +61,14 @@ class Placement:
     """Of activations and norms."""
     device: torch.device
     format: WeightFormat = WeightFormat.PLAIN
+    workspace: SplitKWorkspace | None = None
+    """Of the model that is being built."""
+
+    def for_model(self) -> Placement:
+        """For the constructor of a model to hand on: with the memory that its layers share."""
+        if self.format not in (WeightFormat.W8A8, WeightFormat.W8A16):
+            return self
+        return replace(self, workspace=SplitKWorkspace.new(self.device))
 
     @property
     def packed(self) -> bool:
@@ -62,7 +83,13 @@ class Placement:
     @property
     def head_shares_table(self) -> bool:
         """Whether an output head tied to the embedding can read its very table."""
-        return self.format is WeightFormat.PLAIN
+        return self.format in _FLOATING_HEADS
+
+    def new_head(self, vocab_size: int, width: int) -> NewWeight:
+        """An uninitialised weight [vocab_size, width] of an output head."""
+        if self.format in _FLOATING_HEADS:
+            return PlainWeight(vocab_size, width, bias=False, dtype=self.dtype, device=self.device)
+        return self.new_weight(vocab_size, width, bias=False)
 
     def new_weight(self, n: int, k: int, *, bias: bool, gate_up: bool = False) -> NewWeight:
         """An uninitialised weight [n, k] of a linear layer.
@@ -74,7 +101,8 @@ class Placement:
         if self.packed and self.device.type != "meta":
             dtype = torch.int8 if self.format is WeightFormat.PACKED_INT8 else torch.bfloat16
             return NewPackedWeight(n, k, dtype=dtype, bias=bias, gate_up=gate_up)
-        if self.format in (WeightFormat.INT8, WeightFormat.PACKED_INT8):
-            return Int8Weight(n, k, bias=bias, device=self.device)
+        int8_input = _INT8_INPUTS.get(self.format)
+        if int8_input is not None:
+            return Int8Weight(n, k, bias=bias, device=self.device, int8_input=int8_input, workspace=self.workspace)
         dtype = torch.bfloat16 if self.packed else self.dtype
         return PlainWeight(n, k, bias=bias, dtype=dtype, device=self.device)

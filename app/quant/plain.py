@@ -1,4 +1,4 @@
-"""Weights as plain tensors [N, K]: what ``reference.py`` of the linear kernel reads.
+"""Weights as plain tensors [N, K]: what ``reference.py`` and the GPU's kernels read.
 
 N output features, K input features.
 """
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from app.kernels.int8 import quantize
-from app.kernels.types import LinearWeight
+from app.kernels.types import ActFormat, LinearWeight, SplitKWorkspace
 from app.quant.destination import Destination
+
+_CHUNK_ELEMENTS = 1 << 24
+"""Elements quantised at a time: some 300 MB of fp32 on the device, however large the tensor."""
 
 
 class PlainWeight:
@@ -34,11 +37,20 @@ class PlainWeight:
 class Int8Weight:
     """int8 weights with a scale for each output, quantised as they come; the bias stays fp32."""
 
-    def __init__(self, n: int, k: int, *, bias: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        *,
+        bias: bool,
+        device: torch.device,
+        int8_input: ActFormat,
+        workspace: SplitKWorkspace | None,
+    ) -> None:
         self._values = torch.empty(n, k, dtype=torch.int8, device=device)
         self._scale = torch.empty(n, dtype=torch.float32, device=device)
         self._bias = torch.empty(n, dtype=torch.float32, device=device) if bias else None
-        self.weight = LinearWeight(self._values, self._scale, self._bias)
+        self.weight = LinearWeight(self._values, self._scale, self._bias, int8_input, workspace)
 
     def rows(self, start: int, stop: int) -> Destination:
         """Where rows ``start`` to ``stop`` of the weight go."""
@@ -67,6 +79,10 @@ class _Int8Rows:
         return self._values.numel()
 
     def copy_(self, source: Tensor, /) -> None:
-        values, scale = quantize(source)
-        self._values.copy_(values)
-        self._scale.copy_(scale)
+        """Quantises a tensor on the weight's device, some rows at a time."""
+        rows = max(1, _CHUNK_ELEMENTS // source.shape[1])
+        for start in range(0, source.shape[0], rows):
+            chunk = slice(start, start + rows)
+            values, scale = quantize(source[chunk].to(self._values.device))
+            self._values[chunk].copy_(values)
+            self._scale[chunk].copy_(scale)

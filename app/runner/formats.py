@@ -13,7 +13,7 @@ from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
 from app.types import EngineConfig
 
-QUANTIZATIONS = ("auto", "none", "int8")
+QUANTIZATIONS = ("auto", "none", "int8", "int8_weight_only")
 _PACKED_PAGES = ("bfloat16", "int8")
 _log = logging.getLogger(__name__)
 
@@ -22,28 +22,24 @@ def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineCo
     """The config with every ``auto`` decided, and where its model's tensors go.
 
     On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and bf16 pages; a dtype asked for by name
-    means weights of that dtype. Call it after :func:`app.kernels.dispatch.configure`.
+    means weights of that dtype. On a GPU it is bf16 throughout. Call it after
+    :func:`app.kernels.dispatch.configure`.
 
     Raises:
         RunnerError: formats that do not go together, or not here.
     """
-    why = dispatch.unavailable() if device.type == "cpu" else f"the model is on {device}"
-    native = why is None
-    if config.kernels == dispatch.Mode.STRICT.value and not native:
-        raise RunnerError(f"kernels = 'strict', but there are no native kernels: {why}")
-    if device.type == "cpu" and config.kernels == dispatch.Mode.AUTO.value and not native:
-        _log.warning("no native kernels, the model runs in plain torch, many times slower: %s", why)
-    quantization = _choose_quantization(config, device, native=native)
+    native = _has_native(config, device)
+    quantization = _choose_quantization(config, native=native)
     name = config.dtype
     if name == "auto" and native and quantization == "none":
         name = "bfloat16"
     dtype = choose_dtype(name, device)
-    placement = Placement(dtype, device, _weight_format(quantization, dtype, native=native))
+    placement = Placement(dtype, device, _weight_format(quantization, dtype, device, native=native))
     dtype_name = str(dtype).removeprefix("torch.")
     pages = config.kv_cache_dtype
     if pages == "auto":
         pages = "bfloat16" if placement.packed else dtype_name
-    if config.kernels == dispatch.Mode.STRICT.value:
+    if config.kernels == dispatch.Mode.STRICT.value and native:
         _check_strict(placement, pages)
     chosen = msgspec.structs.replace(
         config, device=str(device), dtype=dtype_name, quantization=quantization, kv_cache_dtype=pages
@@ -51,20 +47,45 @@ def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineCo
     return chosen, placement
 
 
-def _choose_quantization(config: EngineConfig, device: torch.device, *, native: bool) -> str:
+def _has_native(config: EngineConfig, device: torch.device) -> bool:
+    """Whether this is a CPU with native kernels. Says so where the model will run in plain torch though nobody asked.
+
+    Raises:
+        RunnerError: it will, in strict mode.
+    """
+    why = dispatch.unavailable() if device.type == "cpu" else None
+    native = device.type == "cpu" and why is None
+    if native or dispatch.runs_triton_on(device):
+        return native
+    if why is None:
+        why = f"Triton, which runs them on {device}, is not installed"
+    if config.kernels == dispatch.Mode.STRICT.value:
+        raise RunnerError(f"kernels = 'strict', but there are none: {why}")
+    if config.kernels == dispatch.Mode.AUTO.value:
+        _log.warning("no fast kernels, the model runs in plain torch, many times slower: %s", why)
+    return False
+
+
+def _choose_quantization(config: EngineConfig, *, native: bool) -> str:
     asked = config.quantization
     if asked not in QUANTIZATIONS:
         raise RunnerError(f"quantization = {asked!r} is not supported; use one of {', '.join(QUANTIZATIONS)}")
-    if asked == "int8" and device.type != "cpu":
-        raise RunnerError(f"quantization = 'int8' is for CPUs so far; use 'none' on {device}")
+    if asked == "int8_weight_only" and native:
+        raise RunnerError("quantization = 'int8_weight_only' is for GPUs; use 'int8' on a CPU")
     if asked == "auto":
         return "int8" if native and config.dtype == "auto" else "none"
     return asked
 
 
-def _weight_format(quantization: str, dtype: torch.dtype, *, native: bool) -> WeightFormat:
+def _weight_format(quantization: str, dtype: torch.dtype, device: torch.device, *, native: bool) -> WeightFormat:
+    if quantization == "int8_weight_only":
+        return WeightFormat.W8A16
     if quantization == "int8":
-        return WeightFormat.PACKED_INT8 if native else WeightFormat.INT8
+        if native:
+            return WeightFormat.PACKED_INT8
+        # A CPU without native kernels computes what they specify.
+        plain_cpu = device.type == "cpu" and not dispatch.runs_triton_on(device)
+        return WeightFormat.INT8 if plain_cpu else WeightFormat.W8A8
     return WeightFormat.PACKED_BF16 if native and dtype == torch.bfloat16 else WeightFormat.PLAIN
 
 

@@ -159,12 +159,14 @@ class ModelRunner:
 
     @property
     def quantization(self) -> str:
-        """Of the weights: ``none`` or ``int8``."""
+        """Of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
         return self._quantization
 
     @property
     def kernels(self) -> str:
-        """What runs the linear layers: an instruction set of the native kernels, or ``torch``."""
+        """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
+        if dispatch.runs_triton(self._logits_LV):
+            return "triton"
         return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
 
     @property

@@ -46,6 +46,12 @@ def test_adds_into_the_residual_and_norms_the_sum(dtype: torch.dtype) -> None:
     assert relative_error(out.values, norm64(total, weight, 1e-6)) < TOLERANCE[dtype]
 
 
+def test_a_scale_a_token_is_not_for_native_kernels() -> None:
+    x, weight, out = randn(3, 130), randn(130, seed=1), Act(poisoned(3, 130, dtype=torch.int8), poisoned(3, 1))
+    add_norm(x, weight, 1e-6, out)
+    assert relative_error(dequantize(out), norm64(x, weight, 1e-6)) < INT8_TOLERANCE
+
+
 def test_int8_output_is_the_rounded_norm_of_each_token() -> None:
     x, weight, out = randn(7, 63, seed=1), randn(63, seed=2), poisoned_act(7, 63, torch.int8)
     x[3] = 0

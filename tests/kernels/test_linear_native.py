@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import dispatch
-from app.kernels.int8 import quantize, quantize_groups
+from app.kernels.int8 import quantize, quantize_groups, quantize_tokens
 from app.kernels.linear import Activation, linear
 from app.kernels.linear.pack import new_packed_weight, pack_bias, pack_rows, packed_nbytes, unpack
 from app.kernels.native.library import ISAS, NativeError, best_isa
@@ -210,5 +210,10 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         linear(Act(randn(3, 8)), weight, poisoned_act(3, 8))
     with pytest.raises(ValueError, match="gate_up"):
         linear(x, weight, poisoned_act(3, 4), activation=Activation.SILU_MUL)
+    wide, by_tokens = make_weight(132, 132, torch.int8), Act(*quantize_tokens(randn(3, 132)))
+    with pytest.raises(ValueError, match="linear: native kernels quantise by groups"):
+        linear(by_tokens, wide, poisoned_act(3, 132))
+    with pytest.raises(ValueError, match="quantize: native kernels quantise by groups"):
+        linear(make_x(3, 132, torch.int8), wide, by_tokens, scratch=poisoned(3, 132))
     with pytest.raises(ValueError, match=r"linear: out is torch.float16"):
         linear(x, weight, poisoned_act(3, 8, torch.float16))

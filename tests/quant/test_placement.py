@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from app.kernels.types import LinearWeight
+from app.kernels.int8 import quantize
+from app.kernels.types import ActFormat, LinearWeight
+from app.models.config import ModelConfig
 from app.models.dummy import fill_dummy_weights
+from app.models.int8_checkpoint import write_int8_checkpoint
 from app.models.llama import LlamaForCausalLM
 from app.models.loader import load_weights
 from app.quant.destination import Tee
@@ -18,6 +22,8 @@ from tests.models.tiny import CPU, PagedExecution, load, make_reference, referen
 N, K = 12, 20
 PLAIN = Placement(torch.float32, CPU)
 INT8 = Placement(torch.float32, CPU, WeightFormat.INT8)
+W8A8 = Placement(torch.float32, CPU, WeightFormat.W8A8)
+W8A16 = Placement(torch.float32, CPU, WeightFormat.W8A16)
 
 
 def dequantized(new: NewWeight) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +66,8 @@ def test_a_tee_fills_both() -> None:
     [
         (WeightFormat.PLAIN, 4 * K),
         (WeightFormat.INT8, K + 4),
+        (WeightFormat.W8A8, K + 4),
+        (WeightFormat.W8A16, K + 4),
         (WeightFormat.PACKED_INT8, K + 4),
         (WeightFormat.PACKED_BF16, 2 * K),
     ],
@@ -69,18 +77,100 @@ def test_sizes_are_known_before_anything_is_allocated(weight_format: WeightForma
     assert placement.new_weight(N, K, bias=False).rows(0, N).nbytes == N * row_bytes
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen3_biases", "qwen2"])
-def test_an_int8_model_is_near_the_original(variant: str, tmp_path: Path) -> None:
-    reference = make_reference(variant)
-    directory = save(reference, tmp_path)
-    _, config = load(directory)
-    model = LlamaForCausalLM(config, max_positions=256, placement=INT8)
+def test_rows_are_quantised_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torch.randn(N, K, dtype=torch.bfloat16)
+    whole, pieces = INT8.new_weight(N, K, bias=False), INT8.new_weight(N, K, bias=False)
+    whole.rows(0, N).copy_(source)
+    quantized = list[int]()
+
+    def counting(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        quantized.append(x.shape[0])
+        return quantize(x)
+
+    monkeypatch.setattr("app.quant.plain.quantize", counting)
+    monkeypatch.setattr("app.quant.plain._CHUNK_ELEMENTS", 5 * K + 1)
+    pieces.rows(0, N).copy_(source)
+    assert quantized == [5, 5, 2]
+    assert all(map(torch.equal, dequantized(pieces), dequantized(whole)))
+
+
+@pytest.mark.parametrize(
+    ("placement", "fmt"), [(INT8, ActFormat.INT8), (W8A8, ActFormat.INT8_TOKEN), (W8A16, ActFormat.FLOAT)]
+)
+def test_a_weight_says_which_input_it_wants(placement: Placement, fmt: ActFormat) -> None:
+    assert placement.new_weight(N, K, bias=False).weight.act_format is fmt
+
+
+def model_of(reference: PreTrainedModel, directory: Path, placement: Placement) -> tuple[LlamaForCausalLM, ModelConfig]:
+    """The model with its weights in another placement."""
+    _, config = load(save(reference, directory))
+    return filled(config, directory, placement), config
+
+
+def filled(config: ModelConfig, directory: Path, placement: Placement) -> LlamaForCausalLM:
+    """A model with a checkpoint's weights."""
+    model = LlamaForCausalLM(config, max_positions=256, placement=placement)
     files = sorted(directory.glob("*.safetensors"))
     load_weights(model.destinations(), files, ignore=model.ignores, progress=lambda _done, _total: None)
+    return model
+
+
+def error_of(model: LlamaForCausalLM, config: ModelConfig, reference: PreTrainedModel) -> float:
+    """Of logits, relative to their norm."""
     tokens = [7 * i % 128 for i in range(48)]
     logits = PagedExecution(model, config).sequence(tokens, [40, 8], range(4))
     expected = reference_logits(reference, tokens)
-    assert (logits - expected).norm() / expected.norm() < 0.1
+    return float((logits - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("placement", [INT8, W8A8, W8A16])
+@pytest.mark.parametrize("variant", ["llama", "qwen3_biases", "qwen2"])
+def test_an_int8_model_is_near_the_original(variant: str, placement: Placement, tmp_path: Path) -> None:
+    reference = make_reference(variant)
+    assert 0 < error_of(*model_of(reference, tmp_path, placement), reference) < 0.1
+
+
+@pytest.mark.parametrize("placement", [W8A8, W8A16])
+def test_triton_computes_the_model_that_the_reference_does(
+    placement: Placement, tmp_path: Path, interpreted: None
+) -> None:
+    reference = make_reference("qwen3_biases")
+    assert 0 < error_of(*model_of(reference, tmp_path, placement), reference) < 0.1
+
+
+def test_a_gpu_keeps_the_values_of_an_int8_checkpoint(tmp_path: Path) -> None:
+    original, config = model_of(make_reference("qwen3_biases"), tmp_path, W8A8)
+    directory = tmp_path / "int8"
+    directory.mkdir()
+    write_int8_checkpoint({}, sorted(tmp_path.glob("*.safetensors")), directory, progress=lambda _done, _total: None)
+    reloaded = filled(config, directory, W8A8)
+    for ours, theirs in zip(original.layers, reloaded.layers, strict=True):
+        for one, other in ((ours.qkv_proj, theirs.qkv_proj), (ours.down_proj, theirs.down_proj)):
+            assert isinstance(one.weight, LinearWeight)
+            assert isinstance(other.weight, LinearWeight)
+            assert one.weight.values.equal(other.weight.values)
+            assert one.weight.scale is not None
+            assert other.weight.scale is not None
+            assert torch.allclose(one.weight.scale, other.weight.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("placement", [W8A8, W8A16])
+@pytest.mark.parametrize("variant", ["llama", "qwen3"])
+def test_a_gpu_keeps_embedding_and_head_whole(variant: str, placement: Placement, tmp_path: Path) -> None:
+    reference = make_reference(variant)
+    model, config = model_of(reference, tmp_path, placement)
+    head = model.lm_head.weight
+    assert isinstance(head, LinearWeight)
+    assert head.values.equal(reference.lm_head.weight)
+    assert (head.values is model.embedding.table) == config.tie_word_embeddings
+
+
+def test_the_layers_of_a_gpus_model_share_a_workspace(tmp_path: Path) -> None:
+    model, _ = model_of(make_reference("llama"), tmp_path, W8A8)
+    weights = [linear.weight for layer in model.layers for linear in (layer.qkv_proj, layer.down_proj)]
+    workspaces = {id(weight.workspace) for weight in weights if isinstance(weight, LinearWeight)}
+    assert len(workspaces) == 1
+    assert W8A8.workspace is None
 
 
 def test_dummy_weights_are_the_same_noise_in_every_format() -> None:

@@ -67,14 +67,42 @@ def test_native_kernels_take_packed_weights(
         (AUTO, ("float32", "none", "float32", WeightFormat.PLAIN)),
         ({**AUTO, "dtype": "bfloat16"}, ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)),
         ({**AUTO, "quantization": "int8"}, ("float32", "int8", "float32", WeightFormat.INT8)),
+        ({**AUTO, "quantization": "int8_weight_only"}, ("float32", "int8_weight_only", "float32", WeightFormat.W8A16)),
     ],
 )
 def test_plain_torch_takes_plain_weights(fields: dict[str, Any], expected: tuple[str, str, str, WeightFormat]) -> None:
     assert chosen(kernels="reference", **fields) == expected
 
 
-def test_a_gpu_keeps_its_own_defaults() -> None:
-    assert chosen(CUDA, **AUTO) == ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (AUTO, ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)),
+        ({**AUTO, "kernels": "strict"}, ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)),
+        ({**AUTO, "quantization": "int8"}, ("bfloat16", "int8", "bfloat16", WeightFormat.W8A8)),
+        (
+            {"dtype": "float16", "quantization": "int8_weight_only", "kv_cache_dtype": "int8"},
+            ("float16", "int8_weight_only", "int8", WeightFormat.W8A16),
+        ),
+    ],
+)
+def test_a_gpu_keeps_its_own_defaults(fields: dict[str, Any], expected: tuple[str, str, str, WeightFormat]) -> None:
+    assert chosen(CUDA, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (AUTO, ("float32", "none", "float32", WeightFormat.PLAIN)),
+        ({"dtype": "bfloat16"}, ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)),
+        ({**AUTO, "quantization": "int8"}, ("float32", "int8", "float32", WeightFormat.W8A8)),
+        ({**AUTO, "quantization": "int8_weight_only"}, ("float32", "int8_weight_only", "float32", WeightFormat.W8A16)),
+    ],
+)
+def test_interpreted_kernels_take_what_a_gpu_takes(
+    fields: dict[str, Any], expected: tuple[str, str, str, WeightFormat]
+) -> None:
+    assert chosen(kernels="interpret", **fields) == expected
 
 
 def test_a_cpu_without_native_kernels_is_told_why(
@@ -89,12 +117,19 @@ def test_a_cpu_without_native_kernels_is_told_why(
         choose_formats(EngineConfig(model_dir="m", kernels="strict"), CPU)
 
 
+def test_a_gpu_without_triton_is_told_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(dispatch, "runs_triton_on", lambda _device: False)
+    assert chosen(CUDA, **AUTO) == ("bfloat16", "none", "bfloat16", WeightFormat.PLAIN)
+    (record,) = caplog.records
+    assert "Triton, which runs them on cuda, is not installed" in record.getMessage()
+    with pytest.raises(RunnerError, match=r"kernels = 'strict'.*Triton"):
+        chosen(CUDA, kernels="strict")
+
+
 @pytest.mark.parametrize(
     ("device", "fields", "names"),
     [
         (CPU, {"quantization": "int4"}, ["quantization = 'int4'", "int8"]),
-        (CUDA, {"quantization": "int8"}, ["quantization = 'int8'", "cuda"]),
-        (CUDA, {"kernels": "strict"}, ["kernels = 'strict'", "cuda"]),
         (CPU, {"dtype": "float16", "quantization": "int8"}, ["dtype = 'float16'"]),
     ],
 )
@@ -109,12 +144,13 @@ def test_formats_that_cannot_be_had(device: torch.device, fields: dict[str, Any]
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        ({"dtype": "float32", "quantization": "none"}, ["float32", "int8"]),
-        ({**AUTO, "kv_cache_dtype": "float32"}, ["pages of float32", "'bfloat16'"]),
+        ({"dtype": "float32", "quantization": "none"}, ["kernels = 'strict'", "float32", "int8"]),
+        ({**AUTO, "kv_cache_dtype": "float32"}, ["kernels = 'strict'", "pages of float32", "'bfloat16'"]),
+        ({**AUTO, "quantization": "int8_weight_only"}, ["quantization = 'int8_weight_only'", "'int8'"]),
     ],
 )
 def test_strict_refuses_what_has_no_native_kernel(fields: dict[str, Any], names: list[str]) -> None:
     with pytest.raises(RunnerError) as error:
         chosen(kernels="strict", **fields)
-    for name in ["kernels = 'strict'", *names]:
+    for name in names:
         assert name in str(error.value)

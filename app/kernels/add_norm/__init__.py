@@ -6,7 +6,7 @@ from torch import Tensor
 
 from app.kernels.add_norm.cpu import add_norm_cpu
 from app.kernels.add_norm.reference import add_norm_reference
-from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale
+from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale, scaled_by_groups
 from app.kernels.dispatch import native, runs_triton
 from app.kernels.types import Act
 
@@ -18,7 +18,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
 
     Without ``residual``: ``out = x / sqrt(mean(x²) + eps) * weight``. With it: ``residual += x`` in place (summed
     in fp32, rounded once to the stream's dtype), and ``out`` is the norm of that sum. Computed in fp32; an int8
-    ``out`` is quantised by groups or, with one scale a token, by tokens (which alone Triton knows).
+    ``out`` is quantised by groups or, with one scale a token, by tokens (all that Triton knows; not native).
 
     Args:
         x_TD: [T, D] floating.
@@ -41,7 +41,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
         from app.kernels.add_norm.triton import add_norm_triton  # only a GPU needs Triton
 
         add_norm_triton(x_TD, weight_D, eps, out, residual)
-    elif native("add_norm", x_TD, weight_D, residual, out.values):
+    elif scaled_by_groups(out) and native("add_norm", x_TD, weight_D, residual, out.values):
         add_norm_cpu(x_TD, weight_D, eps, out, residual)
     else:
         add_norm_reference(x_TD, weight_D, eps, out, residual)

@@ -7,7 +7,7 @@ import enum
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_tensor, check_token_scale
+from app.kernels.check import FLOATING, check_act, check_group_scale, check_tensor, check_token_scale
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
@@ -107,6 +107,7 @@ def _linear_packed(
     tokens, silu_mul = x.values.shape[0], activation is Activation.SILU_MUL
     check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.data.dtype)
     check_act("linear", "x", x, (tokens, weight.in_features))
+    check_group_scale("linear", x)
     if silu_mul != weight.gate_up or (silu_mul and residual is not None):
         raise ValueError("linear: SILU_MUL needs a weight packed as gate_up, nothing else does; it takes no residual")
     shape = (tokens, weight.out_features // 2 if silu_mul else weight.out_features)

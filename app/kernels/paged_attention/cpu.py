@@ -10,6 +10,7 @@ from torch import Tensor
 from app.kernels.check import check_tensor
 from app.kernels.dispatch import Call, Dim, emit
 from app.kernels.native.program import dtype_code
+from app.kernels.quantize.cpu import quantize_call
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
 _OP = "paged_attention"
@@ -92,17 +93,7 @@ def paged_attention_cpu(
         )
     ]
     if out.scale is not None:
-        quantize = Call(
-            "quantize",
-            Dim.TOKENS,
-            x=target,
-            indices=None,
-            out=out.values,
-            scale=out.scale,
-            dtype=dtype_code(target),
-            width=target.shape[1],
-        )
-        calls.append(quantize)
+        calls.append(quantize_call(target, out, Dim.TOKENS))
     emit(
         calls,
         tokens=tokens,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from app.kernels.check import check_group_scale
 from app.kernels.dispatch import Call, Dim
 from app.kernels.native.program import dtype_code
 from app.kernels.types import Act
 
 
 def quantize_call(x: Tensor, out: Act, dim: Dim, indices: Tensor | None = None) -> Call:
-    """Per-token int8 of the rows of ``x``, or of those that ``indices`` names."""
+    """Int8 by groups of the rows of ``x``, or of those that ``indices`` names."""
+    check_group_scale("quantize", out)
     return Call(
         "quantize",
         dim,
