@@ -9,12 +9,12 @@
 namespace TUILI_ISA {
 
 enum : int {
-    kBlockRows = 192,          // rows of a chunk at most
-    kPieceWords = 512,         // of K a piece: 128 KB of a tile
-    kChunkBytes = 256 << 10,   // of weights a chunk of few rows
-    kPrefetchBytes = 2048,
+    kBlockRows = 192,         // rows of a chunk at most
+    kGroupsBytes = 768 << 10,  // of their groups at most
+    kPieceWords = 512,        // of K a piece: 64 KB of a tile
+    kChunkBytes = 256 << 10,  // of weights a chunk of few rows
 };
-static const int64_t kChunkOps = int64_t(32) << 20;  // multiplications; some 70 us
+static const int64_t kChunkOps = int64_t(32) << 20;  // multiplications; some 30 us
 
 struct LinearPlan {
     int64_t rows;
@@ -30,11 +30,12 @@ static LinearPlan plan_linear(const TuiliLinearArgs& a, const TuiliStep* step, i
     LinearPlan p;
     p.rows = step->count[a.dim_of_rows];
     p.words = a.x_dtype == TUILI_I8 ? a.k / 4 : a.k / 2;
-    p.tiles = a.silu_mul ? ceil_div(ceil_div(a.n / 2, 16), 2) : ceil_div(a.n, kTile);
-    p.blocks = ceil_div(p.rows, kBlockRows);
-    p.block_rows = p.rows == 0 ? 0 : ceil_div(ceil_div(p.rows, p.blocks), 6) * 6;
+    p.tiles = a.silu_mul ? ceil_div(a.n / 2, kTile / 2) : ceil_div(a.n, kTile);
+    const int64_t most = smaller(kBlockRows, kGroupsBytes / (int64_t(sizeof(Group)) * act_groups(a.k)));
+    p.blocks = ceil_div(p.rows, most);
+    p.block_rows = p.rows == 0 ? 0 : smaller(ceil_div(ceil_div(p.rows, p.blocks), 6) * 6, most);
     if (p.block_rows > 0) p.blocks = ceil_div(p.rows, p.block_rows);
-    const int64_t by_bytes = kChunkBytes / (int64_t(p.words) * 256);
+    const int64_t by_bytes = kChunkBytes / (int64_t(p.words) * kWordBytes);
     const int64_t by_ops = kChunkOps / (int64_t(a.k) * kTile * (p.block_rows > 0 ? p.block_rows : 1));
     const int64_t by_threads = p.tiles * (p.blocks > 0 ? p.blocks : 1) / (int64_t(threads) * 8);
     p.tiles_a_chunk = smaller(smaller(by_bytes, by_ops), by_threads);
@@ -64,14 +65,13 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t r
     if (a.silu_mul) {
         const int width = a.n / 2;
         Out* out = TUILI_ROW(Out, a.out, row, width);
-        for (int panel = 0; panel < 4; panel += 2)
-            for (int i = 0; i < 16; i += W) {
-                const int column = (int)(first / 2) + panel * 8 + i, at = panel * 16 + i;
-                if (column >= width) return;
-                const F gate = finished_sum(a, c + at, first + at);
-                const F up = finished_sum(a, c + at + 16, first + at + 16);
-                store_at(out, column, width, mul(silu(gate), up));
-            }
+        for (int i = 0; i < kTile / 2; i += W) {
+            const int column = (int)(first / 2) + i;
+            if (column >= width) return;
+            const F gate = finished_sum(a, c + i, first + i);
+            const F up = finished_sum(a, c + i + kTile / 2, first + i + kTile / 2);
+            store_at(out, column, width, mul(silu(gate), up));
+        }
         return;
     }
     Out* out = TUILI_ROW(Out, a.out, row, a.n);
@@ -87,71 +87,91 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t r
     }
 }
 
-template <typename Tile>
-static inline void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words, float* c,
-                                 bool first, const Groups& groups) {
+template <typename Tile, int LINES>
+static void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words, float* c, bool first,
+                          const char* next, const Groups& groups) {
+#define TUILI_ROWS(R)                                                                     \
+    case R:                                                                               \
+        Tile::template multiply<R, LINES>(x, stride, w, words, c, first, next, groups);   \
+        break;
     switch (rows) {
-        case 1: Tile::template multiply<1>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
+        TUILI_ROWS(1)
+        TUILI_ROWS(2)
 #if defined(__AVX512F__)
-        case 3: Tile::template multiply<3>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
-        case 4: Tile::template multiply<4>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
-        case 5: Tile::template multiply<5>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
-        case 6: Tile::template multiply<6>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
+        TUILI_ROWS(3)
+        TUILI_ROWS(4)
+        TUILI_ROWS(5)
+        TUILI_ROWS(6)
 #endif
-        default: Tile::template multiply<2>(x, stride, w, words, c, first, kPrefetchBytes, groups); break;
     }
+#undef TUILI_ROWS
 }
 
-// What a chunk keeps in its thread's scratch.
+// What a thread keeps in its scratch while it does chunks of one op.
 struct LinearScratch {
-    float* sums;        // [rows of the block, 64]
-    int32_t* offsets;   // [rows of the block, groups of K], I8 only
-    int64_t groups;
+    int64_t block;  // of rows, the one at hand
+    float* sums;    // [its rows, 32]
+    Group* groups;  // [groups of K, its rows], I8 only
 };
 
 template <typename Tile>
 static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t tile, int64_t begin, int64_t end,
                         const LinearScratch& scratch) {
-    const int64_t stride = int64_t(p.words) * 4;
-    const char* weight = (const char*)a.weight + tile * p.words * 256;
+    const int64_t stride = int64_t(p.words) * 4, count = ceil_div(end - begin, kMaxRows);
+    const int64_t pass = ceil_div(end - begin, count);  // rows that pass over the tile together
+    const char* weight = (const char*)a.weight + tile * p.words * kWordBytes;
     for (int from = 0; from < p.words; from += kPieceWords) {
         const int words = (int)smaller(kPieceWords, p.words - from);
         const bool last = from + words == p.words;
+        const char* next = weight + int64_t(words) * kWordBytes;
         for (int64_t row = begin; row < end;) {
-            const int64_t rows = smaller(kMaxRows, end - row), group = from / kGroupWords;
+            const int64_t rows = smaller(pass, end - row);
             float* c = scratch.sums + (row - begin) * kTile;
-            Groups groups = {nullptr, nullptr, scratch.groups};
-            if (a.x_dtype == TUILI_I8) {
-                groups.scales = a.x_scale + row * scratch.groups + group;
-                groups.offsets = scratch.offsets + (row - begin) * scratch.groups + group;
+            const Groups groups = {scratch.groups + from / kGroupWords * (end - begin) + (row - begin), end - begin};
+            const char* x = (const char*)a.x + row * stride + from * 4;
+            // The first pass, or the first two, fetch the next piece.
+            if (row == begin && row + rows == end) {
+                multiply_rows<Tile, 2>(rows, x, stride, weight, words, c, from == 0, next, groups);
+            } else if (row <= begin + pass) {
+                multiply_rows<Tile, 1>(rows, x, stride, weight, words, c, from == 0, next, groups);
+                next += int64_t(words) * 64;
+            } else {
+                multiply_rows<Tile, 0>(rows, x, stride, weight, words, c, from == 0, next, groups);
             }
-            multiply_rows<Tile>(rows, (const char*)a.x + row * stride + from * 4, stride, weight + int64_t(from) * 256,
-                                words, c, from == 0, groups);
             for (int64_t r = row; last && r < row + rows; r++, c += kTile)
                 TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, r, tile)));
             row += rows;
         }
+        weight += int64_t(words) * kWordBytes;
     }
 }
 
-static void sum_groups(const TuiliLinearArgs& a, int64_t begin, int64_t end, int32_t* offsets) {
+static void load_groups(const TuiliLinearArgs& a, int64_t begin, int64_t end, Group* groups) {
+    const int count = act_groups(a.k);
     for (int64_t row = begin; row < end; row++) {
         const int8_t* x = TUILI_ROW(const int8_t, a.x, row, a.k);
-        for (int i = 0; i < a.k; i += TUILI_ACT_GROUP)
-            *offsets++ = 128 * group_sum(x + i, a.k - i < TUILI_ACT_GROUP ? a.k - i : TUILI_ACT_GROUP);
+        const float* scales = TUILI_ROW(const float, a.x_scale, row, count);
+        for (int g = 0; g < count; g++) {
+            const int left = a.k - g * TUILI_ACT_GROUP;
+            const int32_t sum = group_sum(x + g * TUILI_ACT_GROUP, left < TUILI_ACT_GROUP ? left : TUILI_ACT_GROUP);
+            groups[g * (end - begin) + row - begin] = {-128 * sum, scales[g]};
+        }
     }
 }
 
 static void linear_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
     const TuiliLinearArgs& a = *(const TuiliLinearArgs*)args;
     const LinearPlan p = plan_linear(a, step, thread->threads);
-    const int64_t group = chunk / p.blocks, begin = chunk % p.blocks * p.block_rows;
-    const int64_t end = smaller(begin + p.block_rows, p.rows);
-    LinearScratch scratch;
-    scratch.sums = (float*)thread->scratch;
-    scratch.offsets = (int32_t*)(scratch.sums + kBlockRows * kTile);
-    scratch.groups = act_groups(a.k);
-    if (a.x_dtype == TUILI_I8) sum_groups(a, begin, end, scratch.offsets);
+    // A thread's chunks lie side by side: a block of rows after the other, within it the weights in order.
+    const int64_t block = chunk / p.groups, group = chunk % p.groups;
+    const int64_t begin = block * p.block_rows, end = smaller(begin + p.block_rows, p.rows);
+    LinearScratch& scratch = *(LinearScratch*)thread->scratch;
+    if (thread->first || scratch.block != block) {
+        scratch.block = block;
+        scratch.sums = (float*)((char*)thread->scratch + 64);
+        scratch.groups = (Group*)(scratch.sums + kBlockRows * kTile);
+        if (a.x_dtype == TUILI_I8) load_groups(a, begin, end, scratch.groups);
+    }
     const int64_t last = smaller((group + 1) * p.tiles_a_chunk, p.tiles);
     for (int64_t tile = group * p.tiles_a_chunk; tile < last; tile++) {
         if (a.x_dtype == TUILI_I8) {
@@ -162,8 +182,8 @@ static void linear_run(const void* args, const TuiliStep* step, int64_t chunk, c
     }
 }
 
-static_assert((kBlockRows * kTile + kBlockRows * (65536 / TUILI_ACT_GROUP)) * sizeof(float) <= TUILI_SCRATCH_BYTES,
-              "the widest int8 layer fits the scratch");
+static_assert(64 + kBlockRows * kTile * sizeof(float) + kGroupsBytes <= TUILI_SCRATCH_BYTES, "it fits the scratch");
+static_assert(sizeof(LinearScratch) <= 64, "it lies before the sums");
 
 }  // namespace TUILI_ISA
 

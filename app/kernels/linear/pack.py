@@ -1,8 +1,8 @@
 """Weights in the layout of the native ``linear``, the same for every instruction set.
 
-``data`` is [tiles, K / q, 64, q]: tiles of 64 outputs, and q neighbours along K side by side, four int8 (stored + 128)
-or two bf16. With ``gate_up`` a tile holds 16 outputs of the gate, the 16 of the up projection that they are multiplied
-with, and the next 16 of either.
+``data`` is [tiles, K / q, 32, q]: tiles of 32 outputs, and q neighbours along K side by side, four int8 (stored + 128)
+or two bf16. With ``gate_up`` a tile holds 16 outputs of the gate and the 16 of the up projection that they are
+multiplied with.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from app.kernels.types import LinearWeight, PackedWeight
 
 __all__ = ["LAYOUT", "new_packed_weight", "pack_bias", "pack_rows", "packed_nbytes", "unpack"]
 
-LAYOUT = "tile64"
+LAYOUT = "tile32"
 """Changes whenever buffers packed before could no longer be read."""
 
-_TILE = 64
+_TILE = 32
 _PANEL = 16
 _ALONG_K = {torch.int8: 4, torch.bfloat16: 2}
 _MAX_INT8_WIDTH = 1 << 16  # 255 * 127 * K has to fit int32
@@ -130,7 +130,7 @@ def _packed_rows(out_features: int, gate_up: bool) -> int:
 
 
 def _words(weight: PackedWeight) -> Tensor:
-    """``data`` as [tiles, K / q, 64] int32."""
+    """``data`` as [tiles, K / q, 32] int32."""
     along_k = _ALONG_K[weight.data.dtype]
     return weight.data.view(torch.int32).view(-1, weight.in_features // along_k, _TILE)
 

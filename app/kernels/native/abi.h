@@ -26,13 +26,16 @@ typedef struct {
 typedef struct {
     int32_t thread;         // 0 .. threads - 1
     int32_t threads;
-    void* scratch;          // this thread's own, 64-byte aligned; contents do not outlive a chunk
+    int32_t first;          // whether this is the first chunk of the op that this thread does
+    int32_t reserved;
+    void* scratch;          // this thread's own, 64-byte aligned; contents do not outlive the op
     size_t scratch_bytes;   // TUILI_SCRATCH_BYTES
 } TuiliThread;
 
 #define TUILI_SCRATCH_BYTES (size_t(1) << 20)
 
-// Functions of an op. Chunks of one op may run on any thread, in any order, at the same time.
+// Functions of an op. Chunks of one op may run on any thread, in any order, at the same time; as a rule a thread's are
+// neighbours, in ascending order.
 //
 // Row-wise ops have `rows` alone: row i reads and writes nothing but row i of its activations (and the pages of its
 // own token), so that they can follow another op's rows at once. Other ops have `chunks` and `run`.

@@ -49,7 +49,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.tuili_free.restype, lib.tuili_free.argtypes = None, [c_void_p, c_size_t]
     lib.tuili_pool_new.restype, lib.tuili_pool_new.argtypes = c_void_p, [c_int32, c_uint64, c_uint64]
     lib.tuili_pool_free.restype, lib.tuili_pool_free.argtypes = None, [c_void_p]
-    lib.tuili_program_new.restype, lib.tuili_program_new.argtypes = c_void_p, [POINTER(Op), c_int32]
+    lib.tuili_program_new.restype, lib.tuili_program_new.argtypes = c_void_p, [c_void_p, POINTER(Op), c_int32]
     lib.tuili_program_free.restype, lib.tuili_program_free.argtypes = None, [c_void_p, c_void_p]
     lib.tuili_run.restype, lib.tuili_run.argtypes = None, [c_void_p, c_void_p, POINTER(Step), POINTER(c_uint64)]
 

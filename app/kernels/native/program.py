@@ -77,7 +77,7 @@ class Program:
             *(Op(kind(call.name, isa), ctypes.addressof(call.args), int(call.dim), 0) for call in calls)
         )
         lib = library()
-        self._handle = lib.tuili_program_new(ops, len(calls))
+        self._handle = lib.tuili_program_new(pool.handle, ops, len(calls))
         if not self._handle:
             raise NativeError("out of memory")
         self._run = lib.tuili_run

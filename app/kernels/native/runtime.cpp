@@ -1,9 +1,10 @@
 // The thread pool, and the program that it runs: a step of the model as one call.
 //
-// Every thread walks the same list of ops. An op is cut into chunks, which threads claim one at a time, so that one
-// that is held up by a neighbour takes less; an op is over when its chunks are done, whoever did them, so that a thread
-// that is not running holds up nobody unless it sleeps within a chunk. Where few rows are in the step, row-wise ops are
-// not worth a turn of all threads: whoever finishes the op before them does them at once.
+// Every thread walks the same list of ops. An op is cut into chunks and these into as many ranges as there are threads.
+// A thread claims chunks one at a time, those of its own range first, then what others have not come to: so it works on
+// neighbouring memory, and one that is held up takes less. An op is over when its chunks are done, whoever did them, so
+// that a thread that is not running holds up nobody unless it sleeps within a chunk. Where few rows are in the step,
+// row-wise ops are not worth a turn of all threads: whoever finishes the op before them does them at once.
 //
 // Waiting spins for a bounded time, then sleeps on a futex: a spinning thread would keep the one that it waits for off
 // its core.
@@ -91,10 +92,14 @@ struct Event {
 // Where the threads stand with one op of the program. Epochs count steps: a thread that comes late tells by them that
 // the step is over, so that nobody has to wait until all threads have left the step before.
 struct alignas(64) OpState {
-    std::atomic<uint64_t> unclaimed{0};  // epoch << 32 | chunks that nobody has claimed yet
     std::atomic<int64_t> undone{0};
-    int64_t chunks = 0;                  // read by who holds a claim alone
-    std::atomic<uint32_t> finished{0};   // epoch of the last step that finished it
+    int64_t chunks = 0;                 // read by who holds a claim alone
+    std::atomic<uint32_t> finished{0};  // epoch of the last step that finished it
+};
+
+// A thread's share of an op's chunks.
+struct alignas(64) Range {
+    std::atomic<uint64_t> unclaimed{0};  // epoch << 32 | chunks that nobody has claimed yet
 };
 
 struct Program {
@@ -102,7 +107,11 @@ struct Program {
     TuiliOp* ops = nullptr;
     int32_t* followers = nullptr;  // row-wise ops right behind, counted by the same number
     OpState* states = nullptr;
+    Range* ranges = nullptr;       // [ops, threads]
 };
+
+// Where the range of a thread begins.
+int64_t range_begin(int64_t chunks, int32_t thread, int32_t threads) { return chunks * thread / threads; }
 
 struct Pool;
 
@@ -173,26 +182,47 @@ void finish(Pool* pool, const Program& program, int32_t i, const TuiliStep* step
     pool->progressed.notify();
 }
 
-// Works through a step. Returns when its last op is finished, or when the step turns out to be over already.
-void walk(Pool* pool, const Program& program, const TuiliStep* step, uint32_t epoch, const TuiliThread* thread,
-          uint64_t* op_ns) {
-    uint64_t began = op_ns ? now_ns() : 0;
-    for (int32_t i = 0; i < program.num_ops; i++) {
-        OpState& state = program.states[i];
-        uint64_t unclaimed = state.unclaimed.load(std::memory_order_acquire);
+enum class Claims { kOpOver, kStepOver };
+
+// Does chunks of op i until there are none left to claim.
+Claims work_on(Pool* pool, const Program& program, int32_t i, const TuiliStep* step, uint32_t epoch,
+               TuiliThread* thread) {
+    OpState& state = program.states[i];
+    const int32_t threads = thread->threads;
+    int64_t done = 0;
+    thread->first = 1;
+    for (int32_t turn = 0; turn < threads; turn++) {
+        const int32_t owner = (thread->thread + turn) % threads;
+        std::atomic<uint64_t>& range = program.ranges[int64_t(i) * threads + owner].unclaimed;
+        uint64_t unclaimed = range.load(std::memory_order_acquire);
         for (;;) {
             // The arguments may be the next step's from here on, and so may the header.
-            if (uint32_t(unclaimed >> 32) != epoch) return;
+            if (uint32_t(unclaimed >> 32) != epoch) return Claims::kStepOver;
             if (uint32_t(unclaimed) == 0) break;
-            if (!state.unclaimed.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
-                                                       std::memory_order_acquire)) {
+            if (!range.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
+                                             std::memory_order_acquire)) {
                 continue;
             }
             // A claimed chunk keeps the step from ending.
-            run_chunk(program.ops[i], step, state.chunks - int64_t(uint32_t(unclaimed)), thread);
-            if (state.undone.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(pool, program, i, step, epoch, thread);
-            unclaimed = state.unclaimed.load(std::memory_order_acquire);
+            const int64_t chunk = range_begin(state.chunks, owner + 1, threads) - int64_t(uint32_t(unclaimed));
+            run_chunk(program.ops[i], step, chunk, thread);
+            thread->first = 0;
+            done++;
+            unclaimed = range.load(std::memory_order_acquire);
         }
+    }
+    if (done > 0 && state.undone.fetch_sub(done, std::memory_order_acq_rel) == done)
+        finish(pool, program, i, step, epoch, thread);
+    return Claims::kOpOver;
+}
+
+// Works through a step. Returns when its last op is finished, or when the step turns out to be over already.
+void walk(Pool* pool, const Program& program, const TuiliStep* step, uint32_t epoch, TuiliThread* thread,
+          uint64_t* op_ns) {
+    uint64_t began = op_ns ? now_ns() : 0;
+    for (int32_t i = 0; i < program.num_ops; i++) {
+        if (work_on(pool, program, i, step, epoch, thread) == Claims::kStepOver) return;
+        OpState& state = program.states[i];
         pool->progressed.wait(pool->op_spin_ns,
                               [&] { return reached(state.finished.load(std::memory_order_seq_cst), epoch); });
         if (op_ns) {
@@ -260,7 +290,7 @@ void* tuili_pool_new(int32_t threads, uint64_t step_spin_ns, uint64_t op_spin_ns
     for (int32_t i = 0; i < pool->threads; i++) {
         Worker& worker = pool->workers[i];
         worker.pool = pool;
-        worker.context = {i, pool->threads, aligned_alloc(4096, TUILI_SCRATCH_BYTES), TUILI_SCRATCH_BYTES};
+        worker.context = {i, pool->threads, 0, 0, aligned_alloc(4096, TUILI_SCRATCH_BYTES), TUILI_SCRATCH_BYTES};
         if (worker.context.scratch == nullptr) return nullptr;
         if (i > 0 && pthread_create(&worker.id, nullptr, work, &worker) != 0) return nullptr;
     }
@@ -280,16 +310,21 @@ void tuili_pool_free(void* handle) {
     delete pool;
 }
 
-// Copies `ops`; the arguments that they point to stay the caller's and must outlive the program. A program belongs to
-// the pool that runs it first.
-void* tuili_program_new(const TuiliOp* ops, int32_t num_ops) {
+// Copies `ops`; the arguments that they point to stay the caller's and must outlive the program, which `pool` alone
+// can run.
+void* tuili_program_new(void* pool_handle, const TuiliOp* ops, int32_t num_ops) {
+    const int32_t threads = static_cast<Pool*>(pool_handle)->threads;
     Program* program = new (std::nothrow) Program;
     if (program == nullptr) return nullptr;
     program->num_ops = num_ops;
     program->ops = new (std::nothrow) TuiliOp[size_t(num_ops)];
     program->followers = new (std::nothrow) int32_t[size_t(num_ops)];
     program->states = new (std::nothrow) OpState[size_t(num_ops)];
-    if (program->ops == nullptr || program->followers == nullptr || program->states == nullptr) return nullptr;
+    program->ranges = new (std::nothrow) Range[size_t(num_ops) * size_t(threads)];
+    if (program->ops == nullptr || program->followers == nullptr || program->states == nullptr ||
+        program->ranges == nullptr) {
+        return nullptr;
+    }
     memcpy(program->ops, ops, sizeof(TuiliOp) * size_t(num_ops));
     for (int32_t i = num_ops - 1; i >= 0; i--) {
         const bool followed = i + 1 < num_ops && ops[i + 1].kind->rows != nullptr && ops[i + 1].dim == ops[i].dim;
@@ -298,13 +333,14 @@ void* tuili_program_new(const TuiliOp* ops, int32_t num_ops) {
     return program;
 }
 
-// Frees a program that has run on `pool` or on none. Not while it runs.
+// Frees a program of `pool`. Not while it runs.
 void tuili_program_free(void* pool_handle, void* handle) {
     Pool* pool = static_cast<Pool*>(pool_handle);
     Program* program = static_cast<Program*>(handle);
     // A worker that came late may still be looking at it.
     pool->program.store(nullptr, std::memory_order_seq_cst);
     while (pool->walking.load(std::memory_order_seq_cst) != 0) sched_yield();
+    delete[] program->ranges;
     delete[] program->states;
     delete[] program->followers;
     delete[] program->ops;
@@ -317,6 +353,7 @@ void tuili_run(void* pool_handle, void* program_handle, const TuiliStep* step, u
     Pool* pool = static_cast<Pool*>(pool_handle);
     Program* program = static_cast<Program*>(program_handle);
     const uint32_t epoch = pool->epoch.load(std::memory_order_relaxed) + 1;
+    const int32_t threads = pool->threads;
     // A program may be new, or have rested for half a turn of the epochs: what it holds must not look like a later one.
     for (int32_t i = 0; i < program->num_ops; i++)
         program->states[i].finished.store(epoch - 1, std::memory_order_relaxed);
@@ -325,14 +362,18 @@ void tuili_run(void* pool_handle, void* program_handle, const TuiliStep* step, u
         OpState& state = program->states[i];
         int64_t chunks = 0;
         if (i >= inline_until) {
-            chunks = chunks_of(program->ops[i], step, pool->threads);
+            chunks = chunks_of(program->ops[i], step, threads);
             // Without a chunk nobody would finish it, nor what follows it inline.
             inline_until = i + (chunks > 0 ? span_of(*program, i, step) : 1);
             if (chunks == 0) state.finished.store(epoch, std::memory_order_relaxed);
         }
         state.chunks = chunks;
         state.undone.store(chunks, std::memory_order_relaxed);
-        state.unclaimed.store(uint64_t(epoch) << 32 | uint64_t(chunks), std::memory_order_release);
+        for (int32_t t = 0; t < threads; t++) {
+            const int64_t size = range_begin(chunks, t + 1, threads) - range_begin(chunks, t, threads);
+            program->ranges[int64_t(i) * threads + t].unclaimed.store(uint64_t(epoch) << 32 | uint64_t(size),
+                                                                     std::memory_order_release);
+        }
     }
     pool->program.store(program, std::memory_order_seq_cst);
     pool->step.store(step, std::memory_order_seq_cst);

@@ -592,14 +592,14 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
     const bool few = t.rows <= MAX_M;
     if (few) {
         int64_t unused;
-        ahead.more = find(a, step, chunk + thread->threads, ahead.after, &unused) && ahead.after.rows <= MAX_M;
+        ahead.more = find(a, step, chunk + 1, ahead.after, &unused) && ahead.after.rows <= MAX_M;
         ahead.last = (const char*)t.q;
         ahead_start(ahead, t);
         // The chunk before has fetched these, unless there was none.
         const int lines = e * GROUP * element_bytes(a) / 64;
         for (int i = 0; i < AHEAD; i++) {
             const char* p = ahead_next(ahead);
-            for (int x = 0; chunk < thread->threads && x < lines; x++) fetch_line(p + x * 64);
+            for (int x = 0; thread->first && x < lines; x++) fetch_line(p + x * 64);
         }
     }
     for (int64_t s = t.low / SPLIT; s * SPLIT < t.high; s++) split(t, span_of(t, s), few ? &ahead : nullptr);

@@ -84,7 +84,7 @@ int main(int argc, char** argv) {
                 if (n % 5 == 0) {
                     if (program) tuili_program_free(pool, program);
                     current.fill();
-                    program = tuili_program_new(current.ops, current.count);
+                    program = tuili_program_new(pool, current.ops, current.count);
                 }
                 TuiliStep step = {};
                 step.count[0] = int32_t(random_below(2) ? random_below(10) : random_below(kWidth + 1));

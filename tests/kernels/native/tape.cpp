@@ -37,7 +37,8 @@ int main(int argc, char** argv) {
     const auto best_isa = reinterpret_cast<const char* (*)()>(dlsym(library, "tuili_best_isa"));
     const auto kind = reinterpret_cast<const TuiliKind* (*)(const char*, const char*)>(dlsym(library, "tuili_kind"));
     const auto pool_new = reinterpret_cast<void* (*)(int32_t, uint64_t, uint64_t)>(dlsym(library, "tuili_pool_new"));
-    const auto program_new = reinterpret_cast<void* (*)(const TuiliOp*, int32_t)>(dlsym(library, "tuili_program_new"));
+    const auto program_new =
+        reinterpret_cast<void* (*)(void*, const TuiliOp*, int32_t)>(dlsym(library, "tuili_program_new"));
     const auto run =
         reinterpret_cast<void (*)(void*, void*, const TuiliStep*, uint64_t*)>(dlsym(library, "tuili_run"));
 
@@ -68,8 +69,8 @@ int main(int argc, char** argv) {
     fclose(file);
 
     void* pool = pool_new(atoi(argv[3]), 2000, 2000);
-    void* program = program_new(ops, int32_t(num_ops));
-    if (!pool || !program) fail("out of memory");
+    void* program = pool ? program_new(pool, ops, int32_t(num_ops)) : nullptr;
+    if (!program) fail("out of memory");
     run(pool, program, step, nullptr);
     file = fopen(argv[4], "wb");
     for (uint64_t i = 0; i < num_buffers; i++)
