@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from app.models.checkpoint import WeightError, read_safetensors_header
-from app.models.gguf_header import read_gguf_header
 from app.quant.destination import Destination
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
@@ -150,8 +149,9 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
 
 
 def _gguf(file: Path) -> Iterator[StoredTensor]:
-    # Here, because the format's package is slow to import and a start from packed weights reads no GGUF.
+    # Here, because the format's package is slow to import, not there on a bare GPU box, and often not needed.
     from app.models import gguf
+    from app.models.gguf_header import read_gguf_header
 
     header = read_gguf_header(file)
     for entry in header.tensors.values():
