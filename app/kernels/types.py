@@ -150,6 +150,8 @@ class AttentionMetadata:
     """[T] int64: block * B + offset at which each token's key and value are written."""
     max_query_len: int
     max_seq_len: int
+    split_workspace: Tensor | None = None
+    """What :func:`app.kernels.paged_attention.splits.new_split_workspace` made, where Triton attends."""
 
 
 class StepArena:

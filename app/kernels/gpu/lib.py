@@ -14,10 +14,17 @@ _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def _dot_interpreted(a, b, acc):
+    """In fp64: the bits of numpy's fp32 product hang on where in the tile a row stands, which no tensor core's do."""
+    product = tl.dot(a.to(tl.float64), b.to(tl.float64), tl.zeros(acc.shape, tl.float64), out_dtype=tl.float64)
+    return (acc.to(tl.float64) + product).to(tl.float32)
+
+
+@triton.jit
 def dot(a, b, acc):
     """``acc + a @ b`` in fp32, of floating tiles of one dtype; fp32 ones are not cut to tf32."""
     if _INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+        return _dot_interpreted(a, b, acc)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
@@ -31,8 +38,18 @@ def dot_int8(a, b, acc):
 def dot_int8_weight(a, b, acc):
     """``acc + a @ b`` in fp32, of a floating tile and an int8 one, whose values any floating dtype holds exactly."""
     if _INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+        return _dot_interpreted(a, b, acc)
     return tl.dot(a, b.to(a.dtype), acc, input_precision="ieee")
+
+
+@triton.jit
+def widen(x, dtype: tl.constexpr):
+    """``x``, of that dtype or int8, as ``dtype``; any floating dtype holds int8 values exactly."""
+    if x.dtype == dtype:
+        return x
+    if _INTERPRETED:
+        return x.to(tl.float32).to(dtype)
+    return x.to(dtype)
 
 
 @triton.jit

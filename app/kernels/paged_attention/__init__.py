@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor
-from app.kernels.dispatch import fall_back
+from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor, check_token_scale
+from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.paged_attention.cpu import paged_attention_cpu
 from app.kernels.paged_attention.reference import paged_attention_reference
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
@@ -40,8 +40,8 @@ def paged_attention(
         out: [T, H * E].
         scale: factor of the dot products.
         sliding_window: tokens a query sees, itself included; None sees all.
-        scratch: [T, H * E] fp32 or bf16, overwritten; needed where the pages are packed and ``out`` is int8. It may
-            be the memory of ``q``, if of one dtype.
+        scratch: [T, H * E] floating, overwritten; needed where ``out`` is int8 and the pages are packed or on a GPU. It
+            may be the memory of ``q``, if of one dtype.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -60,7 +60,13 @@ def paged_attention(
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"{_OP}: sliding_window is {sliding_window}, expected at least 1")
     check_act(_OP, "out", out, (tokens, heads * head_dim))
-    if kv.packed:
+    if runs_triton(q):
+        # Only a GPU needs Triton.
+        from app.kernels.paged_attention.triton import paged_attention_triton
+
+        check_token_scale(_OP, out)
+        paged_attention_triton(q, kv, meta, out, scale, sliding_window, scratch)
+    elif kv.packed:
         paged_attention_cpu(q, kv, meta, out, scale, sliding_window, scratch)
     else:
         fall_back(_OP, "the pages are not packed")

@@ -1,0 +1,361 @@
+"""``paged_attention`` on a GPU.
+
+Rows of one query (decodes) are cut along their keys: a program attends to one split of 256 positions for all query
+heads of a KV head, a second kernel merges the splits (flash-decoding). Rows of more queries are cut along the queries:
+a program walks a row's keys for a block of them. A mixed step starts all three kernels, each of which leaves the
+other's rows alone, so a decode gives the same bits beside prefills as without them.
+
+A query's result hangs on its own row: tiles of keys begin at absolute positions and are walked upwards, tiles that are
+hidden from a query change nothing. So a chunk gives the bits of the whole prompt, and block numbers do not matter.
+Decode and prefill multiply with different instructions: a query computed by one is not promised the other's bits.
+
+Not yet run on a GPU; held against a float64 formula in Triton's interpreter and compiled ahead of time for sm_80 to
+sm_90.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import dot, to_dtype, widen
+from app.kernels.gpu.tuning import launch_shape
+from app.kernels.paged_attention.splits import MAX_SPLITS, SPLIT, VECTOR_EXTRA
+from app.kernels.quantize.triton import quantize_triton
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+
+_UNBOUNDED = 1 << 30
+"""A window that no sequence fills; not the step's longest one, which a graph would keep for good."""
+
+
+@triton.jit
+def _attend_tile(
+    q,
+    peak,
+    mass,
+    total,
+    kv,
+    kv_scale,
+    table,
+    block_stride,
+    head_offset,
+    value_offset,
+    first,
+    begin,
+    query_positions,
+    factor,
+    window,
+    E: tl.constexpr,
+    E_BLOCK: tl.constexpr,
+    B: tl.constexpr,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """One tile of keys, positions ``first`` on: q [M, E] against them, the running softmax taken along.
+
+    ``begin``: the first position that may be read. ``head_offset`` and ``value_offset``: of the KV head within a block,
+    in vectors.
+    """
+    positions = first + tl.arange(0, TILE)
+    columns = tl.arange(0, E_BLOCK)
+    readable = positions >= begin
+    if MASKED:
+        readable &= positions <= tl.max(query_positions, axis=0)
+    blocks = tl.load(table + positions // B, mask=readable, other=0).to(tl.int64)
+    vectors = blocks * block_stride + head_offset + positions % B
+    inside = columns < E
+    keys = tl.load(kv + vectors[None, :] * E + columns[:, None], mask=readable[None, :] & inside[:, None], other=0.0)
+    scores = dot(q, widen(keys, q.dtype), tl.zeros((q.shape[0], TILE), tl.float32)) * factor
+    if kv_scale is not None:
+        scores *= tl.load(kv_scale + vectors, mask=readable, other=0.0).to(tl.float32)[None, :]
+    if MASKED:
+        distance = query_positions[:, None] - positions[None, :]
+        visible = (distance >= 0) & (distance < window) & readable[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+    # Nothing visible yet: a peak of -inf would give NaN.
+    base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    weights = tl.exp2(scores - base[:, None])
+    decay = tl.exp2(peak - base)
+    mass = mass * decay + tl.sum(weights, axis=1)
+    values = tl.load(
+        kv + (vectors + value_offset)[:, None] * E + columns[None, :],
+        mask=readable[:, None] & inside[None, :],
+        other=0.0,
+    )
+    if kv_scale is not None:
+        weights *= tl.load(kv_scale + vectors + value_offset, mask=readable, other=0.0).to(tl.float32)[None, :]
+    total = dot(to_dtype(weights, q.dtype), widen(values, q.dtype), total * decay[:, None])
+    return new_peak, mass, total
+
+
+@triton.jit
+def _split_length(seq_len, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Positions of a split: 256, or the least multiple of it with which the sequence has few enough splits."""
+    return tl.cdiv(seq_len, SPLIT * MAX_SPLITS) * SPLIT
+
+
+@triton.jit
+def _decode_splits(
+    q,
+    kv,
+    kv_scale,
+    query_start_loc,
+    seq_lens,
+    block_tables,
+    workspace,
+    table_width,
+    factor,
+    window,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    E: tl.constexpr,
+    E_BLOCK: tl.constexpr,
+    B: tl.constexpr,
+    M: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Program (r, g, s): row r, KV head g, split s. Leaves sums, peaks and masses in the workspace."""
+    row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = tl.load(query_start_loc + row)
+    if tl.load(query_start_loc + row + 1) - token != 1:
+        return
+    seq_len = tl.load(seq_lens + row)
+    length = _split_length(seq_len, SPLIT, MAX_SPLITS)
+    begin = tl.maximum(seq_len - window, 0)
+    first = split * length
+    last = tl.minimum(first + length, seq_len)
+    if (first >= seq_len) | (last <= begin):
+        return
+    SHARED: tl.constexpr = H // G
+    heads = tl.arange(0, M)
+    columns = tl.arange(0, E_BLOCK)
+    inside = (heads < SHARED)[:, None] & (columns < E)[None, :]
+    head = group * SHARED + heads
+    queries = tl.load(q + (token.to(tl.int64) * H + head)[:, None] * E + columns[None, :], mask=inside, other=0.0)
+    peak = tl.full((M,), float("-inf"), tl.float32)
+    mass = tl.zeros((M,), tl.float32)
+    total = tl.zeros((M, E_BLOCK), tl.float32)
+    query_positions = tl.zeros((M,), tl.int32) + seq_len - 1
+    table = block_tables + row.to(tl.int64) * table_width
+    start = tl.maximum(first, begin // TILE * TILE)
+    for tile in range(start, last, TILE):
+        peak, mass, total = _attend_tile(
+            queries,
+            peak,
+            mass,
+            total,
+            kv,
+            kv_scale,
+            table,
+            2 * G * B,
+            group * B,
+            G * B,
+            tile,
+            begin,
+            query_positions,
+            factor,
+            window,
+            E,
+            E_BLOCK,
+            B,
+            TILE,
+            True,
+        )
+    at = ((row.to(tl.int64) * H + head) * MAX_SPLITS + split) * (E + 2)
+    tl.store(workspace + at[:, None] + columns[None, :], total, mask=inside)
+    tl.store(workspace + at + E, peak, mask=heads < SHARED)
+    tl.store(workspace + at + E + 1, mass, mask=heads < SHARED)
+
+
+@triton.jit
+def _merge_splits(
+    query_start_loc,
+    seq_lens,
+    workspace,
+    out,
+    window,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    E_BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Program (r, h): the splits of a row's head, in their order."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    token = tl.load(query_start_loc + row)
+    if tl.load(query_start_loc + row + 1) - token != 1:
+        return
+    seq_len = tl.load(seq_lens + row)
+    length = _split_length(seq_len, SPLIT, MAX_SPLITS)
+    columns = tl.arange(0, E_BLOCK)
+    inside = columns < E
+    peak = float("-inf")
+    mass = 0.0
+    total = tl.zeros((E_BLOCK,), tl.float32)
+    at = workspace + (row.to(tl.int64) * H + head) * MAX_SPLITS * (E + 2)
+    for split in range(tl.maximum(seq_len - window, 0) // length, tl.cdiv(seq_len, length)):
+        piece = at + split * (E + 2)
+        split_peak = tl.load(piece + E)
+        new_peak = tl.maximum(peak, split_peak)
+        decay = tl.exp2(peak - new_peak)
+        share = tl.exp2(split_peak - new_peak)
+        mass = mass * decay + tl.load(piece + E + 1) * share
+        total = total * decay + tl.load(piece + columns, mask=inside, other=0.0) * share
+        peak = new_peak
+    result = to_dtype(total / mass, out.dtype.element_ty)
+    tl.store(out + (token.to(tl.int64) * H + head) * E + columns, result, mask=inside)
+
+
+@triton.jit
+def _prefill(
+    q,
+    kv,
+    kv_scale,
+    query_start_loc,
+    seq_lens,
+    block_tables,
+    out,
+    num_rows,
+    table_width,
+    factor,
+    window,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    E: tl.constexpr,
+    E_BLOCK: tl.constexpr,
+    B: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Program (i, g): the i-th block of queries, counted over all rows, of KV head g.
+
+    Row r's blocks begin at ``query_start_loc[r] // QUERIES + r``, which leaves room for the rest of every row.
+    """
+    SHARED: tl.constexpr = H // G
+    QUERIES: tl.constexpr = BLOCK_M // SHARED
+    block, group = tl.program_id(0), tl.program_id(1)
+    low = tl.full((), 0, tl.int32)
+    high = low + num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(query_start_loc + middle) // QUERIES + middle <= block:
+            low = middle
+        else:
+            high = middle
+    row = low
+    token = tl.load(query_start_loc + row)
+    num_queries = tl.load(query_start_loc + row + 1) - token
+    first_query = (block - token // QUERIES - row) * QUERIES
+    if (num_queries <= 1) | (first_query >= num_queries):
+        return
+    seq_len = tl.load(seq_lens + row)
+    lines = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, E_BLOCK)
+    query = first_query + lines // SHARED
+    live = (query < num_queries) & (lines < QUERIES * SHARED)
+    head = group * SHARED + lines % SHARED
+    place = ((token + query).to(tl.int64) * H + head)[:, None] * E + columns[None, :]
+    inside = live[:, None] & (columns < E)[None, :]
+    queries = tl.load(q + place, mask=inside, other=0.0)
+    prefix = seq_len - num_queries
+    # Lines beside the block do what its first query does, and are not stored.
+    query_positions = prefix + tl.where(live, query, first_query)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    mass = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, E_BLOCK), tl.float32)
+    table = block_tables + row.to(tl.int64) * table_width
+    first_position = prefix + first_query
+    last_position = prefix + tl.minimum(first_query + QUERIES, num_queries) - 1
+    begin = tl.maximum(first_position - window + 1, 0)
+    # Tiles that all queries of the block see whole need no mask: past every window's edge, before the first query.
+    whole_from = tl.cdiv(tl.maximum(last_position - window + 1, 0), TILE) * TILE
+    whole_to = tl.maximum((first_position + 1) // TILE * TILE, whole_from)
+    edge_to = tl.minimum(whole_from, last_position + 1)
+    for tile in range(begin // TILE * TILE, edge_to, TILE):
+        peak, mass, total = _attend_tile(
+            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
+            query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+        )  # fmt: skip
+    for tile in range(whole_from, whole_to, TILE):
+        peak, mass, total = _attend_tile(
+            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
+            query_positions, factor, window, E, E_BLOCK, B, TILE, False,
+        )  # fmt: skip
+    for tile in range(whole_to, last_position + 1, TILE):
+        peak, mass, total = _attend_tile(
+            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
+            query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+        )  # fmt: skip
+    tl.store(out + place, to_dtype(total / mass[:, None], out.dtype.element_ty), mask=inside)
+
+
+def paged_attention_triton(
+    q: Tensor,
+    kv: LayerKVCache,
+    meta: AttentionMetadata,
+    out: Act,
+    scale: float,
+    sliding_window: int | None,
+    scratch: Tensor | None,
+) -> None:
+    """As the public ``paged_attention``; needs ``meta.split_workspace``."""
+    tokens, heads, head_dim = q.shape
+    _, _, kv_heads, block_size, _ = kv.values.shape
+    rows = meta.seq_lens.numel()
+    target = out.values if out.scale is None else scratch
+    if target is None or meta.split_workspace is None:
+        raise ValueError("paged_attention: Triton needs meta.split_workspace, and a scratch where out is int8")
+    window = _UNBOUNDED if sliding_window is None else sliding_window
+    where = {"query_start_loc": meta.query_start_loc, "seq_lens": meta.seq_lens}
+    pages = {
+        "q": q,
+        "kv": kv.values,
+        "kv_scale": kv.scale,
+        "block_tables": meta.block_tables,
+        "table_width": meta.block_tables.stride(0),
+        "factor": scale * math.log2(math.e),
+        "window": window,
+        **where,
+    }
+    head = {"H": heads, "E": head_dim, "E_BLOCK": triton.next_power_of_2(head_dim)}
+    shape = {**head, "G": kv_heads, "B": block_size}
+    cut = {"SPLIT": SPLIT, "MAX_SPLITS": MAX_SPLITS}
+    dims = {"head_dim": head_dim, "int8": int(kv.scale is not None)}
+    shared = heads // kv_heads
+    splits = min(MAX_SPLITS, triton.cdiv(meta.max_seq_len, SPLIT))
+    workspace = meta.split_workspace
+    if workspace.numel() < rows * heads * MAX_SPLITS * (head_dim + VECTOR_EXTRA):
+        raise ValueError(f"paged_attention: meta.split_workspace of {workspace.numel()} is too small for {rows} rows")
+    tuned = launch_shape("paged_attention_decode", **dims)
+    launch(
+        _decode_splits,
+        (rows, kv_heads, splits),
+        {**pages, "workspace": workspace},
+        {**shape, **cut, "M": max(16, triton.next_power_of_2(shared)), "TILE": tuned.pop("TILE")},
+        **tuned,
+    )
+    launch(
+        _merge_splits,
+        (rows, heads),
+        {**where, "workspace": workspace, "out": target, "window": window},
+        {**head, **cut},
+        num_warps=1,
+        num_stages=1,
+    )
+    if meta.max_query_len > 1:
+        tuned = launch_shape("paged_attention_prefill", **dims)
+        block = {"BLOCK_M": max(tuned.pop("BLOCK_M"), triton.next_power_of_2(shared)), "TILE": tuned.pop("TILE")}
+        launch(
+            _prefill,
+            (tokens // (block["BLOCK_M"] // shared) + rows, kv_heads),
+            {**pages, "out": target, "num_rows": rows},
+            {**shape, **block},
+            **tuned,
+        )
+    if out.scale is not None:
+        quantize_triton(target, out)
