@@ -25,7 +25,8 @@ _MIN_STEPS = 4
 """Tiles of K that a split keeps at least: fewer do not fill a pipeline."""
 
 
-@triton.jit
+# Compiled once for every number of rows: nothing is gained from knowing that it is a multiple of 16, or 1.
+@triton.jit(do_not_specialize=["m"])
 def _gemm(
     x,
     x_scale,

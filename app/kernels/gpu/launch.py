@@ -103,8 +103,10 @@ def launch(
 def _describe(
     kernel: Any, grid: Grid, args: dict[str, Any], constants: dict[str, Any], num_warps: int, num_stages: int
 ) -> Launch:
-    """As Triton specialises a call: None and 1 become constants, multiples of 16 are noted."""
-    constants = {**constants, **{name: value for name, value in args.items() if value is None or _is_one(value)}}
+    """As Triton specialises a call: None and 1 become constants, multiples of 16 are noted, where a kernel lets it."""
+    varying = {parameter.name for parameter in getattr(kernel, "params", ()) if parameter.do_not_specialize}
+    fixed = {name: value for name, value in args.items() if value is None or (_is_one(value) and name not in varying)}
+    constants = {**constants, **fixed}
     signature, aligned = [], []
     for name in kernel.arg_names:
         if name in constants:
@@ -112,7 +114,7 @@ def _describe(
             continue
         value = args[name]
         signature.append((name, _type_of(value)))
-        if _is_aligned(value):
+        if _is_aligned(value) and name not in varying:
             aligned.append(name)
     return Launch(
         kernel, tuple(signature), tuple(sorted(constants.items())), tuple(aligned), grid, num_warps, num_stages
