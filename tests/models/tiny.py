@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import LayerKVCache, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
@@ -137,6 +139,7 @@ class PagedExecution:
         )
         shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
+        self._split_workspace = new_split_workspace(8, config.num_heads, config.head_dim, CPU).fill_(torch.nan)
         self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
 
     @torch.inference_mode()
@@ -144,7 +147,8 @@ class PagedExecution:
         """[L, V]: logits that the rows ask for."""
         inputs = self._batch.prepare(step_of(rows), self._last_token)
         self._arena.begin(inputs.token_ids.numel())
-        hidden = self._model.forward(inputs.token_ids, inputs.positions, self.kv, inputs.meta, self._arena)
+        meta = replace(inputs.meta, split_workspace=self._split_workspace)
+        hidden = self._model.forward(inputs.token_ids, inputs.positions, self.kv, meta, self._arena)
         logits = torch.full((inputs.logit_indices.numel(), self._vocab_size), torch.nan)
         self._model.logits(hidden, inputs.logit_indices, logits, self._arena)
         return logits
