@@ -9,10 +9,11 @@
 namespace TUILI_ISA {
 
 enum : int {
-    kBlockRows = 192,         // rows of a chunk at most
+    kBlockRows = 192,          // rows of a chunk at most
     kGroupsBytes = 768 << 10,  // of their groups at most
-    kPieceWords = 512,        // of K a piece: 64 KB of a tile
-    kChunkBytes = 256 << 10,  // of weights a chunk of few rows
+    kPieceWords = 512,         // of K a piece: 64 KB of a tile
+    kChunkBytes = 256 << 10,   // of weights a chunk of few rows
+    kAheadBytes = 2048,
 };
 static const int64_t kChunkOps = int64_t(32) << 20;  // multiplications; some 30 us
 
@@ -91,8 +92,8 @@ template <typename Tile, int LINES>
 static void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words, float* c, bool first,
                           const char* next, const Groups& groups) {
 #define TUILI_ROWS(R)                                                                     \
-    case R:                                                                               \
-        Tile::template multiply<R, LINES>(x, stride, w, words, c, first, next, groups);   \
+    case R:                                                                             \
+        Tile::template multiply<R, LINES>(x, stride, w, words, c, first, next, groups); \
         break;
     switch (rows) {
         TUILI_ROWS(1)
@@ -117,8 +118,10 @@ struct LinearScratch {
 template <typename Tile>
 static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t tile, int64_t begin, int64_t end,
                         const LinearScratch& scratch) {
-    const int64_t stride = int64_t(p.words) * 4, count = ceil_div(end - begin, kMaxRows);
-    const int64_t pass = ceil_div(end - begin, count);  // rows that pass over the tile together
+    const int64_t stride = int64_t(p.words) * 4;
+    // Rows pass over the tile together, evenly, in two passes at least where one would not be much shorter than two.
+    const int64_t few = end - begin < 4 ? end - begin : ceil_div(end - begin, 2);
+    const int64_t pass = ceil_div(end - begin, ceil_div(end - begin, smaller(few, kMaxRows)));
     const char* weight = (const char*)a.weight + tile * p.words * kWordBytes;
     for (int from = 0; from < p.words; from += kPieceWords) {
         const int words = (int)smaller(kPieceWords, p.words - from);
@@ -129,9 +132,9 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
             float* c = scratch.sums + (row - begin) * kTile;
             const Groups groups = {scratch.groups + from / kGroupWords * (end - begin) + (row - begin), end - begin};
             const char* x = (const char*)a.x + row * stride + from * 4;
-            // The first pass, or the first two, fetch the next piece.
+            // The first two passes fetch the next piece, half of it each; one alone fetches its own a little ahead.
             if (row == begin && row + rows == end) {
-                multiply_rows<Tile, 2>(rows, x, stride, weight, words, c, from == 0, next, groups);
+                multiply_rows<Tile, 2>(rows, x, stride, weight, words, c, from == 0, weight + kAheadBytes, groups);
             } else if (row <= begin + pass) {
                 multiply_rows<Tile, 1>(rows, x, stride, weight, words, c, from == 0, next, groups);
                 next += int64_t(words) * 64;

@@ -52,15 +52,38 @@ TUILI_INLINE void row_to_int8(const T* x, int n, float scale, int8_t* out) {
 
 TUILI_INLINE int act_groups(int n) { return (n + TUILI_ACT_GROUP - 1) / TUILI_ACT_GROUP; }
 
+// A whole group that stays in registers; multiplied by the scale's inverse, which moves no value by more than 2e-5 of a
+// step. Returns the scale.
+template <typename T>
+TUILI_INLINE float quantize_group(const T* x, int8_t* out) {
+    enum : int { N = TUILI_ACT_GROUP / W };
+    F v[N], top = zero();
+    uint32_t nan = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+        v[i] = load(x + i * W);
+        nan |= nan_bits(v[i]);
+        top = max(abs(v[i]), top);
+    }
+    const float scale = nan ? __builtin_nanf("") : hmax(top) / 127.0f;
+    if (!(scale > 1e-37f)) {  // its inverse may be infinite, or is no number
+        row_to_int8(x, TUILI_ACT_GROUP, scale, out);
+        return scale;
+    }
+    const F inverse = set1(1.0f / scale), low = set1(-127.0f), high = set1(127.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) store_int8(out + i * W, min(max(mul(v[i], inverse), low), high));
+    return scale;
+}
+
 // A row by groups, a scale each.
 template <typename T>
 TUILI_INLINE void quantize_row(const T* x, int n, int8_t* out, float* scales) {
-    for (int i = 0; i < n; i += TUILI_ACT_GROUP) {
-        const int size = n - i < TUILI_ACT_GROUP ? n - i : TUILI_ACT_GROUP;
-        const float scale = row_absmax(x + i, size) / 127.0f;
-        row_to_int8(x + i, size, scale, out + i);
-        *scales++ = scale;
-    }
+    const int whole = n / TUILI_ACT_GROUP * TUILI_ACT_GROUP;
+    for (int i = 0; i < whole; i += TUILI_ACT_GROUP) *scales++ = quantize_group(x + i, out + i);
+    if (whole == n) return;
+    *scales = row_absmax(x + whole, n - whole) / 127.0f;
+    row_to_int8(x + whole, n - whole, *scales, out + whole);
 }
 
 // Runs a statement with T the C++ type of a dtype, F32 or BF16.

@@ -31,10 +31,41 @@ static void rotate_head(const float* rope, int half, float* x) {
     }
 }
 
-// Element i of the token at `offset` of a tile of keys or values; tokens of one block may be written at the same time.
-TUILI_INLINE int64_t tile_index(const TuiliRopeKvArgs& a, bool value, int offset, int i) {
-    return value ? ((int64_t)(offset / 2) * a.e + i) * 2 + offset % 2
-                 : ((int64_t)(i / 2) * a.block_size + offset) * 2 + i % 2;
+// The elements of a key to its place in a tile, [e / 2][block_size][2]: a pair every block.
+template <typename Pair, typename T>
+TUILI_INLINE void place_key(const T* x, int e, int block_size, int offset, T* tile) {
+    static_assert(sizeof(Pair) == 2 * sizeof(T), "a pair is two elements");
+    Pair* to = (Pair*)tile + offset;
+    for (int i = 0; i < e; i += 2, to += block_size) memcpy(to, x + i, sizeof(Pair));
+}
+
+// The elements of a value to every other place of a tile, [block_size / 2][e][2]. Those between are another token's,
+// which another thread may be writing.
+TUILI_INLINE void place_value(const bf16_t* x, int e, int offset, bf16_t* tile) {
+    bf16_t* to = tile + (int64_t)(offset / 2) * e * 2;
+#if defined(__AVX512F__)
+    const __mmask32 mine = offset % 2 ? 0xaaaaaaaau : 0x55555555u;
+    const __m128i shift = _mm_cvtsi32_si128(offset % 2 * 16);
+    for (int i = 0; i < e; i += 16) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(x + i)));
+        _mm512_mask_storeu_epi16(to + 2 * i, mine, _mm512_sll_epi32(wide, shift));
+    }
+#else
+    for (int i = 0; i < e; i++) to[2 * i + offset % 2] = x[i];
+#endif
+}
+TUILI_INLINE void place_value(const int8_t* x, int e, int offset, int8_t* tile) {
+    int8_t* to = tile + (int64_t)(offset / 2) * e * 2;
+#if defined(__AVX512F__)
+    const __mmask32 mine = offset % 2 ? 0xaaaaaaaau : 0x55555555u;
+    const __m128i shift = _mm_cvtsi32_si128(offset % 2 * 8);
+    for (int i = 0; i < e; i += 16) {
+        const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(x + i)));
+        _mm256_mask_storeu_epi8(to + 2 * i, mine, _mm256_sll_epi16(wide, shift));
+    }
+#else
+    for (int i = 0; i < e; i++) to[2 * i + offset % 2] = x[i];
+#endif
 }
 
 static void write_head(const TuiliRopeKvArgs& a, const float* x, int64_t slot, int head, bool value, void* scratch) {
@@ -45,14 +76,22 @@ static void write_head(const TuiliRopeKvArgs& a, const float* x, int64_t slot, i
         int8_t* rounded = (int8_t*)scratch;
         row_to_int8(x, a.e, half_to_float(scale), rounded);
         int8_t* tile = (int8_t*)a.kv + page * a.e;
-        for (int i = 0; i < a.e; i++) tile[tile_index(a, value, offset, i)] = rounded[i];
+        if (value) {
+            place_value(rounded, a.e, offset, tile);
+        } else {
+            place_key<uint16_t>(rounded, a.e, a.block_size, offset, tile);
+        }
         ((uint16_t*)a.kv_scale)[page + offset] = scale;
         return;
     }
     bf16_t* rounded = (bf16_t*)scratch;
     for (int i = 0; i < a.e; i += W) store(rounded + i, load(x + i));
     bf16_t* tile = (bf16_t*)a.kv + page * a.e;
-    for (int i = 0; i < a.e; i++) tile[tile_index(a, value, offset, i)] = rounded[i];
+    if (value) {
+        place_value(rounded, a.e, offset, tile);
+    } else {
+        place_key<uint32_t>(rounded, a.e, a.block_size, offset, tile);
+    }
 }
 
 static void rope_kv_rows(const void* args, const TuiliStep*, int64_t begin, int64_t end, const TuiliThread* thread) {
