@@ -279,7 +279,9 @@ TUILI_INLINE char* cut(char*& at, size_t bytes) {
 
 // Where a group's keys (or values) of a sequence begin, in elements. Rows of keys lie 2 * block_size apart.
 TUILI_INLINE int64_t group_at(const TuiliAttentionArgs& a, const int32_t* table, int head, int64_t g, bool value) {
-    const int size = a.block_size, offset = (int)(g * GROUP % size);
+    const int size = a.block_size;
+    if (size == GROUP) return (((int64_t)table[g] * 2 + value) * a.g + head) * GROUP * a.e;  // without a division
+    const int offset = (int)(g * GROUP % size);
     const int64_t page = (((int64_t)table[g * GROUP / size] * 2 + value) * a.g + head) * size;
     return value ? (page + offset) * a.e : page * a.e + 2 * offset;
 }
@@ -341,8 +343,9 @@ static void load_scales(const Tile& t, const Span& span) {
     const uint16_t* scales = (const uint16_t*)a.kv_scale;
     for (int i = 0; i < span.groups; i++) {
         const int64_t at = (span.begin + i) * GROUP;
-        const int64_t page = (int64_t)t.table[at / a.block_size] * 2 * a.g + t.head;
-        const uint16_t* k = scales + page * a.block_size + at % a.block_size;
+        const bool whole = a.block_size == GROUP;
+        const int64_t page = (int64_t)t.table[whole ? span.begin + i : at / a.block_size] * 2 * a.g + t.head;
+        const uint16_t* k = scales + page * a.block_size + (whole ? 0 : at % a.block_size);
         const uint16_t* v = k + (int64_t)a.g * a.block_size;
         for (int j = 0; j < GROUP; j += W) {
             store(t.k_scale + i * GROUP + j, load_half(k + j));
