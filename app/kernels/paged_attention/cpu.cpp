@@ -9,7 +9,7 @@
 // One order of accumulation, whatever else is in the step: positions fall into splits of 256 at absolute multiples of
 // 256; within a split scores, maximum, exponentials, their sum (lane by lane) and the weighted values (from zero, by
 // key pairs) are those of the query alone, a masked position adding exact zeros; splits are merged in ascending order.
-#include "../native/simd.h"
+#include "../native/rows.h"
 
 namespace TUILI_ISA {
 
@@ -17,23 +17,25 @@ enum : int { SPLIT = 256, GROUP = 16, GROUPS = SPLIT / GROUP, TILE_ROWS = 48 };
 // Tiles of up to MAX_M rows wait for memory, not for arithmetic; so many groups are fetched before they are needed.
 enum : int { AHEAD = 16 };
 
-// What int8 becomes bf16 with: 2^24, exactly, since a byte at the top of an int32 converts without a shift.
-static const float INT8_FACTOR = 16777216.0f;
-// Moves byte `which` of each 32-bit lane to its top and clears the others.
-TUILI_INLINE __m128i top_bytes(int which) {
-    const int top = which << 24, rest = 0x808080;
-    return _mm_setr_epi32(top | rest, (top + (4 << 24)) | rest, (top + (8 << 24)) | rest, (top + (12 << 24)) | rest);
-}
+// Int8 pages are multiplied as int16, exactly: they widen in one instruction, and int16 holds queries and probabilities
+// (a scale a row) closer than bf16 does. 256 products of 32767 and 127 fit 32 bits.
+enum : int { MOST_INT16 = 32767 };
 
-// 16 sums, and the 16 pairs of bf16 that go into them.
+// 16 sums, and the 16 pairs of bf16, or of int16, that go into them.
 #if defined(__AVX512F__)
 enum : int { MAX_M = 6, MAX_N = 4 };
 typedef __m512 Sum;
+typedef __m512i IntSum;
 typedef __m512i Pairs;
-TUILI_INLINE Sum sum_zero() { return zero(); }
+TUILI_INLINE void clear(Sum& v) { v = zero(); }
+TUILI_INLINE void clear(IntSum& v) { v = _mm512_setzero_si512(); }
 TUILI_INLINE void sum_store(float* p, Sum v) { store(p, v); }
+TUILI_INLINE void sum_store(float* p, IntSum v) {
+    asm("" : "+v"(v));  // without it GCC 12 keeps the sums on the stack
+    store(p, _mm512_cvtepi32_ps(v));
+}
 TUILI_INLINE Pairs pairs_load(const bf16_t* p) { return _mm512_loadu_si512(p); }
-TUILI_INLINE Pairs pairs_set1(const bf16_t* p) {
+TUILI_INLINE Pairs pairs_set1(const void* p) {
     int32_t pair;
     memcpy(&pair, p, 4);
     return _mm512_set1_epi32(pair);
@@ -47,15 +49,15 @@ TUILI_INLINE Sum dot(Sum acc, Pairs a, Pairs b) {
     return fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
 #endif
 }
-// 16 pairs of int8 as pairs of bf16, times INT8_FACTOR: either byte moves to the top of a lane, which is converted.
+TUILI_INLINE IntSum dot(IntSum acc, Pairs a, Pairs b) { return _mm512_dpwssd_epi32(acc, a, b); }
+TUILI_INLINE Pairs pairs_load(const int16_t* p) { return _mm512_loadu_si512(p); }
 TUILI_INLINE Pairs pairs_load(const int8_t* p) {
-    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-    const __m512i first = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(top_bytes(0)));
-    const __m512i second = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(top_bytes(1)));
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(first)), 16);
-    return _mm512_or_si512(low, _mm512_castps_si512(_mm512_cvtepi32_ps(second)));
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
 }
-TUILI_INLINE void pairs_store(bf16_t* p, Pairs v) { _mm512_storeu_si512(p, v); }
+TUILI_INLINE void pairs_store(int16_t* p, Pairs v) { _mm512_storeu_si512(p, v); }
+TUILI_INLINE void store_int16(int16_t* p, F v) {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
+}
 TUILI_INLINE F keep(F v, uint32_t bits, F other) { return _mm512_mask_mov_ps(other, (__mmask16)bits, v); }
 TUILI_INLINE void store_probs(bf16_t* p, F v) {
 #if defined(__AVX512BF16__)
@@ -73,18 +75,26 @@ enum : int { MAX_M = 3, MAX_N = 1 };
 struct Sum {
     F a, b;
 };
+struct IntSum {
+    __m256i a, b;
+};
 struct Pairs {
     __m256i a, b;
 };
-TUILI_INLINE Sum sum_zero() { return {zero(), zero()}; }
+TUILI_INLINE void clear(Sum& v) { v = {zero(), zero()}; }
+TUILI_INLINE void clear(IntSum& v) { v = {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 TUILI_INLINE void sum_store(float* p, Sum v) {
     store(p, v.a);
     store(p + 8, v.b);
 }
+TUILI_INLINE void sum_store(float* p, IntSum v) {
+    store(p, _mm256_cvtepi32_ps(v.a));
+    store(p + 8, _mm256_cvtepi32_ps(v.b));
+}
 TUILI_INLINE Pairs pairs_load(const bf16_t* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 16))};
 }
-TUILI_INLINE Pairs pairs_set1(const bf16_t* p) {
+TUILI_INLINE Pairs pairs_set1(const void* p) {
     int32_t pair;
     memcpy(&pair, p, 4);
     const __m256i v = _mm256_set1_epi32(pair);
@@ -96,17 +106,24 @@ TUILI_INLINE F dot8(F acc, __m256i a, __m256i b) {
     return fma(_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high)), acc);
 }
 TUILI_INLINE Sum dot(Sum acc, Pairs a, Pairs b) { return {dot8(acc.a, a.a, b.a), dot8(acc.b, a.b, b.b)}; }
-TUILI_INLINE __m256i int8_pairs8(const int8_t* p) {
-    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
-    const __m256i first = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(top_bytes(0)));
-    const __m256i second = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(top_bytes(1)));
-    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(first)), 16);
-    return _mm256_or_si256(low, _mm256_castps_si256(_mm256_cvtepi32_ps(second)));
+TUILI_INLINE IntSum dot(IntSum acc, Pairs a, Pairs b) {
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(a.b, b.b))};
 }
-TUILI_INLINE Pairs pairs_load(const int8_t* p) { return {int8_pairs8(p), int8_pairs8(p + 16)}; }
-TUILI_INLINE void pairs_store(bf16_t* p, Pairs v) {
+TUILI_INLINE Pairs pairs_load(const int16_t* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 16))};
+}
+TUILI_INLINE Pairs pairs_load(const int8_t* p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(p + 16)))};
+}
+TUILI_INLINE void pairs_store(int16_t* p, Pairs v) {
     _mm256_storeu_si256((__m256i*)p, v.a);
     _mm256_storeu_si256((__m256i*)(p + 16), v.b);
+}
+TUILI_INLINE void store_int16(int16_t* p, F v) {
+    const __m256i wide = _mm256_cvtps_epi32(v);
+    const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(wide, wide), 0x08);
+    _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(narrow));
 }
 TUILI_INLINE F keep(F v, uint32_t bits, F other) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -117,6 +134,20 @@ TUILI_INLINE void store_probs(bf16_t* p, F v) { store(p, v); }
 TUILI_INLINE float first_lane(F v) { return _mm256_cvtss_f32(v); }
 TUILI_INLINE F lanes() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 #endif
+
+// What pages of T are multiplied as, and summed in.
+template <typename T>
+struct Product {
+    typedef int16_t Element;
+    typedef IntSum Total;
+    enum : bool { kScaled = true };
+};
+template <>
+struct Product<bf16_t> {
+    typedef bf16_t Element;
+    typedef Sum Total;
+    enum : bool { kScaled = false };
+};
 
 // out = v & mask for n pairs.
 TUILI_INLINE void pairs_mask(const bf16_t* v, int n, uint32_t mask, bf16_t* out) {
@@ -134,14 +165,14 @@ struct Fetch {
 };
 TUILI_INLINE void fetch_line(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
-// Scores of M queries against N groups of 16 keys of type T, BF16 or I8 (then times INT8_FACTOR).
+// Scores of M queries against N groups of 16 keys of type T, without their scales.
 template <int M, int N, typename T, bool FETCH>
-static void score_block(const bf16_t* q, int e, const T* const* keys, int stride, float* scores, const Fetch& fetch) {
-    Sum acc[M][N];
+static void score_block(const typename Product<T>::Element* q, int e, const T* const* keys, int stride, float* scores, const Fetch& fetch) {
+    typename Product<T>::Total acc[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
-        for (int n = 0; n < N; n++) acc[m][n] = sum_zero();
+        for (int n = 0; n < N; n++) clear(acc[m][n]);
     for (int i = 0; i < e / 2; i++) {
         if (FETCH && i < fetch.lines)
 #pragma GCC unroll 8
@@ -164,13 +195,13 @@ static void score_block(const bf16_t* q, int e, const T* const* keys, int stride
 
 // N * 16 elements of M outputs: probabilities times values over groups of 16 keys.
 template <int M, int N, typename T, bool FETCH>
-static void value_block(const bf16_t* probs, const T* const* values, int groups, int e, int at, float* out,
+static void value_block(const typename Product<T>::Element* probs, const T* const* values, int groups, int e, int at, float* out,
                         const Fetch& fetch) {
-    Sum acc[M][N];
+    typename Product<T>::Total acc[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
-        for (int n = 0; n < N; n++) acc[m][n] = sum_zero();
+        for (int n = 0; n < N; n++) clear(acc[m][n]);
     const int lines = FETCH ? (fetch.lines + GROUP / 2 - 1) / (GROUP / 2) : 0;
     for (int g = 0; g < groups; g++) {
         const T* tile = values[g] + 2 * at;
@@ -206,7 +237,7 @@ static void value_block(const bf16_t* probs, const T* const* values, int groups,
     }
 
 template <int N, typename T, bool FETCH>
-static void score_columns(const bf16_t* q, int rows, int e, const T* const* keys, int stride, float* scores,
+static void score_columns(const typename Product<T>::Element* q, int rows, int e, const T* const* keys, int stride, float* scores,
                           const Fetch& fetch) {
     for (int m = 0; m < rows; m += MAX_M) {
         const int count = rows - m < MAX_M ? rows - m : (int)MAX_M;
@@ -218,7 +249,7 @@ static void score_columns(const bf16_t* q, int rows, int e, const T* const* keys
 }
 
 template <int N, typename T, bool FETCH>
-static void value_columns(const bf16_t* p, int rows, const T* const* values, int groups, int e, int at, float* out,
+static void value_columns(const typename Product<T>::Element* p, int rows, const T* const* values, int groups, int e, int at, float* out,
                           const Fetch& fetch) {
     for (int m = 0; m < rows; m += MAX_M) {
         const int count = rows - m < MAX_M ? rows - m : (int)MAX_M;
@@ -231,7 +262,7 @@ static void value_columns(const bf16_t* p, int rows, const T* const* values, int
 
 // As many of `left` groups at once as there are registers for; returns how many.
 template <typename T, bool FETCH>
-static int score_groups(const bf16_t* q, int rows, int e, const T* const* keys, int left, int stride, float* scores,
+static int score_groups(const typename Product<T>::Element* q, int rows, int e, const T* const* keys, int left, int stride, float* scores,
                         const Fetch& fetch) {
     const int n = left < MAX_N ? left : (int)MAX_N;
 #define TUILI_N(N) score_columns<(N < MAX_N ? N : MAX_N), T, FETCH>(q, rows, e, keys, stride, scores, fetch)
@@ -246,7 +277,7 @@ static int score_groups(const bf16_t* q, int rows, int e, const T* const* keys, 
 }
 
 template <typename T, bool FETCH>
-static int value_elements(const bf16_t* p, int rows, const T* const* values, int groups, int e, int at, float* out,
+static int value_elements(const typename Product<T>::Element* p, int rows, const T* const* values, int groups, int e, int at, float* out,
                           const Fetch& fetch) {
     const int left = (e - at) / GROUP, n = left < MAX_N ? left : (int)MAX_N;
 #define TUILI_N(N) value_columns<(N < MAX_N ? N : MAX_N), T, FETCH>(p, rows, values, groups, e, at, out, fetch)
@@ -268,7 +299,8 @@ struct Tile {
     int64_t low, high;             // positions that any query sees
     float scale;                   // of the scores, times log2(e)
     float *scores, *part, *out, *top, *sum, *k_scale, *v_scale;
-    bf16_t *q, *probs, *k_tiles, *v_tiles;
+    float *q_scale, *p_scale;              // of rows, where pages are int8
+    void *q, *probs, *k_tiles, *v_tiles;   // of Product<>::Element
 };
 
 TUILI_INLINE char* cut(char*& at, size_t bytes) {
@@ -354,12 +386,13 @@ static void load_scales(const Tile& t, const Span& span) {
     }
 }
 
-// bf16 tiles of int8 pages, for many rows.
-static void convert(const Tile& t, const Span& span, const int8_t** keys, const int8_t** values, const bf16_t** k_tiles,
-                    const bf16_t** v_tiles) {
+// int16 tiles of int8 pages, for many rows.
+static void convert(const Tile& t, const Span& span, const int8_t** keys, const int8_t** values,
+                    const int16_t** k_tiles, const int16_t** v_tiles) {
     const int e = t.a->e, stride = 2 * t.a->block_size;
     for (int g = 0; g < span.groups; g++) {
-        bf16_t *k = t.k_tiles + (int64_t)g * GROUP * e, *v = t.v_tiles + (int64_t)g * GROUP * e;
+        int16_t* k = (int16_t*)t.k_tiles + (int64_t)g * GROUP * e;
+        int16_t* v = (int16_t*)t.v_tiles + (int64_t)g * GROUP * e;
         for (int j = 0; j < e / 2; j++) {
             pairs_store(k + j * 2 * GROUP, pairs_load(keys[g] + (int64_t)j * stride));
             pairs_store(v + j * 2 * GROUP, pairs_load(values[g] + (int64_t)j * 2 * GROUP));
@@ -375,7 +408,7 @@ static void mask_values(const Tile& t, const Span& span, const bf16_t** values) 
     for (int i = 0; i < span.groups; i++) {
         const int64_t first = (span.begin + i) * GROUP;
         if (first >= t.low && first + GROUP <= t.high) continue;
-        bf16_t* tile = t.v_tiles + (int64_t)i * GROUP * e;
+        bf16_t* tile = (bf16_t*)t.v_tiles + (int64_t)i * GROUP * e;
         for (int j = 0; j < GROUP; j += 2) {
             const int64_t position = first + j;
             const uint32_t even = position >= t.low && position < t.high ? 0xffffu : 0;
@@ -386,54 +419,78 @@ static void mask_values(const Tile& t, const Span& span, const bf16_t** values) 
     }
 }
 
-// Probabilities of row m's visible keys among the `count` from `base` on. Returns whether there are any.
-static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, float* total) {
-    const TuiliAttentionArgs& a = *t.a;
+// Which of the keys base .. base + count a row sees, counted from base.
+struct Visible {
+    int64_t begin, end;
+};
+TUILI_INLINE Visible visible(const Tile& t, int m, int64_t base, int count) {
     const int64_t position = t.first + m / t.heads;
-    int64_t begin = a.sliding_window > 0 ? position + 1 - a.sliding_window - base : -base;
-    int64_t end = position + 1 - base;
-    begin = begin < 0 ? 0 : begin;
-    end = end > count ? count : end;
+    const int64_t begin = t.a->sliding_window > 0 ? position + 1 - t.a->sliding_window - base : -base;
+    const int64_t end = position + 1 - base;
+    return {begin < 0 ? 0 : begin, end > count ? count : end};
+}
+
+// W lanes from i on: those that are seen, as bits.
+TUILI_INLINE uint32_t seen_bits(const Visible& v, int i) {
+    const F at = add(lanes(), set1((float)i));
+    return ge_bits(at, set1((float)v.begin)) & lt_bits(at, set1((float)v.end));
+}
+
+// Probabilities of row m's visible keys among the `count` from `base` on, times the scales of their values where there
+// are any: those are int16 with a scale of their own. Returns whether there are any.
+template <typename T>
+static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, float* total) {
+    typedef typename Product<T>::Element Element;
+    constexpr bool scaled = Product<T>::kScaled;
+    const Visible v = visible(t, m, base, count);
     float* s = t.scores + m * SPLIT;
-    bf16_t* probs = t.probs + m * SPLIT;
-    if (begin >= end) {
-        memset(probs, 0, (size_t)count * sizeof(bf16_t));
+    Element* probs = (Element*)t.probs + m * SPLIT;
+    if (v.begin >= v.end) {
+        memset(probs, 0, (size_t)count * sizeof(Element));
         return false;
     }
-    const bool scaled = a.kv_dtype == TUILI_I8;
-    const F scale = set1(scaled ? t.scale / INT8_FACTOR : t.scale);
-    const F first = set1((float)begin), last = set1((float)end), low = set1(-__builtin_inff());
+    const F scale = set1(scaled ? t.scale * t.q_scale[m] : t.scale), low = set1(-__builtin_inff());
     F most = low;
     for (int i = 0; i < count; i += W) {
-        F v = mul(load(s + i), scaled ? mul(load(t.k_scale + i), scale) : scale);
-        if (i < begin || i + W > end) {
-            const F at = add(lanes(), set1((float)i));
-            v = keep(v, ge_bits(at, first) & lt_bits(at, last), low);
-        }
-        store(s + i, v);
-        most = max(v, most);
+        F x = mul(load(s + i), scaled ? mul(load(t.k_scale + i), scale) : scale);
+        if (i < v.begin || i + W > v.end) x = keep(x, seen_bits(v, i), low);
+        store(s + i, x);
+        most = max(x, most);
     }
     const float peak = hmax(most);
-    F sums = zero();
+    F sums = zero(), most_p = zero();
+    uint32_t nan = 0;
     for (int i = 0; i < count; i += W) {
-        if (i + W <= begin || i >= end) {
-            memset(probs + i, 0, W * sizeof(bf16_t));
-            continue;
-        }
-        F p = exp2_nonpositive(sub(load(s + i), set1(peak)));
-        if (i < begin || i + W > end || scaled) {
-            const F at = add(lanes(), set1((float)i));
-            const uint32_t seen = ge_bits(at, first) & lt_bits(at, last);
-            p = keep(p, seen, zero());
+        F p = zero();
+        if (i + W > v.begin && i < v.end) {
+            p = exp2_nonpositive(sub(load(s + i), set1(peak)));
+            const bool whole = i >= v.begin && i + W <= v.end;
+            const uint32_t seen = whole ? ~0u : seen_bits(v, i);
+            if (!whole) p = keep(p, seen, zero());
             sums = add(sums, p);
-            if (scaled) p = keep(mul(p, load(t.v_scale + i)), seen, zero());
+            if (scaled) {
+                p = mul(p, load(t.v_scale + i));
+                if (!whole) p = keep(p, seen, zero());
+                nan |= nan_bits(p);
+                most_p = max(p, most_p);
+            }
+        }
+        if (scaled) {
+            store(s + i, p);
         } else {
-            sums = add(sums, p);
+            store_probs((bf16_t*)probs + i, p);
         }
-        store_probs(probs + i, p);
     }
     *top = peak;
     *total = hsum(sums);
+    if (scaled) {
+        const float largest = hmax(most_p);
+        const F factor = set1(largest > 1e-30f ? MOST_INT16 / largest : 0.0f);
+        for (int i = 0; i < count; i += W) store_int16((int16_t*)probs + i, mul(load(s + i), factor));
+        t.p_scale[m] = nan ? __builtin_nanf("") : largest / MOST_INT16;
+    } else {
+        t.p_scale[m] = 1.0f;
+    }
     return true;
 }
 
@@ -441,15 +498,17 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
 static void merge(const Tile& t, int m, bool first, float peak, float total) {
     const int e = t.a->e;
     float *out = t.out + m * e, *part = t.part + m * e;
+    const F scale = set1(t.p_scale[m]);
     if (first) {
-        memcpy(out, part, (size_t)e * sizeof(float));
+        for (int i = 0; i < e; i += W) store(out + i, mul(load(part + i), scale));
         t.top[m] = peak;
         t.sum[m] = total;
         return;
     }
     const float both = t.top[m] > peak ? t.top[m] : peak;
     const F old_factor = exp2_nonpositive(set1(t.top[m] - both)), new_factor = exp2_nonpositive(set1(peak - both));
-    for (int i = 0; i < e; i += W) store(out + i, fma(load(part + i), new_factor, mul(load(out + i), old_factor)));
+    const F factor = mul(new_factor, scale);
+    for (int i = 0; i < e; i += W) store(out + i, fma(load(part + i), factor, mul(load(out + i), old_factor)));
     t.sum[m] = t.sum[m] * first_lane(old_factor) + total * first_lane(new_factor);
     t.top[m] = both;
 }
@@ -457,6 +516,8 @@ static void merge(const Tile& t, int m, bool first, float peak, float total) {
 template <typename T, bool FETCH>
 static void attend(const Tile& t, const Span& span, const T* const* keys, const T* const* values, int stride,
                    const char* const* fetched) {
+    typedef typename Product<T>::Element Element;
+    const Element *q = (const Element*)t.q, *probs = (const Element*)t.probs;
     const int e = t.a->e;
     Fetch fetch = {fetched, 64, 0};
     if (FETCH) {
@@ -464,15 +525,15 @@ static void attend(const Tile& t, const Span& span, const T* const* keys, const 
     }
     for (int i = 0; i < span.groups;) {
         fetch.tiles = fetched + i;
-        i += score_groups<T, FETCH>(t.q, t.rows, e, keys + i, span.groups - i, stride, t.scores + i * GROUP, fetch);
+        i += score_groups<T, FETCH>(q, t.rows, e, keys + i, span.groups - i, stride, t.scores + i * GROUP, fetch);
     }
     float peaks[128], totals[128];
     bool any[128];
     for (int m = 0; m < t.rows; m++)
-        any[m] = softmax(t, m, span.begin * GROUP, span.groups * GROUP, &peaks[m], &totals[m]);
+        any[m] = softmax<T>(t, m, span.begin * GROUP, span.groups * GROUP, &peaks[m], &totals[m]);
     fetch.tiles = fetched + span.groups;
     for (int at = 0; at < e;) {
-        at += value_elements<T, FETCH>(t.probs, t.rows, values, span.groups, e, at, t.part, fetch);
+        at += value_elements<T, FETCH>(probs, t.rows, values, span.groups, e, at, t.part, fetch);
         fetch.lines = 0;
     }
     for (int m = 0; m < t.rows; m++)
@@ -484,7 +545,6 @@ static void split(const Tile& t, const Span& span, Ahead* ahead) {
     const int stride = 2 * a.block_size;
     const char* fetched[2 * GROUPS];
     for (int i = 0; ahead != nullptr && i < 2 * span.groups; i++) fetched[i] = ahead_next(*ahead);
-    const bf16_t *keys[GROUPS], *values[GROUPS];
     if (a.kv_dtype == TUILI_I8) {
         const int8_t *k[GROUPS], *v[GROUPS];
         for (int i = 0; i < span.groups; i++) {
@@ -495,11 +555,13 @@ static void split(const Tile& t, const Span& span, Ahead* ahead) {
         if (ahead != nullptr) {
             attend<int8_t, true>(t, span, k, v, stride, fetched);
         } else {
+            const int16_t *keys[GROUPS], *values[GROUPS];
             convert(t, span, k, v, keys, values);
-            attend<bf16_t, false>(t, span, keys, values, 2 * GROUP, nullptr);
+            attend<int16_t, false>(t, span, keys, values, 2 * GROUP, nullptr);
         }
         return;
     }
+    const bf16_t *keys[GROUPS], *values[GROUPS];
     for (int i = 0; i < span.groups; i++) {
         keys[i] = (const bf16_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, false);
         values[i] = (const bf16_t*)a.kv + group_at(a, t.table, t.head, span.begin + i, true);
@@ -561,6 +623,20 @@ static bool find(const TuiliAttentionArgs& a, const TuiliStep* step, int64_t chu
     return true;
 }
 
+// Query vector m in the form in which pages are multiplied with it.
+template <typename Q>
+TUILI_INLINE void load_query(const Tile& t, const Q* q, int m) {
+    const int e = t.a->e;
+    if (t.a->kv_dtype == TUILI_I8) {
+        const float most = row_absmax(q, e);
+        const F factor = set1(most > 1e-30f ? MOST_INT16 / most : 0.0f);
+        for (int i = 0; i < e; i += W) store_int16((int16_t*)t.q + m * e + i, mul(load(q + i), factor));
+        t.q_scale[m] = most / MOST_INT16;
+    } else {
+        for (int i = 0; i < e; i += W) store((bf16_t*)t.q + m * e + i, load(q + i));
+    }
+}
+
 static void attention_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
     const TuiliAttentionArgs& a = *(const TuiliAttentionArgs*)args;
     const int e = a.e, heads = a.h / a.g;
@@ -570,26 +646,22 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
     char* at = (char*)thread->scratch;
     const size_t rows = (size_t)t.rows, width = (size_t)e;
     t.scores = (float*)cut(at, rows * SPLIT * 4);
-    t.probs = (bf16_t*)cut(at, rows * SPLIT * 2);
+    t.probs = cut(at, rows * SPLIT * 2);
     t.part = (float*)cut(at, rows * width * 4);
     t.out = (float*)cut(at, rows * width * 4);
-    t.q = (bf16_t*)cut(at, rows * width * 2);
+    t.q = cut(at, rows * width * 2);
     t.top = (float*)cut(at, rows * 4);
     t.sum = (float*)cut(at, rows * 4);
+    t.q_scale = (float*)cut(at, rows * 4);
+    t.p_scale = (float*)cut(at, rows * 4);
     t.k_scale = (float*)cut(at, SPLIT * 4);
     t.v_scale = (float*)cut(at, SPLIT * 4);
-    t.k_tiles = (bf16_t*)cut(at, SPLIT * width * 2);
-    t.v_tiles = (bf16_t*)cut(at, SPLIT * width * 2);
+    t.k_tiles = cut(at, SPLIT * width * 2);
+    t.v_tiles = cut(at, SPLIT * width * 2);
     for (int m = 0; m < t.rows; m++) {
         t.sum[m] = -1.0f;  // nothing yet
         const int64_t from = ((token + m / heads) * a.h + t.head * heads + m % heads) * e;
-        for (int i = 0; i < e; i += W) {
-            if (a.dtype == TUILI_BF16) {
-                store(t.q + m * e + i, load((const bf16_t*)a.q + from + i));
-            } else {
-                store(t.q + m * e + i, load((const float*)a.q + from + i));
-            }
-        }
+        TUILI_WITH_FLOAT(a.dtype, Q, load_query(t, (const Q*)a.q + from, m));
     }
     Ahead ahead;
     const bool few = t.rows <= MAX_M;
@@ -606,10 +678,9 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
         }
     }
     for (int64_t s = t.low / SPLIT; s * SPLIT < t.high; s++) split(t, span_of(t, s), few ? &ahead : nullptr);
-    const float factor = a.kv_dtype == TUILI_I8 ? 1.0f / INT8_FACTOR : 1.0f;
     for (int m = 0; m < t.rows; m++) {
         const int64_t to = ((token + m / heads) * a.h + t.head * heads + m % heads) * e;
-        const F inverse = set1(factor / t.sum[m]);
+        const F inverse = set1(1.0f / t.sum[m]);
         for (int i = 0; i < e; i += W) {
             const F v = mul(load(t.out + m * e + i), inverse);
             if (a.out_dtype == TUILI_BF16) {
