@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import check_tensor
-from app.kernels.dispatch import fall_back, native
+from app.kernels.dispatch import fall_back, native, runs_triton
 from app.kernels.sample.cpu import (
     MAX_TOP_LOGPROBS,
     carry_tokens_cpu,
@@ -70,7 +70,11 @@ def sample(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed_R: Ten
     check_tensor("sample", "failed", failed_R, (count,), torch.bool)
     _check_filters(params, count)
     _check_tables(params, vocab_size)
-    if native("sample", logits_LV):
+    if runs_triton(logits_LV):
+        from app.kernels.sample.triton import sample_triton  # only a GPU needs Triton
+
+        sample_triton(logits_LV, params, out_R, failed_R)
+    elif native("sample", logits_LV):
         sample_cpu(logits_LV, params, out_R, failed_R)
     else:
         sample_reference(logits_LV, params, out_R, failed_R)

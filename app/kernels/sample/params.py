@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from app.kernels.sample.workspace import SampleWorkspace
+
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
@@ -66,6 +68,8 @@ class SampleParams:
     """[S, V] fp32."""
     token_mask: Tensor | None = None
     """[S, ceil(V / 32)] int32: token v is allowed when bit v % 32 of word v // 32 is set."""
+    workspace: SampleWorkspace | None = None
+    """Needed by Triton alone."""
 
 
 @dataclass(frozen=True, slots=True)
