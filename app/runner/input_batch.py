@@ -85,7 +85,9 @@ class InputBatch:
         max_model_len: int,
         block_size: int,
         device: torch.device,
+        split_workspace: Tensor | None = None,
     ) -> None:
+        self._split_workspace = split_workspace
         max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
         self._max_model_len = max_model_len
@@ -128,6 +130,7 @@ class InputBatch:
             slot_mapping=self._slot_mapping.upload(step.num_tokens),
             max_query_len=extent.max_query_len,
             max_seq_len=extent.max_seq_len,
+            split_workspace=self._split_workspace,
         )
         indices = self._logit_indices.upload(step.num_logit_rows)
         return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
@@ -206,6 +209,7 @@ class InputBatch:
             slot_mapping=self._slot_mapping.whole,
             max_query_len=self._max_tokens,
             max_seq_len=self._max_model_len,
+            split_workspace=self._split_workspace,
         )
         return StepInputs(self._token_ids.whole, self._positions.whole, self._logit_indices.whole, meta)
 

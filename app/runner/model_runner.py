@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import dispatch
+from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
@@ -79,7 +80,8 @@ class ModelRunner:
         self._arena = StepArena(config.max_num_batched_tokens, device)
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
-        self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device)
+        on_triton = dispatch.runs_triton(self._logits_LV)
+        self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
         self._batch = InputBatch(
             num_slots=config.max_num_seqs,
             max_tokens=config.max_num_batched_tokens,
@@ -87,6 +89,11 @@ class ModelRunner:
             max_model_len=plan.max_model_len,
             block_size=config.block_size,
             device=device,
+            split_workspace=new_split_workspace(
+                config.max_num_seqs, model_config.num_heads, model_config.head_dim, device
+            )
+            if on_triton
+            else None,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
         self._graphs = self._capture(config) if native else None

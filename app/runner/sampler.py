@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.kernels.sample import LogprobsOut, MinTokens, Penalties, SampleParams, logprobs, record_tokens, sample
+from app.kernels.sample.workspace import new_sample_workspace
 from app.runner.errors import RunnerError
 from app.runner.staging import StagedBuffer
 from app.types import RowOutput, ScheduledRow, SlotInit, TokenLogprobs
@@ -199,7 +200,8 @@ class Sampler:
     whether it was preempted on the way.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, *, on_triton: bool = False) -> None:
+        self._workspace = new_sample_workspace(num_slots, vocab_size, device) if on_triton else None
         self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=device)
         """[S]: the token that each slot sampled last."""
         self._device = device
@@ -387,6 +389,7 @@ class Sampler:
             penalties=self._penalties(floats) if parts.penalties else None,
             min_tokens=MinTokens(self._active.upload(count), self._stop_mask.require()) if parts.min_tokens else None,
             logit_bias=self._logit_bias.require() if parts.logit_bias else None,
+            workspace=self._workspace,
         )
 
     def _penalties(self, floats: list[Tensor]) -> Penalties:
