@@ -136,7 +136,6 @@ class PagedExecution:
             max_model_len=CONTEXT,
             block_size=BLOCK_SIZE,
             device=CPU,
-            split_workspace=new_split_workspace(8, config.num_heads, config.head_dim, CPU),
         )
         shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
