@@ -26,12 +26,15 @@ allowed = set()
 for name in sys.argv[1:]:
     if importlib.util.find_spec(name):
         with_requirements(name, allowed)
-owners = importlib.metadata.packages_distributions()
+owners = {
+    module: {name.lower().replace("_", "-") for name in names}
+    for module, names in importlib.metadata.packages_distributions().items()
+}
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
         owner = owners.get(name.partition(".")[0])
-        if owner and not allowed & {o.lower().replace("_", "-") for o in owner} and owner != ["tuili"]:
+        if owner and not owner & (allowed | {"tuili"}):
             raise ModuleNotFoundError(f"{name} is not on a bare GPU box", name=name)
 
 sys.meta_path.insert(0, Absent())

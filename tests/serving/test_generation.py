@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from app.serving.errors import RequestError
 from app.serving.generation import Generation, sampling_defaults
 from app.serving.types import ChoiceDelta
 from app.types import FinishReason
-from tests.serving.rig import ENDPOINT, Rig, make_rig, read, recite, repeat, running, until
+from tests.serving.rig import ENDPOINT, WAIT_SECONDS, Rig, make_rig, read, recite, repeat, running, until
 
 LYRICS = "héllo wörld, 你好! "
 
@@ -72,9 +74,18 @@ async def test_a_seed_is_drawn_when_there_is_none() -> None:
 
 
 async def test_a_stop_string_ends_the_request_in_the_engine_too() -> None:
-    async with running(repeat("abcdefgh"), max_model_len=512) as rig:
+    says = repeat("abcdefgh")
+    told = threading.Event()
+
+    def next_token(context: Sequence[int]) -> int:
+        if len(context) > 100:  # Else the engine may be done before the text side has seen a thing.
+            told.wait(WAIT_SECONDS)
+        return says(context)
+
+    async with running(next_token, max_model_len=512) as rig:
         generation = await rig.submit("p", max_tokens=500, stop=("efg", "zzz"))
         deltas = await read(generation)
+        told.set()
         await rig.settled()
         made = rig.client.stats.generation_tokens_total
     assert "".join(delta.text for delta in deltas) == "bcd"
