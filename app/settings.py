@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         "activations too, int8_weight_only (GPUs) does not.",
     )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
-        "auto", description="KV cache; auto is bfloat16 with native kernels, otherwise as dtype."
+        "auto", description="KV cache; auto is as the weights are with native kernels, otherwise as dtype."
     )
     kernels: Literal["auto", "reference", "strict"] = Field(
         "auto", description="reference: plain torch. strict: native ones, or an error instead of plain torch."

@@ -1,6 +1,6 @@
 """Where a step's time goes: each op of a recorded step, on the real model.
 
-    python -m benchmarks.step_profile [MODEL] [--rows 16] [--context 256] [--prefill 0] [--set quantization=int8]
+    python -m benchmarks.step_profile [MODEL] [--rows 16] [--context 256] [--prefix 0] [--prefill 0] [--set FIELD=VALUE]
 
 Prints one line for each kind of op: time a step as the calling thread saw it, share, and calls; what a step costs
 besides; last line JSON.
@@ -37,20 +37,22 @@ def _step(rows: list[ScheduledRow], slots: list[SlotInit]) -> SchedulerOutput:
     return SchedulerOutput(step=0, slots=slots, rows=rows, num_tokens=tokens, num_logit_rows=logits)
 
 
-def _blocks(slot: int, length: int, per_slot: int) -> list[list[int]]:
-    return [list(range(slot * per_slot, slot * per_slot + -(-length // _BLOCK)))]
+def _blocks(slot: int, length: int, per_slot: int, shared: int = 0) -> list[list[int]]:
+    """Blocks of a slot, the first ``shared`` those of slot 0."""
+    return [[(0 if i < shared else slot * per_slot) + i for i in range(-(-length // _BLOCK))]]
 
 
-def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int) -> None:
+def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int, prefix: int) -> None:
     """Gives every slot a context of that length; its pages hold what the model made of it."""
+    shared = prefix // _BLOCK
     for slot in range(rows):
-        ids = [(7 * i + slot) % 40_000 + 100 for i in range(context)]
+        ids = [(7 * i + (slot if i >= shared * _BLOCK else 0)) % 40_000 + 100 for i in range(context)]
         row = ScheduledRow(
             slot=slot,
             start=0,
             num_tokens=context,
             token_ids=ids,
-            new_block_ids=_blocks(slot, per_slot * _BLOCK, per_slot),
+            new_block_ids=_blocks(slot, per_slot * _BLOCK, per_slot, shared),
             logits_start=context - 1,
             num_samples=1,
         )
@@ -79,12 +81,13 @@ def _decode(rows: int, position: int) -> SchedulerOutput:
 @click.argument("model", default="smollm2-135m")
 @click.option("--rows", default=1, help="Sequences that decode.")
 @click.option("--context", default=256, help="Tokens of each before the first measured step.")
+@click.option("--prefix", default=0, help="Tokens of the context that are the same for all, in the same blocks.")
 @click.option("--prefill", default=0, help="Measure one prompt of this many tokens instead.")
 @click.option("--steps", default=100)
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Of EngineConfig, e.g. quantization=int8."
 )
-def main(model: str, rows: int, context: int, prefill: int, steps: int, settings: tuple[str, ...]) -> None:
+def main(model: str, rows: int, context: int, prefix: int, prefill: int, steps: int, settings: tuple[str, ...]) -> None:
     """Profiles the recorded step of MODEL."""
     files = resolve(model, Store())
     given = dict(setting.split("=", 1) for setting in settings)
@@ -95,12 +98,13 @@ def main(model: str, rows: int, context: int, prefill: int, steps: int, settings
         "num_blocks": rows * per_slot,
         "max_num_batched_tokens": max(1024, prefill, context),
         "dtype": "auto",
+        "quantization": "auto",
         **given,
     }
     runner = make_runner(msgspec.convert(base, EngineConfig, strict=False), lambda _: None)
     walls, inner = [], []
     if not prefill:
-        _fill(runner, rows, context, per_slot)
+        _fill(runner, rows, context, per_slot, prefix)
     names, op_ns = runner.profile_ops()
     for index in range(steps):
         if prefill:
@@ -122,7 +126,7 @@ def main(model: str, rows: int, context: int, prefill: int, steps: int, settings
         runner.collect(runner.submit(step))
         walls.append(time.perf_counter() - began)
         inner.append((sum(op_ns) - before) / 1e9)
-    _report(names, list(op_ns), walls, inner, rows=rows, context=context, prefill=prefill)
+    _report(names, list(op_ns), walls, inner, rows=rows, context=context, prefix=prefix, prefill=prefill)
 
 
 def _report(names: list[str], op_ns: list[int], walls: list[float], inner: list[float], **shape: int) -> None:

@@ -17,8 +17,8 @@ REFERENCE = "float32"
 FORMATS: dict[str, EngineOptions] = {
     REFERENCE: {"dtype": "float32", "quantization": "none", "kv_cache_dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16", "quantization": "none", "kv_cache_dtype": "bfloat16"},
-    "int8": {"dtype": "float32", "quantization": "int8"},
-    "int8 + int8 KV": {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "int8"},
+    "int8 + bf16 KV": {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "bfloat16"},
+    "int8": {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "int8"},
 }
 _LIMITS: EngineOptions = {"max_num_seqs": 4, "max_num_batched_tokens": 1024, "enable_prefix_caching": False}
 

@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineConfig, Placement]:
     """The config with every ``auto`` decided, and where its model's tensors go.
 
-    On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and bf16 pages; a dtype asked for by name
-    means weights of that dtype. On a GPU it is bf16 throughout. Call it after
+    On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and int8 pages; a dtype asked for by name
+    means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout. Call it after
     :func:`app.kernels.dispatch.configure`.
 
     Raises:
@@ -38,7 +38,8 @@ def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineCo
     dtype_name = str(dtype).removeprefix("torch.")
     pages = config.kv_cache_dtype
     if pages == "auto":
-        pages = "bfloat16" if placement.packed else dtype_name
+        int8 = placement.format is WeightFormat.PACKED_INT8
+        pages = "int8" if int8 else "bfloat16" if placement.packed else dtype_name
     if config.kernels == dispatch.Mode.STRICT.value and native:
         _check_strict(placement, pages)
     chosen = msgspec.structs.replace(

@@ -22,8 +22,8 @@ Answers = dict[str, list[TokenLogprobs]]
 NUM_TOKENS = 20
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3)
 FORMATS = {
+    "int8, bf16 pages": {"quantization": "int8", "kv_cache_dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
-    "int8, int8 pages": {"quantization": "int8", "kv_cache_dtype": "int8"},
     "bfloat16": {"dtype": "bfloat16"},
 }
 

@@ -24,8 +24,8 @@ NUM_SCENARIOS = 6
 WINDOW = 20
 FORMATS = {
     "float32": {"kernels": "reference"},
+    "int8, bf16 pages": {"quantization": "int8", "kv_cache_dtype": "bfloat16", "kernels": "strict"},
     "int8": {"quantization": "int8", "kernels": "strict"},
-    "int8, int8 pages": {"quantization": "int8", "kv_cache_dtype": "int8", "kernels": "strict"},
     "bfloat16": {"dtype": "bfloat16", "kernels": "strict"},
     "bfloat16, int8 pages": {"dtype": "bfloat16", "kv_cache_dtype": "int8", "kernels": "strict"},
 }

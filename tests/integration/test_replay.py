@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(not isas(), reason="no native kernels here")
 NUM_TOKENS = 12
 SHAPE = {"head_dim": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 2}
 FORMATS = {
+    "int8, bf16 pages": {"quantization": "int8", "kv_cache_dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
-    "int8, int8 pages": {"quantization": "int8", "kv_cache_dtype": "int8"},
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, int8 pages": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
 }

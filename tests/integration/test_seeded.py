@@ -23,7 +23,7 @@ SAMPLINGS = {
 }
 FORMATS = {
     "float32": {},
-    "int8": {"quantization": "int8", "kernels": "strict"},
+    "int8, bf16 pages": {"quantization": "int8", "kv_cache_dtype": "bfloat16", "kernels": "strict"},
     "bfloat16, int8 pages": {"dtype": "bfloat16", "kv_cache_dtype": "int8", "kernels": "strict"},
 }
 SEEDS = {"story": 7, "python": 2**64 - 1, "sql": -1, "chinese": 0}

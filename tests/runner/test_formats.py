@@ -45,13 +45,13 @@ def native() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        (AUTO, ("float32", "int8", "bfloat16", WeightFormat.PACKED_INT8)),
-        ({**AUTO, "kv_cache_dtype": "int8"}, ("float32", "int8", "int8", WeightFormat.PACKED_INT8)),
+        (AUTO, ("float32", "int8", "int8", WeightFormat.PACKED_INT8)),
+        ({**AUTO, "kv_cache_dtype": "bfloat16"}, ("float32", "int8", "bfloat16", WeightFormat.PACKED_INT8)),
         ({**AUTO, "quantization": "none"}, ("bfloat16", "none", "bfloat16", WeightFormat.PACKED_BF16)),
         ({**AUTO, "dtype": "bfloat16"}, ("bfloat16", "none", "bfloat16", WeightFormat.PACKED_BF16)),
         ({**AUTO, "dtype": "float32"}, ("float32", "none", "float32", WeightFormat.PLAIN)),
-        ({"dtype": "float32", "quantization": "int8"}, ("float32", "int8", "bfloat16", WeightFormat.PACKED_INT8)),
-        ({"dtype": "bfloat16", "quantization": "int8"}, ("bfloat16", "int8", "bfloat16", WeightFormat.PACKED_INT8)),
+        ({"dtype": "float32", "quantization": "int8"}, ("float32", "int8", "int8", WeightFormat.PACKED_INT8)),
+        ({"dtype": "bfloat16", "quantization": "int8"}, ("bfloat16", "int8", "int8", WeightFormat.PACKED_INT8)),
         ({}, ("float32", "none", "float32", WeightFormat.PLAIN)),
     ],
 )
