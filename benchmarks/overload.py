@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import os
 import random
@@ -156,18 +157,47 @@ def check_counts(results: Sequence[RequestResult], obedient: Sequence[Obedience]
     return []
 
 
+class LagProbe:
+    """How late this process's event loop runs: what of a latency is the client's own, as they share the cores."""
+
+    PERIOD = 0.005
+
+    def __init__(self) -> None:
+        self._origin = time.perf_counter()
+        self.lags: list[tuple[float, float]] = []
+        """When it ran, from its making on, and how late that was; seconds."""
+
+    async def run(self) -> None:
+        """Measures until cancelled."""
+        while True:
+            due = time.perf_counter() + self.PERIOD
+            await asyncio.sleep(self.PERIOD)
+            now = time.perf_counter()
+            self.lags.append((now - self._origin, now - due))
+
+    def most(self, begin: float, end: float) -> float:
+        """The greatest lateness between two moments, and one period more; seconds."""
+        return max((lag for at, lag in self.lags if begin <= at <= end + self.PERIOD), default=0.0)
+
+
 async def overload(
     http: httpx.AsyncClient, client: Client, prompts: SyntheticPrompts, *, rate: float, duration: float, obedient: int
-) -> tuple[list[RequestResult], list[Obedience], Totals]:
+) -> tuple[list[RequestResult], list[Obedience], Totals, LagProbe]:
     """The open loop, and beside it the clients that obey; returns with a server at rest, and what it counted."""
     before = await totals_at_rest(http)
+    gc.collect()
+    gc.disable()  # A collection would hold up this client's clock; a minute's garbage fits the memory.
     load = Load(client.send, prompts.generate("overload"), duration=duration)
     end = time.perf_counter() + duration
+    probe = LagProbe()
+    probing = asyncio.create_task(probe.run())
     async with asyncio.TaskGroup() as group:
         running = group.create_task(load.open(arrival_times(rate, 1.0, 0)))
         obeying = [group.create_task(obey(client, prompts, number, end)) for number in range(obedient)]
+    probing.cancel()
     after = await totals_at_rest(http)
-    return running.result().results, [request for task in obeying for request in task.result()], after.since(before)
+    requests = [request for task in obeying for request in task.result()]
+    return running.result().results, requests, after.since(before), probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +236,7 @@ async def measure(url: str, plan: Plan) -> tuple[dict[str, Any], list[str]]:
             flush=True,
         )
         rate = plan.factor * capacity.request_rate
-        results, obedient, counted = await overload(
+        results, obedient, counted, probe = await overload(
             http, client, prompts, rate=rate, duration=plan.duration, obedient=plan.obedient
         )
     accepted = [result for result in results if result.error is None]
@@ -226,6 +256,8 @@ async def measure(url: str, plan: Plan) -> tuple[dict[str, Any], list[str]]:
         **describe([result.e2el for result in accepted], "e2el"),
         **describe([result.e2el for result in refused], "refusal"),
         "max_refusal_ms": max((result.e2el for result in refused), default=0.0) * 1e3,
+        "slow_refusals": [_slow(result, probe) for result in refused if result.e2el > REFUSAL_BOUND],
+        "max_client_lag_ms": max((lag for _, lag in probe.lags), default=0.0) * 1e3,
         "retry_after": {f"{wait:g}": n for wait, n in Counter(r.retry_after or 0.0 for r in refused).items()},
         "max_send_lag_ms": max((r.started - r.scheduled for r in results if r.scheduled is not None), default=0.0)
         * 1e3,
@@ -236,6 +268,12 @@ async def measure(url: str, plan: Plan) -> tuple[dict[str, Any], list[str]]:
         "engine_restarts": int(counted["tuili_engine_restarts_total"]),
     }
     return figures, faults
+
+
+def _slow(result: RequestResult, probe: LagProbe) -> dict[str, float]:
+    """A refusal over the bound, and how late its client's own event loop was meanwhile; milliseconds."""
+    lag = probe.most(result.started, result.started + result.e2el)
+    return {"e2el_ms": round(result.e2el * 1e3, 1), "client_lag_ms": round(lag * 1e3, 1)}
 
 
 @click.command()
