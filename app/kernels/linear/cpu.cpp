@@ -121,7 +121,7 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
     const int64_t stride = int64_t(p.words) * 4;
     // Rows pass over the tile together, evenly, in two passes at least where one would not be much shorter than two.
     const int64_t few = end - begin < 4 ? end - begin : ceil_div(end - begin, 2);
-    const int64_t pass = ceil_div(end - begin, ceil_div(end - begin, smaller(few, kMaxRows)));
+    const int64_t passes = ceil_div(end - begin, smaller(few, kMaxRows)), pass = ceil_div(end - begin, passes);
     const char* weight = (const char*)a.weight + tile * p.words * kWordBytes;
     for (int from = 0; from < p.words; from += kPieceWords) {
         const int words = (int)smaller(kPieceWords, p.words - from);
@@ -132,9 +132,13 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
             float* c = scratch.sums + (row - begin) * kTile;
             const Groups groups = {scratch.groups + from / kGroupWords * (end - begin) + (row - begin), end - begin};
             const char* x = (const char*)a.x + row * stride + from * 4;
-            // The first two passes fetch the next piece, half of it each; one alone fetches its own a little ahead.
+            // Two or three passes fetch the next piece, a share of it each, and of more the first two; one alone fetches
+            // its own a little ahead.
             if (row == begin && row + rows == end) {
                 multiply_rows<Tile, 2>(rows, x, stride, weight, words, c, from == 0, weight + kAheadBytes, groups);
+            } else if (passes == 3) {
+                multiply_rows<Tile, THIRD>(rows, x, stride, weight, words, c, from == 0, next, groups);
+                next += int64_t(lines_of_third(words)) * 64;
             } else if (row <= begin + pass) {
                 multiply_rows<Tile, 1>(rows, x, stride, weight, words, c, from == 0, next, groups);
                 next += int64_t(words) * 64;

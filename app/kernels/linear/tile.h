@@ -40,7 +40,13 @@ enum : int { kGroupWords = TUILI_ACT_GROUP / 4 };
 #define TUILI_EACH _Pragma("GCC unroll 8") for
 
 // multiply<R, LINES>() adds to c [R, 32] (or sets it, when `first`) the products over `words` words of K.
-// x: row 0, `stride` bytes a row. w: the tile. A piece begins with a group. LINES lines of `next` are fetched a word.
+// x: row 0, `stride` bytes a row. w: the tile. A piece begins with a group. LINES lines of `next` are fetched a word;
+// LINES = THIRD fetches a line a word in two of three groups, so that three passes fetch what is two lines a word.
+enum : int { THIRD = -1 };
+TUILI_INLINE int lines_of_third(int words) {
+    const int left = words % (3 * kGroupWords);
+    return words / (3 * kGroupWords) * 2 * kGroupWords + (left < 2 * kGroupWords ? left : 2 * kGroupWords);
+}
 #if defined(__AVX512F__)
 
 enum : int { kMaxRows = 6 };  // whose sums of both kinds, exact and scaled, fit the registers
@@ -93,19 +99,26 @@ struct Int8Tile {
     template <int R, int LINES>
     TUILI_INLINE void multiply(const char* x, int64_t stride, const char* w, int words, float* c, bool first,
                                const char* next, const Groups& groups) {
+        constexpr int kLines = LINES == THIRD ? 1 : LINES;
         const Group* group = groups.first;
         F total[R][2];
         TUILI_EACH(int r = 0; r < R; r++)
             TUILI_EACH(int j = 0; j < 2; j++) total[r][j] = first ? zero() : load(c + r * kTile + j * 16);
         int left = words;
+        int third = 0;
         for (; left >= kGroupWords; left -= kGroupWords) {
-            add_group<R, LINES>(x, stride, w, kGroupWords, next, group, total);
+            if (LINES == THIRD && third++ == 2) {
+                third = 0;
+                add_group<R, 0>(x, stride, w, kGroupWords, next, group, total);
+            } else {
+                add_group<R, kLines>(x, stride, w, kGroupWords, next, group, total);
+                next += kGroupWords * kLines * 64;
+            }
             x += kGroupWords * 4;
             w += kGroupWords * kWordBytes;
-            next += kGroupWords * LINES * 64;
             group += groups.stride;
         }
-        if (left > 0) add_group<R, LINES>(x, stride, w, left, next, group, total);
+        if (left > 0) add_group<R, LINES == THIRD ? 0 : LINES>(x, stride, w, left, next, group, total);
         TUILI_EACH(int r = 0; r < R; r++)
             TUILI_EACH(int j = 0; j < 2; j++) store(c + r * kTile + j * 16, total[r][j]);
     }
@@ -121,7 +134,12 @@ struct Bf16Tile {
         for (int k = 0; k < words; k++) {
             __m512i weight[2];
             TUILI_EACH(int j = 0; j < 2; j++) weight[j] = _mm512_loadu_si512(w + k * kWordBytes + j * 64);
-            fetch_lines<LINES>(next, k);
+            if (LINES != THIRD) {
+                fetch_lines<LINES>(next, k);
+            } else if (k % (3 * kGroupWords) < 2 * kGroupWords) {
+                fetch_lines<1>(next, 0);
+                next += 64;
+            }
             TUILI_EACH(int r = 0; r < R; r++) {
                 const __m512i v = _mm512_set1_epi32(load_word(x + r * stride + k * 4));
                 TUILI_EACH(int j = 0; j < 2; j++) {
