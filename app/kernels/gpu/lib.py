@@ -77,11 +77,11 @@ def round_even(x):
 
 
 @triton.jit
-def int8_scale(x):
-    """``max|x| / 127`` of a row [K] in fp32; not finite where x is not."""
+def int8_scale(x, axis: tl.constexpr = 0):
+    """``max|x| / 127`` in fp32 of a row [K], or along ``axis``; not finite where x is not."""
     # As integers: the bits of positive floats order like the floats, and those of a NaN lie above all of them, while a
     # maximum of floats would drop it.
-    peak = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=0)
+    peak = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=axis)
     return tl.div_rn(peak.to(tl.float32, bitcast=True), 127.0)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.check import FLOATING, check_kv_cache, check_tensor
-from app.kernels.dispatch import fall_back
+from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.qk_norm_rope_kv_write.cpu import qk_norm_rope_kv_write_cpu
 from app.kernels.qk_norm_rope_kv_write.reference import qk_norm_rope_kv_write_reference
 from app.kernels.types import LayerKVCache
@@ -65,6 +65,10 @@ def qk_norm_rope_kv_write(
         check_tensor(_OP, "k_norm", k_norm, (head_dim,), *FLOATING)
     if kv.packed:
         qk_norm_rope_kv_write_cpu(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
+    elif runs_triton(qkv):
+        from app.kernels.qk_norm_rope_kv_write.triton import qk_norm_rope_kv_write_triton  # only a GPU needs Triton
+
+        qk_norm_rope_kv_write_triton(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
     else:
         fall_back(_OP, "the pages are not packed")
         qk_norm_rope_kv_write_reference(qkv, positions_T, rope_PE, kv, slot_mapping_T, q_out, q_norm, k_norm, eps)
