@@ -1,24 +1,17 @@
-"""Compiles the products of an 8B model's linear layers for a GPU that need not be there; prints a JSON row for each.
-
-Run with TRITON_INTERPRET=0: what the interpreter takes may not compile.
-"""
+"""The launches of the products of an 8B model's linear layers; see ``compiling``."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from app.kernels.gather_lm_head import gather_lm_head
-from app.kernels.gpu.aot import compile_launch
 from app.kernels.gpu.launch import Launch, collecting
-from app.kernels.gpu.tuning import compiling_for
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace
+from tests.aot import compiling
 
 META = torch.device("meta")
 WIDTH, INNER, QKV, VOCAB = 4096, 14336, 6144, 128256
@@ -67,26 +60,5 @@ def launches() -> list[Launch]:
     return collected
 
 
-def main() -> None:
-    capability, seen = int(sys.argv[1]), set[Any]()
-    with compiling_for(capability):
-        for launch in launches():
-            key = (launch.name, launch.signature, launch.constants, launch.aligned, launch.num_warps, launch.num_stages)
-            if key in seen:
-                continue
-            seen.add(key)
-            made = compile_launch(launch, capability)
-            row = {
-                "name": made.name,
-                "constants": {name: value for name, value in launch.constants if value is not None},
-                "int8": ("x", "*i8") in launch.signature,
-                "registers": made.registers,
-                "stack": made.stack_bytes,
-                "shared": made.shared_bytes,
-                "wgmma": made.uses_wgmma,
-            }
-            sys.stdout.write(json.dumps(row) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    compiling.main(launches)

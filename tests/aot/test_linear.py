@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
-_SHARED_BYTES = 227 << 10
+from tests.aot import compiling
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """What the compiler made, in a process of its own: this one's kernels are interpreted."""
-    command = [sys.executable, "-m", "tests.aot.linear_variants", "90"]
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return compiling.rows_of("tests.aot.linear_variants")
 
 
 def test_nothing_spills_nor_asks_for_more_than_there_is(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert row["registers"] <= 255, row
         assert row["stack"] == 0, row
-        assert row["shared"] <= _SHARED_BYTES, row
+        assert row["shared"] <= compiling.SHARED_BYTES, row
 
 
 def test_tiles_of_64_rows_multiply_in_warp_groups(rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,99 @@
+"""The launches of whole steps of 8B models, as the runner makes them; see ``compiling``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.kernels.gpu.launch import Launch, collecting
+from app.models.registry import model_class
+from app.quant.placement import Placement, WeightFormat
+from app.runner.kv_cache import plan_kv_cache
+from app.runner.loading import read_model_config
+from app.runner.model_runner import ModelRunner
+from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput
+from tests.aot import compiling
+from tests.runner.steps import row_of, slot_of, step_of
+
+META = torch.device("meta")
+SHAPE: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 1,  # all layers start the same
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 14336, "vocab_size": 128256}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "vocab_size": 151936}
+MODELS = [
+    (LLAMA, WeightFormat.PLAIN, "bfloat16"),
+    (QWEN3, WeightFormat.W8A8, "int8"),
+]
+CHUNK = 512
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50)
+
+
+def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> ModelRunner:
+    """A runner whose weights and pages have shapes alone."""
+    config = EngineConfig(
+        model_dir="meta",
+        device="meta",
+        dtype="bfloat16",
+        kv_cache_dtype=pages,
+        num_blocks=4096,
+        max_num_seqs=64,
+        max_num_batched_tokens=1024,
+        max_logit_rows=64,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "config.json").write_text(json.dumps({**SHAPE, **shape}))
+        model_config = read_model_config(Path(directory))
+    plan = plan_kv_cache(model_config, config)
+    placement = Placement(torch.bfloat16, META, weights)
+    model = model_class(model_config.architecture)(
+        model_config, max_positions=plan.max_model_len, placement=placement.for_model()
+    )
+    return ModelRunner(model, model_config, plan, config, META)
+
+
+def prefill(slot: int) -> ScheduledRow:
+    """The first chunk of a prompt, all of it."""
+    blocks = range(slot * 64, slot * 64 + CHUNK // 16 + 1)
+    return row_of(slot, 0, [1] * CHUNK, blocks=blocks)
+
+
+def decode(slot: int) -> ScheduledRow:
+    """A token behind that chunk."""
+    return row_of(slot, CHUNK, None)
+
+
+def steps() -> list[SchedulerOutput]:
+    """Prompts, one alone and two with decodes beside them; then decodes of few and of many."""
+    slots = [slot_of(slot, [1] * CHUNK, SAMPLED) for slot in range(64)]
+    first = step_of([prefill(0)], slots[:1])
+    mixed = step_of([decode(0), prefill(1)], slots[1:2])
+    others = [step_of([prefill(slot)], [slots[slot]]) for slot in range(2, 64)]
+    return [first, mixed, *others, step_of([decode(2)]), step_of([decode(slot) for slot in range(64)])]
+
+
+def launches() -> list[Launch]:
+    """Of all models and steps."""
+    with collecting() as collected:
+        for model in MODELS:
+            runner = runner_of(*model)
+            for step in steps():
+                runner.submit(step)
+    return collected
+
+
+if __name__ == "__main__":
+    compiling.main(launches)

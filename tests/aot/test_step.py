@@ -1,0 +1,45 @@
+"""All kernels of whole steps of 8B models compile for sm_90, as the runner starts them, and stay within its means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+
+from tests.aot import compiling
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return compiling.rows_of("tests.aot.step_variants")
+
+
+def test_nothing_spills_nor_asks_for_more_than_there_is(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert row["registers"] <= 255, row
+        assert row["stack"] == 0, row
+        assert row["shared"] <= compiling.SHARED_BYTES, row
+
+
+def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> None:
+    names = {row["name"] for row in rows}
+    assert names >= {
+        "_embed",
+        "_add_norm",
+        "_quantize",
+        "_gemm",
+        "_qk_norm_rope_kv_write",
+        "_decode_splits",
+        "_merge_splits",
+        "_prefill",
+        "_peaks",
+        "_thresholds",
+        "_draws",
+        "_choose",
+    }
+
+
+def test_attention_over_prompts_multiplies_in_warp_groups(rows: list[dict[str, Any]]) -> None:
+    assert all(row["wgmma"] for row in rows if row["name"] == "_prefill")
