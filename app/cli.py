@@ -79,11 +79,13 @@ def _fail(message: str) -> Any:
     raise SystemExit(FAILURE)
 
 
-def _settings_verb(function: Callable[..., None]) -> click.Command:
+def _settings_verb(function: Callable[..., None], *own: click.Parameter) -> click.Command:
     config = click.Option(
         ["--config", "config_file"], type=click.Path(path_type=Path), help="YAML file of settings (or TUILI_CONFIG)."
     )
-    return SettingsCommand(name=function.__name__.strip("_"), callback=function, params=[config], help=function.__doc__)
+    return SettingsCommand(
+        name=function.__name__.strip("_"), callback=function, params=[config, *own], help=function.__doc__
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -110,6 +112,30 @@ def config(config_file: Path | None, **flags: Any) -> None:
     width = max(len(name) for name in sources)
     for name, source in sources.items():
         click.echo(f"{name:<{width}}  {_shown(settings, name)}  ({source})")
+
+
+def plan(
+    config_file: Path | None, model_name: str | None, gpu_memory: str | None, *, json_only: bool, **flags: Any
+) -> None:
+    """Compute how a GPU's memory would be spent on a model, without loading it; the GPU need not be there."""
+    settings, _ = _load({**flags, "model": model_name or flags["model"]}, config_file)
+    from app.plan import PlanError
+    from app.plan import plan as run
+
+    try:
+        run(settings, gpu_memory, json_only=json_only)
+    except PlanError as e:
+        _fail(str(e))
+
+
+main.add_command(
+    _settings_verb(
+        plan,
+        click.Argument(["model_name"], required=False, metavar="[NAME|PATH]"),
+        click.Option(["--gpu-memory"], help="All of a GPU's memory, e.g. 80GiB; of the GPU that is here when absent."),
+        click.Option(["--json", "json_only"], is_flag=True, help="No table, only the line of JSON on stdout."),
+    )
+)
 
 
 @main.command()

@@ -17,7 +17,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -149,11 +150,13 @@ def _model_files(settings: Settings, phases: _Phases) -> ModelFiles:
         return pull(settings.model, store, TerminalProgress())
 
 
-def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
-    """What the engine process is told."""
+def engine_config(
+    settings: Settings, directory: Path, weights: Sequence[Path] = (), eos_token_ids: Sequence[int] = ()
+) -> EngineConfig:
+    """What the engine process is told of a model in ``directory``."""
     return EngineConfig(
-        model_dir=str(files.directory),
-        weights=tuple(str(path) for path in files.weights),
+        model_dir=str(directory),
+        weights=tuple(str(path) for path in weights),
         load_format=settings.load_format,
         device=settings.device,
         dtype=settings.dtype,
@@ -161,7 +164,7 @@ def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
         kv_cache_dtype=settings.kv_cache_dtype,
         kernels=settings.kernels,
         packed_cache=str(Store(settings.home).packed),
-        kv_cache_memory=int(settings.kv_cache_memory),
+        kv_cache_memory=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -171,7 +174,7 @@ def engine_config(settings: Settings, files: ModelFiles) -> EngineConfig:
         threads=settings.threads,
         integrity_checks=settings.integrity_checks,
         seed=settings.seed,
-        eos_token_ids=files.eos_token_ids,
+        eos_token_ids=tuple(eos_token_ids),
     )
 
 
@@ -250,7 +253,11 @@ async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files:
         )
     gave_up = asyncio.Event()
     supervisor = Supervisor(
-        client, engine_config(settings, files), ENGINE_COMMAND, metrics=metrics, on_give_up=lambda _: gave_up.set()
+        client,
+        engine_config(settings, files.directory, files.weights, files.eos_token_ids),
+        ENGINE_COMMAND,
+        metrics=metrics,
+        on_give_up=lambda _: gave_up.set(),
     )
     service = Service(generator, client, metrics, client.progress_age, api)
     server = _Server(uvicorn_config(service, settings), service, supervisor, settings)

@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     max_num_seqs: BatchSize = Field(64, description="Sequences that run at once.")
     max_num_batched_tokens: BatchSize = Field(1024, description="Tokens computed in one step.")
     max_logit_rows: BatchSize = Field(256, description="Rows of logits in one step.")
-    kv_cache_memory: Bytes = Field(ByteSize(1 << 30), description="Memory for the KV cache, e.g. 2GiB.")
+    kv_cache_memory: Bytes | None = Field(
+        None, description="Memory for the KV cache, e.g. 2GiB; else 1GiB on a CPU and all that is left on a GPU."
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
     pipeline_depth: Literal[1, 2] = Field(1, description="Steps under way at once.")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")

@@ -85,8 +85,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     packed_cache: str | None = None
     """Directory for weights in the native kernels' layout, so that the next start need not make them again."""
     block_size: int = 16
-    kv_cache_memory: int = 1 << 30
-    """Bytes for the paged KV cache, all layers together."""
+    kv_cache_memory: int | None = None
+    """Bytes for the paged KV cache, all layers together; None: 1 GiB on a CPU, on a GPU all that is left there."""
     num_blocks: int | None = None
     """Exact number of KV blocks instead of a memory budget (tests)."""
     max_model_len: int | None = None

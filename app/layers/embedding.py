@@ -41,11 +41,19 @@ class LMHead:
         """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``; L is at most what ``arena`` began with."""
         scratch: Act | None = None
         if needs_scratch(self.weight):
-            rows, width = indices_L.numel(), hidden_TD.shape[1]
-            dtype = self.weight.data.dtype if isinstance(self.weight, PackedWeight) else hidden_TD.dtype
-            taken = arena.take_act(width, dtype, self.weight.act_format)
+            rows = indices_L.numel()
+            taken = self._take_scratch(arena, hidden_TD.shape[1], hidden_TD.dtype)
             scratch = Act(taken.values[:rows], None if taken.scale is None else taken.scale[:rows])
         gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
+
+    def reserve(self, arena: StepArena, width: int, dtype: torch.dtype) -> None:
+        """Takes what a call takes from ``arena``, for hidden states of that width and dtype."""
+        if needs_scratch(self.weight):
+            self._take_scratch(arena, width, dtype)
+
+    def _take_scratch(self, arena: StepArena, width: int, dtype: torch.dtype) -> Act:
+        dtype = self.weight.data.dtype if isinstance(self.weight, PackedWeight) else dtype
+        return arena.take_act(width, dtype, self.weight.act_format)
 
     def destination(self, table_VD: Destination | None = None) -> Destination:
         """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""

@@ -159,6 +159,11 @@ class LlamaForCausalLM:
         self.final_norm(acts.delta, Act(acts.final), residual_TD=acts.residual)
         return acts.final
 
+    def reserve(self, arena: StepArena) -> None:
+        """Takes every buffer that :meth:`forward` and :meth:`logits` take, so that ``arena`` knows its size."""
+        self._take_activations(arena)
+        self.lm_head.reserve(arena, self._config.hidden_size, self._dtype)
+
     def logits(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
         """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave; L is at most T."""
         self.lm_head(hidden_TD, indices_L, out_LV, arena)

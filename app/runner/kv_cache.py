@@ -17,6 +17,8 @@ from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
 
 KV_DTYPES = {**DTYPES, "int8": torch.int8}
 _SCALE = torch.float16
+DEFAULT_MEMORY = 1 << 30
+"""Bytes, where nothing says otherwise: on a CPU, whose memory others use too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,10 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig) -> KVCachePlan:
     asked = config.max_model_len
     if asked is not None and not 0 < asked <= model.context_length:
         raise RunnerError(f"max_model_len = {asked} is outside the model's context of {model.context_length} tokens")
-    group = _full_group(model, config)
+    group = kv_cache_group(model, config)
     num_blocks = config.num_blocks
     if num_blocks is None:
-        num_blocks = config.kv_cache_memory // group.bytes_per_block
+        num_blocks = _memory(config) // group.bytes_per_block
     capacity = num_blocks * config.block_size
     needed = -(-(asked or 1) // config.block_size)
     if num_blocks < needed:
@@ -63,7 +65,11 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig) -> KVCachePlan:
 def _given(config: EngineConfig, num_blocks: int) -> str:
     if config.num_blocks is not None:
         return f"num_blocks = {config.num_blocks} is too small a KV cache"
-    return f"kv_cache_memory = {config.kv_cache_memory} bytes is too small, it gives {num_blocks} blocks"
+    return f"kv_cache_memory = {_memory(config)} bytes is too small, it gives {num_blocks} blocks"
+
+
+def _memory(config: EngineConfig) -> int:
+    return DEFAULT_MEMORY if config.kv_cache_memory is None else config.kv_cache_memory
 
 
 def kv_cache_dtype(config: EngineConfig) -> str:
@@ -78,8 +84,12 @@ def kv_cache_dtype(config: EngineConfig) -> str:
     return name
 
 
-def _full_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
-    """All layers in one group: sliding-window layers keep their whole past too."""
+def kv_cache_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
+    """All layers in one group: sliding-window layers keep their whole past too.
+
+    Raises:
+        RunnerError: not a dtype that pages can have.
+    """
     name = kv_cache_dtype(config)
     vectors = model.num_layers * 2 * model.num_kv_heads * config.block_size
     scale_bytes = _SCALE.itemsize if name == "int8" else 0

@@ -83,7 +83,7 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
     Raises:
         RunnerError: they do not fit.
     """
-    sizes = _build(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
+    sizes = build_model(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
     weight_bytes = sum(weight.nbytes for weight in sizes)
     available = available_memory(placement.device)
     if weight_bytes + plan.nbytes > available:
@@ -111,7 +111,7 @@ def load_model(
         RunnerError: unknown ``load_format``.
     """
     with _one_thread() if placement.packed else contextlib.nullcontext():
-        model = _build(model_config, max_positions, placement)
+        model = build_model(model_config, max_positions, placement)
         match config.load_format:
             case "auto":
                 _load(model, config, placement, progress)
@@ -154,6 +154,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _build(model_config: ModelConfig, max_positions: int, placement: Placement) -> LlamaForCausalLM:
+def build_model(model_config: ModelConfig, max_positions: int, placement: Placement) -> LlamaForCausalLM:
+    """The model, its weights uninitialised; on the meta device it has shapes alone."""
     build = model_class(model_config.architecture)
     return build(model_config, max_positions=max_positions, placement=placement)

@@ -6,10 +6,11 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,13 +19,15 @@ from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
-from app.runner.device import choose_device, choose_threads, set_threads
+from app.quant.placement import Placement
+from app.runner.device import available_memory, choose_device, choose_threads, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
 from app.runner.graph import StepGraphs
 from app.runner.input_batch import InputBatch, StepInputs
-from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, plan_kv_cache
-from app.runner.loading import Phases, check_memory, load_model, read_model_config
+from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, kv_cache_group, plan_kv_cache
+from app.runner.loading import Phases, build_model, check_memory, load_model, read_model_config
+from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, bytes_of, gib, plan_memory
 from app.runner.page_populator import PagePopulator
 from app.runner.sampler import PendingSample, SampleParts, Sampler, StagedSamples
 from app.types import (
@@ -39,6 +42,7 @@ from app.types import (
     StepResult,
 )
 
+_META = torch.device("meta")
 _log = logging.getLogger(__name__)
 
 _PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
@@ -159,6 +163,19 @@ class ModelRunner:
         """Bytes of all pages."""
         return self._plan.nbytes
 
+    def footprint(self) -> Footprint:
+        """What it holds beside its pages."""
+        device = self._logits_LV.device
+        self._arena.begin(self._arena.max_rows)
+        self._model.reserve(self._arena)
+        return Footprint(
+            weights=bytes_of(self._model, device),
+            activations=self._arena.nbytes(),
+            logits=self._logits_LV.nbytes,
+            sampling=bytes_of(self._sampler, device) + self._sampler.on_demand_bytes,
+            inputs=bytes_of(self._batch, device),
+        )
+
     @property
     def dtype(self) -> str:
         """Of activations, and of weights that are not quantised."""
@@ -259,6 +276,12 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
     config, placement = choose_formats(config, device)
+    if device.type == "cuda" and config.num_blocks is None:
+        memory_plan = plan_for_gpu(
+            model_config, config, placement, Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
+        )
+        _log.info("memory: %s", ", ".join(f"{name} {gib(nbytes)}" for name, nbytes in memory_plan.rows()))
+        config = msgspec.structs.replace(config, num_blocks=memory_plan.num_blocks)
     plan = plan_kv_cache(model_config, config)
     check_memory(model_config, plan, placement)
     phases.begin("weights")
@@ -272,6 +295,25 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
     _warm_up(runner)
     phases.update(1, 1)
     return runner
+
+
+def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget) -> MemoryPlan:
+    """How a GPU's memory would be spent; it need not be there.
+
+    Args:
+        config: its formats chosen (:func:`app.runner.formats.choose_formats`).
+
+    Raises:
+        RunnerError: see :func:`app.runner.memory.plan_memory`.
+    """
+
+    def measure(config: EngineConfig, placement: Placement) -> Footprint:
+        longest = config.max_model_len or model_config.context_length
+        model = build_model(model_config, longest, replace(placement, device=_META))
+        spec = KVCacheSpec(block_size=config.block_size, groups=[kv_cache_group(model_config, config)])
+        return ModelRunner(model, model_config, KVCachePlan(spec, 1, longest), config, _META).footprint()
+
+    return plan_memory(model_config, config, placement, budget, measure)
 
 
 def _warm_up(runner: ModelRunner) -> None:

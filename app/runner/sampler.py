@@ -59,6 +59,11 @@ class _VocabTable:
         self._table: Tensor | None = None
         self._dirty: set[int] = set()
 
+    @property
+    def pending_bytes(self) -> int:
+        """That it will take once it is asked for."""
+        return 0 if self._table is not None else self._shape[0] * self._shape[1] * self._dtype.itemsize
+
     def require(self) -> Tensor:
         """[S, V], zeros when new; on a CPU they take memory as they are written."""
         if self._table is None:
@@ -229,6 +234,12 @@ class Sampler:
         self._output_counts = _VocabTable(shape, torch.int32, device)
         self._stop_mask = _VocabTable(shape, torch.bool, device)
         self._logit_bias = _VocabTable(shape, torch.float32, device)
+
+    @property
+    def on_demand_bytes(self) -> int:
+        """Of the vocabulary-wide tables that no request has asked for yet, by penalties, biases and the like."""
+        tables = (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias)
+        return sum(table.pending_bytes for table in tables)
 
     @property
     def max_samples(self) -> int:

@@ -1,0 +1,220 @@
+"""How a device's memory is spent, from shapes alone: before anything is loaded, and for a GPU that need not be there.
+
+Nothing is estimated by formula: a runner is made on torch's meta device, where tensors have shapes and no memory, and
+its own buffers are added up. What only the driver and its libraries take is a reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+from torch import Tensor
+
+from app.models.config import ModelConfig
+from app.quant.placement import Placement, WeightFormat
+from app.runner.errors import RunnerError
+from app.runner.kv_cache import kv_cache_group
+from app.types import EngineConfig
+
+DRIVER_BYTES = 640 << 20
+"""A CUDA context with the modules of torch and cuBLAS, where all of a GPU's memory is given."""
+MARGIN_BYTES = 384 << 20
+"""cuBLAS workspaces, compiled kernels, and the allocator's rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a runner holds beside its pages; bytes."""
+
+    weights: int
+    """With the table of rotary angles and the products' workspace."""
+    activations: int
+    """Buffers of the largest step."""
+    logits: int
+    sampling: int
+    """Parameters, tables of tokens and workspaces; those that the first request with penalties asks for, too."""
+    inputs: int
+    """Token ids, positions, block tables, and where pieces of attention meet."""
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.weights + self.activations + self.logits + self.sampling + self.inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Where the bytes go; a sum of no more than ``memory``."""
+
+    memory: int
+    reserve: int
+    """Left to the driver and its libraries."""
+    footprint: Footprint
+    block_bytes: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    """Tokens of the longest sequence."""
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of all pages."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """That the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+    def rows(self) -> list[tuple[str, int]]:
+        """What for, and how many bytes."""
+        fixed = self.footprint
+        return [
+            ("weights", fixed.weights),
+            ("activations", fixed.activations),
+            ("logits", fixed.logits),
+            ("sampling", fixed.sampling),
+            ("inputs", fixed.inputs),
+            ("reserve", self.reserve),
+            ("KV cache", self.kv_cache),
+        ]
+
+
+Measure = Callable[[EngineConfig, Placement], Footprint]
+"""What a runner of that config and placement would hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A device's memory, and what of it the engine leaves alone; bytes."""
+
+    memory: int
+    reserve: int
+
+
+def plan_memory(
+    model: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget, measure: Measure
+) -> MemoryPlan:
+    """Splits a device's memory: what is fixed first; the KV cache gets the rest, or what the config names.
+
+    Args:
+        config: its formats chosen.
+
+    Raises:
+        RunnerError: it cannot be; one line that says which settings to change, and to what.
+    """
+    asked = config.max_model_len
+    if asked is not None and not 0 < asked <= model.context_length:
+        raise RunnerError(f"max_model_len = {asked} is outside the model's context of {model.context_length} tokens")
+    group, size = kv_cache_group(model, config), config.block_size
+    footprint = measure(config, placement)
+    left = budget.memory - budget.reserve - footprint.total
+    needed = -(-(asked or 1) // size) * group.bytes_per_block
+    given = config.kv_cache_memory
+    if given is not None and given < needed:
+        length = given // group.bytes_per_block * size
+        shorter = f", or lower max_model_len to {length}" if asked and length else ""
+        raise RunnerError(
+            f"kv_cache_memory = {given} bytes is too small for one sequence of {asked or size} tokens; raise it to "
+            f"{needed}{shorter}"
+        )
+    if left < (given or needed):
+        problem = (
+            f"{gib(budget.memory)} are too little: weights, steps and the driver take {gib(budget.memory - left)}, the "
+            f"KV cache {gib(given or needed)}"
+        )
+        changes = _Changes(model, config, placement, budget, measure).to_have(left, given or needed)
+        raise RunnerError(f"{problem}; {', or '.join(changes)}")
+    num_blocks = (left if given is None else given) // group.bytes_per_block
+    return MemoryPlan(
+        memory=budget.memory,
+        reserve=budget.reserve,
+        footprint=footprint,
+        block_bytes=group.bytes_per_block,
+        num_blocks=num_blocks,
+        block_size=size,
+        max_model_len=asked or min(model.context_length, num_blocks * size),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Looks for settings under which a plan that does not work out would."""
+
+    model: ModelConfig
+    config: EngineConfig
+    placement: Placement
+    budget: Budget
+    measure: Measure
+
+    def to_have(self, left: int, wanted: int) -> Iterator[str]:
+        """Changes that do, each by itself, and how much memory would.
+
+        Args:
+            left: bytes for the KV cache as things are.
+            wanted: bytes that it should have.
+        """
+        config = self.config
+        block = kv_cache_group(self.model, config).bytes_per_block
+        if left >= block:
+            if config.kv_cache_memory is not None:
+                yield f"lower kv_cache_memory to {left // block * block}"
+            elif config.max_model_len is not None:
+                yield f"lower max_model_len to {left // block * config.block_size}"
+        int8_pages = msgspec.structs.replace(config, kv_cache_dtype="int8")
+        if config.kv_cache_memory is None and left >= wanted // block * self._block_bytes(int8_pages) < wanted:
+            yield "set kv_cache_dtype to int8"
+        tokens, rows = min(config.max_num_batched_tokens, 512), min(config.max_num_seqs, 16)
+        fewer = msgspec.structs.replace(config, max_num_batched_tokens=tokens, max_num_seqs=rows, max_logit_rows=rows)
+        if fewer != config and self._left(fewer, self.placement) >= wanted:
+            yield f"lower max_num_batched_tokens to {tokens}, max_num_seqs and max_logit_rows to {rows}"
+        if config.quantization == "none":
+            int8 = replace(self.placement, format=WeightFormat.W8A8)
+            if self._left(msgspec.structs.replace(config, quantization="int8"), int8) >= wanted:
+                yield "set quantization to int8"
+        yield f"take {gib(self.budget.memory - left + wanted)} of memory"
+
+    def _block_bytes(self, config: EngineConfig) -> int:
+        return kv_cache_group(self.model, config).bytes_per_block
+
+    def _left(self, config: EngineConfig, placement: Placement) -> int:
+        return self.budget.memory - self.budget.reserve - self.measure(config, placement).total
+
+
+def bytes_of(root: object, device: torch.device) -> int:
+    """Bytes of the device's tensors that an object of ours holds, or what it holds; memory shared counts once."""
+    seen, storages = set[int](), dict[int, int]()
+
+    def walk(value: object) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if value.device.type == device.type:
+                storages[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+        elif type(value).__module__.startswith("app."):
+            for name in (*getattr(value, "__dict__", ()), *_slots(type(value))):
+                walk(getattr(value, name, None))
+
+    walk(root)
+    return sum(storages.values())
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = getattr(base, "__slots__", ())
+        yield from (slots,) if isinstance(slots, str) else slots
+
+
+def gib(nbytes: int) -> str:
+    """For people."""
+    return f"{nbytes / (1 << 30):.2f} GiB"

@@ -1,0 +1,145 @@
+"""``tuili plan``: the figures of known shapes, what a real runner holds, and advice that works."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from app.cli import main
+from app.kernels import dispatch
+from app.quant.placement import Placement, WeightFormat
+from app.runner.loading import read_model_config
+from app.runner.memory import Budget
+from app.runner.model_runner import make_runner, plan_for_gpu
+from tests.models.tiny import make_reference, save
+from tests.runner.driver import Request, discard, engine_config, run
+
+GIB = 1 << 30
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llama-8b")
+    (directory / "config.json").write_text(json.dumps(LLAMA_8B))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def modes() -> Iterator[None]:
+    yield
+    dispatch.configure(dispatch.Mode.AUTO, threads=1)
+
+
+def ask(model: Path, *flags: str) -> Result:
+    return CliRunner().invoke(main, ["plan", str(model), *flags])
+
+
+def row_of(model: Path, *flags: str) -> dict[str, Any]:
+    result = ask(model, *flags, "--json")
+    assert result.exit_code == 0, result.stderr
+    row: dict[str, Any] = json.loads(result.stdout)
+    return row
+
+
+def test_an_8b_model_on_80_gib(llama: Path) -> None:
+    row = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    # 8.03 billion parameters in bf16, and the rotary angles of 8,192 positions in fp32.
+    assert row["weights"] == 2 * 8_030_261_248 + 8192 * 128 * 4
+    assert row["logits"] == 256 * 128256 * 4
+    # Keys and values of 32 layers of 8 heads of 128, in bf16: 131,072 bytes a token.
+    assert row["kv_cache"] == row["kv_cache_tokens"] * 131_072
+    parts = ("weights", "activations", "logits", "sampling", "inputs", "reserve", "kv_cache")
+    assert row["memory"] == 80 * GIB
+    assert 0 <= row["memory"] - sum(row[part] for part in parts) < 16 * 131_072
+
+
+def test_int8_halves_weights_and_pages(llama: Path) -> None:
+    plain = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    flags = ("--quantization", "int8", "--kv-cache-dtype", "int8")
+    int8 = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192", *flags)
+    # But for embedding and head, 1.05 billion parameters together.
+    assert int8["weights"] == pytest.approx(plain["weights"] - (8_030_261_248 - 2 * 128256 * 4096), rel=0.01)
+    assert int8["kv_cache"] == int8["kv_cache_tokens"] * 32 * 2 * 8 * (128 + 2)
+
+
+def test_a_table_for_people_beside_the_json(llama: Path) -> None:
+    result = ask(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    assert json.loads(result.stdout)["model"] == llama.name
+    assert "KV cache" in result.stderr
+    assert re.search(r"sequences of 8,192", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        (["--gpu-memory", "16GiB"], r"set (quantization) to (int8)"),
+        (["--gpu-memory", "20GiB", "--max-model-len", "131072"], r"lower (max_model_len) to (\d+)"),
+        (["--gpu-memory", "26GiB", "--max-model-len", "131072"], r"set (kv_cache_dtype) to (int8)"),
+        (["--gpu-memory", "24GiB", "--kv-cache-memory", "20GiB"], r"lower (kv_cache_memory) to (\d+)"),
+        (
+            ["--gpu-memory", "80GiB", "--max-model-len", "8192", "--kv-cache-memory", "1MiB"],
+            r"(kv_cache_memory) = .* raise it to (\d+)",
+        ),
+    ],
+)
+def test_advice_is_followed_and_works(llama: Path, flags: list[str], advice: str) -> None:
+    result = ask(llama, *flags)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    found = re.search(advice, result.stderr)
+    assert found, result.stderr
+    assert row_of(llama, *flags, "--" + found[1].replace("_", "-"), found[2])["kv_cache_tokens"] > 0
+
+
+def test_the_memory_that_would_do_does(llama: Path) -> None:
+    result = ask(llama, "--gpu-memory", "20GiB", "--max-model-len", "131072")
+    found = re.search(r"take (\d+\.\d+) GiB of memory", result.stderr)
+    assert found
+    enough = int((float(found[1]) + 0.01) * GIB)
+    assert row_of(llama, "--gpu-memory", str(enough), "--max-model-len", "131072")["kv_cache_tokens"] >= 131072
+
+
+def test_no_gpu_and_no_size_are_said(llama: Path) -> None:
+    assert "--gpu-memory 'much' is no size" in ask(llama, "--gpu-memory", "much").stderr
+    if not torch.cuda.is_available():
+        assert "--gpu-memory 80GiB" in ask(llama).stderr
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_runner_holds_what_was_planned(tmp_path: Path, quantization: str) -> None:
+    """On a CPU that interprets a GPU's kernels: the same buffers, in memory that can be counted."""
+    pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    checkpoint = save(make_reference("qwen3", num_hidden_layers=2), tmp_path)
+    config = engine_config(checkpoint, kernels="interpret", quantization=quantization, kv_cache_dtype="float32")
+    runner = make_runner(config, discard)
+    sequence = Request(0, [1, 2, 3], [0])
+    run(runner, [sequence], 2)
+    held = runner.footprint()
+    weights = WeightFormat.W8A8 if quantization == "int8" else WeightFormat.PLAIN
+    placement = Placement(torch.float32, torch.device("cuda"), weights)
+    model = read_model_config(checkpoint)
+    plan = plan_for_gpu(model, config, placement, Budget(memory=GIB, reserve=0))
+    assert plan.footprint == held
