@@ -171,6 +171,7 @@ def engine_config(
         max_logit_rows=settings.max_logit_rows,
         enable_prefix_caching=settings.enable_prefix_caching,
         pipeline_depth=settings.pipeline_depth,
+        enforce_eager=settings.enforce_eager,
         threads=settings.threads,
         integrity_checks=settings.integrity_checks,
         seed=settings.seed,

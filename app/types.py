@@ -99,6 +99,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     pipeline_depth: int = 1
     """Steps that may be under way at once."""
+    enforce_eager: bool = False
+    """Launch every step op by op: no CUDA graphs."""
     threads: int = 0
     """Compute threads; 0 leaves the choice to the runner."""
     kernels: str = "auto"

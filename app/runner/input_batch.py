@@ -86,8 +86,14 @@ class InputBatch:
         block_size: int,
         device: torch.device,
         split_workspace: Tensor | None = None,
+        trash_block: int = 0,
     ) -> None:
+        """
+        Args:
+            trash_block: that rows which only pad a step write to.
+        """
         self._split_workspace = split_workspace
+        self._trash_block = trash_block
         max_blocks = -(-max_model_len // block_size)
         self._block_size = block_size
         self._max_model_len = max_model_len
@@ -111,29 +117,54 @@ class InputBatch:
         """Blocks of each row that the kernels' tables hold."""
 
     def prepare(self, step: SchedulerOutput, last_token_S: Tensor) -> StepInputs:
-        """:meth:`fill`, and the filled part of the buffers as tensors, on the device.
+        """:meth:`fill`, :meth:`upload` and :meth:`views` of the step as it is.
 
         Raises:
             RunnerError: as :meth:`fill`.
         """
         extent = self.fill(step, last_token_S)
-        token_ids = self._token_ids.upload(step.num_tokens)
+        self.upload(step.num_tokens, len(step.rows), step.num_logit_rows, last_token_S)
+        return self.views(step.num_tokens, len(step.rows), step.num_logit_rows, extent)
+
+    def upload(self, tokens: int, rows: int, logits: int, last_token_S: Tensor) -> None:
+        """Brings so much of the filled buffers to the device."""
+        token_ids = self._token_ids.upload(tokens)
         if self._num_carried:
             # On a device that is not the host only the device knows them.
             carried = last_token_S.index_select(0, self._carried_slots.upload(self._num_carried))
             token_ids.index_copy_(0, self._carried_tokens.upload(self._num_carried), carried)
-        num_rows = len(step.rows)
+        self._positions.upload(tokens)
+        self._slot_mapping.upload(tokens)
+        self._logit_indices.upload(logits)
+        self._query_start_loc.upload(rows + 1)
+        self._seq_lens.upload(rows)
+        self._block_tables.upload(rows)
+
+    def views(self, tokens: int, rows: int, logits: int, extent: StepExtent) -> StepInputs:
+        """So much of the buffers on the device; their addresses are the same in every step."""
         meta = AttentionMetadata(
-            query_start_loc=self._query_start_loc.upload(num_rows + 1),
-            seq_lens=self._seq_lens.upload(num_rows),
-            block_tables=self._block_tables.upload(num_rows),
-            slot_mapping=self._slot_mapping.upload(step.num_tokens),
+            query_start_loc=self._query_start_loc.view(rows + 1),
+            seq_lens=self._seq_lens.view(rows),
+            block_tables=self._block_tables.view(rows),
+            slot_mapping=self._slot_mapping.view(tokens),
             max_query_len=extent.max_query_len,
             max_seq_len=extent.max_seq_len,
             split_workspace=self._split_workspace,
         )
-        indices = self._logit_indices.upload(step.num_logit_rows)
-        return StepInputs(token_ids, self._positions.upload(step.num_tokens), indices, meta)
+        return StepInputs(
+            self._token_ids.view(tokens), self._positions.view(tokens), self._logit_indices.view(logits), meta
+        )
+
+    def pad(self, rows: int, to: int) -> None:
+        """Fills up a step of decodes with rows whose token is the first of a sequence in the trash block."""
+        added = slice(rows, to)
+        self._token_ids.array[added] = 0
+        self._positions.array[added] = 0
+        self._slot_mapping.array[added] = self._trash_block * self._block_size
+        self._logit_indices.array[added] = self._arange[added]
+        self._query_start_loc.array[rows + 1 : to + 1] = self._arange[rows + 1 : to + 1]
+        self._seq_lens.array[added] = 1
+        self._block_tables.array[added, 0] = self._trash_block
 
     def fill(self, step: SchedulerOutput, last_token_S: Tensor) -> StepExtent:
         """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.

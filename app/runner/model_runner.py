@@ -23,8 +23,8 @@ from app.quant.placement import Placement
 from app.runner.device import available_memory, choose_device, choose_threads, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.runner.graph import StepGraphs
-from app.runner.input_batch import InputBatch, StepInputs
+from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, cuda_capture, run_again
+from app.runner.input_batch import InputBatch, StepExtent, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, kv_cache_group, plan_kv_cache
 from app.runner.loading import Phases, build_model, check_memory, load_model, read_model_config
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, bytes_of, gib, plan_memory
@@ -45,6 +45,8 @@ from app.types import (
 _META = torch.device("meta")
 _log = logging.getLogger(__name__)
 
+_DECODE = SampleParts(top_k=True, top_p=True, min_p=True, penalties=False, min_tokens=False, logit_bias=False)
+"""What sampling a decode graph has: what costs nothing where a row does without."""
 _PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
 
 
@@ -79,12 +81,12 @@ class ModelRunner:
         self._plan = plan
         self._vocab_size = model_config.vocab_size
         self._weights = model.destinations()
-        self._kv = allocate_kv_cache(plan, device)
-        self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
         self._arena = StepArena(config.max_num_batched_tokens, device)
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
+        self._kv = allocate_kv_cache(plan, device, trash=on_triton)
+        self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
         self._batch = InputBatch(
             num_slots=config.max_num_seqs,
@@ -98,9 +100,18 @@ class ModelRunner:
             )
             if on_triton
             else None,
+            trash_block=plan.num_blocks,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
         self._graphs = self._capture(config) if native else None
+        self._decode_graphs: DecodeGraphs | None = None
+        if on_triton and device != _META and not config.enforce_eager:
+            self._decode_graphs = DecodeGraphs(
+                self._compute_bucket,
+                cuda_capture() if device.type == "cuda" else run_again,
+                max_rows=config.max_num_seqs,
+                max_seq_len=plan.max_model_len,
+            )
 
     def _capture(self, config: EngineConfig) -> StepGraphs | None:
         """Recordings of a step, if all its kernels have a native form."""
@@ -119,6 +130,14 @@ class ModelRunner:
         """A step over the buffers at their full size: only to be recorded."""
         self._arena.begin(self._arena.max_rows)
         self._compute(self._batch.whole(), self._logits_LV, self._sampler.max_samples, parts)
+
+    @torch.inference_mode()
+    def _compute_bucket(self, bucket: Bucket) -> None:
+        """A decode step of a bucket's size over the buffers on the device."""
+        rows = bucket.rows
+        self._arena.begin(rows)
+        extent = StepExtent(max_query_len=1, max_seq_len=bucket.max_seq_len)
+        self._compute(self._batch.views(rows, rows, rows, extent), self._logits_LV[:rows], rows, _DECODE)
 
     def _compute(self, inputs: StepInputs, logits_LV: Tensor, num_samples: int, parts: SampleParts) -> None:
         """All kernels of a step."""
@@ -210,11 +229,36 @@ class ModelRunner:
             )
         self._sampler.bind(step.slots)
         staged = self._sampler.stage(step.rows)
-        seconds = (
-            self._compute_eagerly(step, staged) if self._graphs is None else self._replay(self._graphs, step, staged)
-        )
+        if self._graphs is not None:
+            replayed, seconds = True, self._replay(self._graphs, step, staged)
+        elif self._decode_graphs is not None and (bucket := self._bucket(self._decode_graphs, step, staged)):
+            replayed, seconds = self._run_bucket(self._decode_graphs, bucket, step)
+        else:
+            replayed, seconds = False, self._compute_eagerly(step, staged)
         pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
-        return StepHandle(pending, len(step.rows), replayed=self._graphs is not None, kernel_seconds=seconds)
+        return StepHandle(pending, len(step.rows), replayed=replayed, kernel_seconds=seconds)
+
+    def _bucket(self, graphs: DecodeGraphs, step: SchedulerOutput, staged: StagedSamples) -> Bucket | None:
+        """Which decode graph the step is one for, if any."""
+        rows, parts = len(step.rows), staged.parts
+        decodes = step.num_tokens == step.num_logit_rows == len(staged.sampled) == rows
+        special = parts.penalties or parts.min_tokens or parts.logit_bias
+        if not decodes or special:
+            return None
+        return graphs.bucket(rows, max(row.start for row in step.rows) + 1)
+
+    def _run_bucket(self, graphs: DecodeGraphs, bucket: Bucket, step: SchedulerOutput) -> tuple[bool, float]:
+        """Computes a step of decodes, padded; returns whether as one recording, and the seconds that launching took."""
+        rows = len(step.rows)
+        self._batch.fill(step, self._sampler.last_token)
+        self._batch.pad(rows, bucket.rows)
+        self._sampler.pad(rows, bucket.rows)
+        with torch.inference_mode():
+            self._batch.upload(bucket.rows, bucket.rows, bucket.rows, self._sampler.last_token)
+            self._sampler.upload(bucket.rows)
+        started = time.perf_counter()
+        replayed = graphs.run(bucket)
+        return replayed, time.perf_counter() - started
 
     def _replay(self, graphs: StepGraphs, step: SchedulerOutput, staged: StagedSamples) -> float:
         """Computes the step by its recording, and returns the seconds that this took."""
@@ -236,6 +280,7 @@ class ModelRunner:
     def _compute_eagerly(self, step: SchedulerOutput, staged: StagedSamples) -> float:
         """Computes the step op by op, and returns the seconds that this took (on a GPU: to launch it)."""
         inputs = self._batch.prepare(step, self._sampler.last_token)
+        self._sampler.upload(len(staged.sampled))
         started = time.perf_counter()
         self._arena.begin(step.num_tokens)
         self._compute(inputs, self._logits_LV[: step.num_logit_rows], len(staged.sampled), staged.parts)

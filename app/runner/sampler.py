@@ -207,8 +207,9 @@ class Sampler:
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device, *, on_triton: bool = False) -> None:
         self._workspace = new_sample_workspace(num_slots, vocab_size, device) if on_triton else None
-        self.last_token = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        """[S]: the token that each slot sampled last."""
+        self._num_slots = num_slots
+        self.last_token = torch.zeros(num_slots + on_triton, dtype=torch.int64, device=device)
+        """[S]: the token that each slot sampled last; on a GPU one more, for rows that pad a step."""
         self._device = device
         self._vocab_size = vocab_size
         self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
@@ -229,7 +230,7 @@ class Sampler:
         self._host_failed = self._failed.numpy() if on_host else None
         self._decoding: tuple[list[int], StagedSamples] | None = None
         """Slots and samples of the step before if each row had one sample, and none was bound since."""
-        shape = (num_slots, vocab_size)
+        shape = (self.last_token.numel(), vocab_size)
         self._prompt_mask = _VocabTable(shape, torch.bool, device)
         self._output_counts = _VocabTable(shape, torch.int32, device)
         self._stop_mask = _VocabTable(shape, torch.bool, device)
@@ -244,7 +245,7 @@ class Sampler:
     @property
     def max_samples(self) -> int:
         """Of one step."""
-        return self.last_token.numel()
+        return self._num_slots
 
     def bind(self, slots: Sequence[SlotInit]) -> None:
         """Binds slots to new or resumed requests; whatever they held before is gone."""
@@ -292,6 +293,7 @@ class Sampler:
         """:meth:`stage`, :meth:`launch` and :meth:`finish` in one."""
         staged = self.stage(rows)
         if staged.sampled:
+            self.upload(len(staged.sampled))
             self.launch(logits_LV, len(staged.sampled), staged.parts)
         return self.finish(logits_LV, staged)
 
@@ -349,8 +351,25 @@ class Sampler:
             masked_below=int(ints[_Int.MIN_LEN].max(initial=0)),
         )
 
+    def pad(self, count: int, to: int) -> None:
+        """Fills up the staged rows with greedy ones whose tokens nobody reads; on a GPU."""
+        added = slice(count, to)
+        self._logit_rows.array[added] = np.arange(count, to)
+        self._slots.array[added] = self._num_slots
+        self._positions.array[added] = 0
+        self._active.array[added] = False
+        for buffer in (*self._row_floats, *self._row_ints):
+            buffer.array[added] = 0
+
+    def upload(self, count: int) -> None:
+        """Brings the first ``count`` staged rows to the device."""
+        for buffer in (self._logit_rows, self._slots, self._positions, self._active):
+            buffer.upload(count)
+        for buffer in (*self._row_floats, *self._row_ints):
+            buffer.upload(count)
+
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
-        """Samples the ``count`` staged rows and notes their tokens; does not wait for the device.
+        """Samples the first ``count`` rows on the device and notes their tokens; does not wait for it.
 
         Args:
             logits_LV: [L, V] fp32, each row's wanted positions one after the other, in the order of the rows.
@@ -385,20 +404,20 @@ class Sampler:
         return self._host_tokens[:count].copy(), self._host_failed[:count].copy()
 
     def _params(self, count: int, parts: SampleParts) -> SampleParams:
-        seeds, sample_indices, top_k = (buffer.upload(count) for buffer in self._row_ints)
-        floats = [buffer.upload(count) for buffer in self._row_floats]
+        seeds, sample_indices, top_k = (buffer.view(count) for buffer in self._row_ints)
+        floats = [buffer.view(count) for buffer in self._row_floats]
         return SampleParams(
-            rows=self._logit_rows.upload(count),
-            slots=self._slots.upload(count),
+            rows=self._logit_rows.view(count),
+            slots=self._slots.view(count),
             temperature=floats[_Float.TEMPERATURE],
             seeds=seeds,
-            positions=self._positions.upload(count),
+            positions=self._positions.view(count),
             sample_indices=sample_indices,
             top_k=top_k if parts.top_k else None,
             top_p=floats[_Float.TOP_P] if parts.top_p else None,
             min_p=floats[_Float.MIN_P] if parts.min_p else None,
             penalties=self._penalties(floats) if parts.penalties else None,
-            min_tokens=MinTokens(self._active.upload(count), self._stop_mask.require()) if parts.min_tokens else None,
+            min_tokens=MinTokens(self._active.view(count), self._stop_mask.require()) if parts.min_tokens else None,
             logit_bias=self._logit_bias.require() if parts.logit_bias else None,
             workspace=self._workspace,
         )
@@ -418,7 +437,7 @@ class Sampler:
         wanted_R = torch.from_numpy(np.array(staged.reported)).to(self._device)
         count = len(staged.sampled)
         chosen = self._tokens[:count].index_select(0, wanted_R)
-        logit_rows = self._logit_rows.upload(count).index_select(0, wanted_R)
+        logit_rows = self._logit_rows.view(count).index_select(0, wanted_R)
         return _Reports(
             logits_LV, logit_rows, chosen, self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist()
         )

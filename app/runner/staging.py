@@ -24,6 +24,10 @@ class StagedBuffer:
         """The device's side, of one address for good."""
         return self._device
 
+    def view(self, count: int) -> Tensor:
+        """The first ``count`` entries on the device, as they were last uploaded; of one address for good."""
+        return self._device[:count]
+
     def upload(self, count: int) -> Tensor:
         """The first ``count`` entries on the device, as they stand in :attr:`array` now."""
         if self._device is not self._host:

@@ -15,6 +15,7 @@ from app.runner.model_runner import ModelRunner, make_runner
 from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
+from tests.runner.steps import step_of
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
@@ -42,8 +43,9 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelRunn
 
 
 def specified(runner: ModelRunner) -> None:
-    """From here on the runner's steps are computed by the reference kernels, on the same weights and pages."""
+    """From here on the reference kernels compute the runner's steps, unpadded, on the same weights and pages."""
     dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
+    runner._decode_graphs = None
     runner._arena = StepArena(MAX_TOKENS, torch.device("cpu"))
 
 
@@ -76,3 +78,26 @@ def test_a_sequence_is_the_same_in_a_batch_alone_and_on_a_prefix(runner: ModelRu
     hit.blocks, hit.num_computed = [alone.blocks[0], 7], 16
     run(runner, [hit], NUM_TOKENS)
     assert hit.outputs == alone.outputs
+
+
+@pytest.mark.parametrize("runner", ["int8 pages"], indirect=True)
+def test_decodes_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRunner) -> None:
+    """Three rows in a bucket of four: a row too many writes to the trash block and samples for no slot."""
+    sequences = [Request(slot, [slot + 1] * 3, [slot], GREEDY) for slot in range(3)]
+    run(runner, sequences, 1)
+    pages = [(layer.values[:-1].clone(), runner._sampler.last_token[3:-1].clone()) for layer in runner._kv]
+    replayed = []
+    for _ in range(3):
+        rows = [sequence.next_row(1, from_device=True) for sequence in sequences]
+        result = runner.collect(runner.submit(step_of(rows)))
+        replayed.append(result.replayed)
+        for sequence, output in zip(sequences, result.rows, strict=True):
+            sequence.take(output)
+    assert replayed == [False, True, True]
+    for layer, (before, last) in zip(runner._kv, pages, strict=True):
+        assert torch.equal(layer.values[3:-1], before[3:])
+        assert torch.equal(runner._sampler.last_token[3:-1], last)
+    padded, unpadded = [list(s.outputs) for s in sequences], [Request(s, [s + 1] * 3, [s], GREEDY) for s in range(3)]
+    runner._decode_graphs = None
+    run(runner, unpadded, 4)
+    assert padded == [sequence.outputs for sequence in unpadded]

@@ -1,0 +1,79 @@
+"""Decode graphs: which sizes there are, and when a size is launched, recorded and replayed."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.runner.graph import Bucket, DecodeGraphs, Work, length_buckets, row_buckets
+
+
+class Device:
+    """Counts; a recording replays what was recorded."""
+
+    def __init__(self) -> None:
+        self.computed = list[Bucket]()
+        self.captures = 0
+
+    def compute(self, bucket: Bucket) -> None:
+        self.computed.append(bucket)
+
+    def capture(self, work: Work) -> Work:
+        self.captures += 1
+        return work
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(1, (1,)), (3, (1, 2, 3)), (16, (1, 2, 4, 8, 16)), (40, (1, 2, 4, 8, 16, 32, 40)), (1000, row_buckets(256))],
+)
+def test_row_buckets(most: int, sizes: tuple[int, ...]) -> None:
+    assert row_buckets(most) == sizes
+
+
+def test_the_largest_buckets() -> None:
+    assert row_buckets(256)[-3:] == (224, 240, 256)
+    assert length_buckets(512) == (512,)
+    assert length_buckets(1024) == (1024,)
+    assert length_buckets(40_000) == (1024, 4096, 16384, 40_000)
+
+
+def test_a_bucket_holds_its_step_and_the_next_smaller_does_not() -> None:
+    device = Device()
+    graphs = DecodeGraphs(device.compute, device.capture, max_rows=64, max_seq_len=8192)
+    assert graphs.bucket(1, 1) == Bucket(1, 1024)
+    assert graphs.bucket(9, 1025) == Bucket(16, 4096)
+    assert graphs.bucket(64, 8192) == Bucket(64, 8192)
+    assert graphs.bucket(65, 1) is None
+
+
+def test_launched_first_recorded_then_and_replayed_from_there_on() -> None:
+    device = Device()
+    graphs = DecodeGraphs(device.compute, device.capture, max_rows=64, max_seq_len=8192)
+    small, large = Bucket(1, 1024), Bucket(64, 8192)
+    assert [graphs.run(bucket) for bucket in (small, large, small, small, large)] == [False, False, True, True, True]
+    assert device.captures == 2
+    assert device.computed == [small, large, small, small, large]
+
+
+def test_what_failed_is_launched_again() -> None:
+    """An error while launching or recording ends one step; the next is not taken for recorded."""
+    device = Device()
+    failures = [RuntimeError("launch"), None, RuntimeError("record")]
+
+    def compute(bucket: Bucket) -> None:
+        if failures and (error := failures.pop(0)):
+            raise error
+        device.compute(bucket)
+
+    def capture(work: Work) -> Work:
+        work()
+        return work
+
+    graphs = DecodeGraphs(compute, capture, max_rows=1, max_seq_len=16)
+    bucket = Bucket(1, 16)
+    with pytest.raises(RuntimeError, match="launch"):
+        graphs.run(bucket)
+    assert graphs.run(bucket) is False
+    with pytest.raises(RuntimeError, match="record"):
+        graphs.run(bucket)
+    assert graphs.run(bucket) is True
