@@ -115,7 +115,9 @@ class Settings(BaseSettings):
         None, description="Memory for the KV cache, e.g. 2GiB; else 1GiB on a CPU and all that is left on a GPU."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
-    pipeline_depth: Literal[1, 2] = Field(1, description="Steps under way at once.")
+    pipeline_depth: Literal[1, 2] | None = Field(
+        None, description="Steps under way at once; when absent, 2 on a GPU and 1 on a CPU."
+    )
     enforce_eager: bool = Field(False, description="Launch every step op by op: no CUDA graphs.")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")

@@ -97,8 +97,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_logit_rows: int = 256
     """Rows of logits one step may ask for; bounds the [rows, vocab] buffer."""
     enable_prefix_caching: bool = True
-    pipeline_depth: int = 1
-    """Steps that may be under way at once."""
+    pipeline_depth: int | None = None
+    """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False
     """Launch every step op by op: no CUDA graphs."""
     threads: int = 0

@@ -82,9 +82,14 @@ class EngineCore:
         spec = runner.kv_cache_spec
         if [group.kind for group in spec.groups] != ["full"]:
             raise ValueError("the engine handles one group of full-attention layers")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows", "pipeline_depth"):
+        self._depth = config.pipeline_depth
+        if self._depth is None:
+            self._depth = 2 if runner.device.startswith("cuda") else 1  # a CPU computes a step while it is submitted
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self._depth < 1:
+            raise ValueError("pipeline_depth must be at least 1")
         self._runner = runner
         self._config = config
         self._clock = clock
@@ -172,7 +177,7 @@ class EngineCore:
         in_flight = self._scheduler.in_flight
         planned = self._scheduler.schedule(started)
         submitted = planned is not None and self._submit(planned)
-        if in_flight and (not submitted or len(in_flight) >= self._config.pipeline_depth):
+        if in_flight and (not submitted or len(in_flight) >= self._depth):
             self._collect(in_flight[0])
         elif planned is None and self._requests:
             raise RuntimeError("requests wait, nothing is under way and nothing can be scheduled")

@@ -18,7 +18,7 @@ from torch import Tensor
 from app.kernels.sample import LogprobsOut, MinTokens, Penalties, SampleParams, logprobs, record_tokens, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.runner.errors import RunnerError
-from app.runner.staging import StagedBuffer
+from app.runner.staging import Fetched, ReturningBuffer, StagedBuffer
 from app.types import RowOutput, ScheduledRow, SlotInit, TokenLogprobs
 
 _SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
@@ -163,8 +163,8 @@ class PendingSample:
     num_rows: int
     sampled_rows: list[int]
     """Which rows the tokens belong to."""
-    token_ids: Tensor | NDArray[np.int64]
-    failed: Tensor | NDArray[np.bool_]
+    token_ids: Fetched | NDArray[np.int64]
+    failed: Fetched | NDArray[np.bool_]
     reports: _Reports | None
     reported_rows: list[int]
     prompt_reports: _Reports | None
@@ -225,6 +225,7 @@ class Sampler:
         ]
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._failed = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._returning = ReturningBuffer(self._tokens), ReturningBuffer(self._failed)
         on_host = device.type == "cpu"
         self._host_tokens = self._tokens.numpy() if on_host else None
         self._host_failed = self._failed.numpy() if on_host else None
@@ -397,10 +398,11 @@ class Sampler:
             prompt_rows=prompt_rows,
         )
 
-    def _results(self, count: int) -> tuple[Tensor | NDArray[np.int64], Tensor | NDArray[np.bool_]]:
+    def _results(self, count: int) -> tuple[Fetched | NDArray[np.int64], Fetched | NDArray[np.bool_]]:
         """Copies: the next step writes to the same buffers."""
         if self._host_tokens is None or self._host_failed is None:
-            return self._tokens[:count].clone(), self._failed[:count].clone()
+            tokens, failed = self._returning
+            return tokens.fetch(count), failed.fetch(count)
         return self._host_tokens[:count].copy(), self._host_failed[:count].copy()
 
     def _params(self, count: int, parts: SampleParts) -> SampleParams:

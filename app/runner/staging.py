@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+STEPS_UNDER_WAY = 2
+"""That copies to and from a GPU are made for: the engine reads one step before it submits the next but one."""
+
+
+class _Pinned:
+    """Host memory that a GPU copies from or to by itself, and when it is through with it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.values = torch.zeros(shape, dtype=dtype, pin_memory=True)
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
 
 class StagedBuffer:
-    """A buffer that numpy fills on the host and kernels read on the device: on a CPU the same memory."""
+    """A buffer that numpy fills on the host and kernels read on the device: on a CPU the same memory.
+
+    On a GPU what was filled in goes through pinned memory of the step's own, so that nobody waits for a copy: the host
+    goes on to fill in the next step.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        host = torch.zeros(shape, dtype=dtype)
         self._host = host
         self._device = host if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+        on_gpu = device.type == "cuda"
+        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY)] if on_gpu else []
+        self._turn = 0
         self.array: NDArray[Any] = host.numpy()
         """The host's side."""
 
@@ -30,7 +48,59 @@ class StagedBuffer:
 
     def upload(self, count: int) -> Tensor:
         """The first ``count`` entries on the device, as they stand in :attr:`array` now."""
-        if self._device is not self._host:
-            # Waits for the copy: the next step, prepared while this one runs, writes into the same host memory.
+        if self._pinned:
+            pinned = self._pinned[self._turn]
+            self._turn = (self._turn + 1) % len(self._pinned)
+            pinned.done.synchronize()  # long since, unless more steps are under way than there should be
+            pinned.values[:count].copy_(self._host[:count])
+            self._device[:count].copy_(pinned.values[:count], non_blocking=True)
+            pinned.done.record()
+        elif self._device is not self._host:
             self._device[:count].copy_(self._host[:count])
         return self._device[:count]
+
+
+class ReturningBuffer:
+    """A buffer that kernels fill on the device and the host reads, while the device is at work on the next step.
+
+    Args:
+        device_buffer: [N], overwritten by the next step.
+    """
+
+    def __init__(self, device_buffer: Tensor) -> None:
+        self._device = device_buffer
+        on_gpu = device_buffer.device.type == "cuda"
+        self._side = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        # One more than steps under way: a result is read after the step behind it has been launched.
+        shape, dtype = tuple(device_buffer.shape), device_buffer.dtype
+        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY + 1)] if on_gpu else []
+        self._turn = 0
+
+    def fetch(self, count: int) -> Fetched:
+        """The first ``count`` entries as they are after what has been launched; on their way to the host."""
+        if self._side is None:
+            return Fetched(self._device[:count].clone(), None)
+        pinned = self._pinned[self._turn]
+        self._turn = (self._turn + 1) % len(self._pinned)
+        kept = self._device[:count].clone()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            pinned.values[:count].copy_(kept, non_blocking=True)
+            pinned.done.record()
+        kept.record_stream(self._side)
+        return Fetched(pinned.values[:count], pinned.done)
+
+
+class Fetched(NamedTuple):
+    """Values on their way to the host."""
+
+    values: Tensor
+    ready: torch.cuda.Event | None
+    """None: they are there."""
+
+    def tolist(self) -> list[Any]:
+        """Waits for them."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        values: list[Any] = self.values.tolist()
+        return values
