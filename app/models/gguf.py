@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
 from app.models.checkpoint import TensorEntry, WeightError
 from app.models.gguf_header import GGUFHeader
+from app.quant.destination import Extent
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Not a weight: Llama 3's rotary scaling as a table; the config derived from the file says the same."""
@@ -51,40 +52,57 @@ def checkpoint_name(name: str) -> str:
     return f"{stem}.{kind}" if layer is None else f"model.layers.{layer}.{stem}.{kind}"
 
 
-def read_tensor(header: GGUFHeader, entry: TensorEntry) -> Tensor:
-    """One tensor, [N, K] or [N], fp32; query and key rows in rotate-half order.
+def read_tensor(header: GGUFHeader, entry: TensorEntry, extent: Extent | None = None) -> Tensor:
+    """One tensor or an extent of it, [N, K] or [N], fp32; query and key rows in rotate-half order.
+
+    Args:
+        extent: whole heads, if it is rows of a query or key projection.
 
     Raises:
         WeightError: its type cannot be dequantised, or the file cannot be read.
     """
-    tensor = _dequantize(header.path, entry)
+    tensor = _dequantize(header.path, entry, extent)
     match = _NAME.fullmatch(entry.name)
     if header.architecture != "llama" or match is None or match["part"] not in _HEADS_OF_ROTATED:
         return tensor
     return _unpermute(header, entry, tensor, _HEADS_OF_ROTATED[match["part"]])
 
 
-def _dequantize(path: Path, entry: TensorEntry) -> Tensor:
+def _dequantize(path: Path, entry: TensorEntry, extent: Extent | None) -> Tensor:
     """Works through row by row chunks, so that the temporaries stay in the processor's cache."""
     ggml_type = GGMLQuantizationType[entry.dtype]
-    columns = entry.shape[-1]
-    rows = torch.Size(entry.shape[:-1]).numel()
-    row_bytes = entry.nbytes // rows
-    step = max(1, _CHUNK_ELEMENTS // columns)
+    all_columns = entry.shape[-1]
+    all_rows = torch.Size(entry.shape[:-1]).numel()
+    first, rows, column, columns = 0, all_rows, 0, all_columns
+    shape = list(entry.shape)
+    if extent is not None:
+        shape[extent.dim] = extent.stop - extent.start
+        if extent.dim == len(shape) - 1:
+            column, columns = extent.start, shape[extent.dim]
+        else:
+            first, rows = extent.start, shape[extent.dim]
+    # Blocks of neighbours are quantised together: whole blocks are read.
+    block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+    first_block, last_block = column // block, -(-(column + columns) // block)
+    wanted = slice(column - first_block * block, column - first_block * block + columns)
+    row_bytes = entry.nbytes // all_rows
+    step = max(1, _CHUNK_ELEMENTS // all_columns)
     out = np.empty((rows, columns), dtype=np.float32)
     try:
-        data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(rows, row_bytes))
+        data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(all_rows, row_bytes))
+        part = data[first : first + rows, first_block * block_bytes : last_block * block_bytes]
         # A damaged file may hold any bits, NaN scales among them: a matter of the weights' values, not of reading them.
         with np.errstate(all="ignore"):
             for start in range(0, rows, step):
-                out[start : start + step] = dequantize(np.asarray(data[start : start + step]), ggml_type)
+                chunk = np.ascontiguousarray(part[start : start + step])
+                out[start : start + step] = dequantize(chunk, ggml_type)[:, wanted]
     except NotImplementedError:
         raise WeightError(
             f"{path}: tensor {entry.name!r} has type {entry.dtype}, which cannot be dequantised"
         ) from None
     except (OSError, ValueError) as e:
         raise WeightError(f"{path}: tensor {entry.name!r}: {e}") from None
-    return torch.from_numpy(out).view(entry.shape)
+    return torch.from_numpy(out).view(shape)
 
 
 def _unpermute(header: GGUFHeader, entry: TensorEntry, tensor: Tensor, heads_key: str) -> Tensor:
@@ -92,8 +110,9 @@ def _unpermute(header: GGUFHeader, entry: TensorEntry, tensor: Tensor, heads_key
     heads = header.metadata.get(f"llama.{heads_key}", header.metadata.get("llama.attention.head_count"))
     if isinstance(heads, list) and len(set(heads)) == 1:  # one value a layer; the config made sure that they are equal
         heads = heads[0]
-    rows = tensor.shape[0]
+    rows = entry.shape[0]
     if not isinstance(heads, int) or heads <= 0 or rows % (2 * heads):
         raise WeightError(f"{header.path}: tensor {entry.name!r} has {rows} rows, which are not {heads!r} heads")
-    pairs = tensor.view(heads, rows // heads // 2, 2, -1)
+    head_dim = rows // heads
+    pairs = tensor.view(tensor.shape[0] // head_dim, head_dim // 2, 2, -1)
     return pairs.transpose(1, 2).reshape(tensor.shape)

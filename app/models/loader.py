@@ -9,19 +9,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from app.models.checkpoint import WeightError, read_safetensors_header
-from app.quant.destination import Destination
+from app.quant.destination import Destination, Extent, Part
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
 
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _NAMES_SHOWN: Final = 5
+
+
+class Read(Protocol):
+    """Reads a tensor from its file, or an extent of it and little more."""
+
+    def __call__(self, extent: Extent | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     nbytes: int
     """In the file."""
-    read: Callable[[], Tensor]
+    read: Read
     """Reads it: as stored from safetensors, fp32 from GGUF and where it is quantised. Raises :class:`WeightError`."""
 
 
@@ -68,7 +74,7 @@ def load_weights(
     Args:
         destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
         ignore: tells which left-over names are no error (tied or computed tensors).
-        progress: called with bytes read so far and in all.
+        progress: called with bytes of the files that are done and in all.
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
@@ -79,7 +85,11 @@ def load_weights(
     progress(done, total)
     with torch.no_grad():
         for stored in wanted:
-            destinations[stored.name].copy_(stored.read())
+            destination = destinations[stored.name]
+            if isinstance(destination, Part):
+                destination.destination.copy_(stored.read(destination.extent))
+            else:
+                destination.copy_(stored.read())
             done += stored.nbytes
             progress(done, total)
 
@@ -125,23 +135,30 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
     except (SafetensorError, OSError) as e:
         raise WeightError(f"{file}: {e}") from None
 
-    def get(name: str) -> Tensor:
+    def get(name: str, extent: Extent | None) -> Tensor:
         try:
-            tensor: Tensor = handle.get_tensor(name)  # type: ignore[no-untyped-call]
+            if extent is None:
+                tensor: Tensor = handle.get_tensor(name)  # type: ignore[no-untyped-call]
+            else:
+                part = slice(extent.start, extent.stop)
+                stored = handle.get_slice(name)  # type: ignore[no-untyped-call]
+                tensor = stored[part] if extent.dim == 0 else stored[:, part]
         except (SafetensorError, OSError) as e:
             raise WeightError(f"{file}: tensor {name!r}: {e}") from None
         return tensor
 
-    def read(name: str) -> Tensor:
+    def read(name: str, extent: Extent | None = None) -> Tensor:
         entry, scale = entries[name], entries.get(f"{name}_scale")
         if entry.dtype in _FLOATS:
-            return get(name)
+            return get(name, extent)
         if entry.dtype != "I8" or scale is None:
             raise WeightError(f"{file}: tensor {name!r} has type {entry.dtype} and no scale; it cannot be read")
         if scale.dtype not in _FLOATS or scale.shape not in (entry.shape[:1], (*entry.shape[:1], 1)):
             raise WeightError(f"{file}: tensor {scale.name!r} is no scale for each row of {name!r}")
-        # Quantised again, these rows give the same int8 values: the largest of each is 127 times its scale.
-        return get(name).float() * get(scale.name).float().view(-1, 1)
+        # Quantised again, whole rows give the same int8 values: the largest of each is 127 times its scale. An extent
+        # of their columns may not hold that one.
+        rows = extent if extent is not None and extent.dim == 0 else None
+        return get(name, extent).float() * get(scale.name, rows).float().view(-1, 1)
 
     for entry in entries.values():
         if entry.name not in scales:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
-from app.quant.destination import Destination, Tee
+from app.quant.destination import Destination, Elsewhere, Part, Tee
 from app.quant.packed import PackedBias, PackedRows
 
 _MAGIC = b"tuili packed\n"
@@ -144,6 +144,10 @@ def _buffers_of(destination: Destination) -> Iterable[Tensor]:
         case Tee():
             for part in destination.parts:
                 yield from _buffers_of(part)
+        case Part():
+            yield from _buffers_of(destination.destination)
+        case Elsewhere():
+            pass
         case PackedRows() | PackedBias():
             yield from _buffers_of_weight(destination.weight)
         case _:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -50,3 +51,59 @@ class Tee:
         """Stores a tensor in each."""
         for part in self.parts:
             part.copy_(source)
+
+
+class Extent(NamedTuple):
+    """Indices ``start`` to ``stop`` of a tensor's dimension ``dim``, all of its others."""
+
+    dim: int
+    start: int
+    stop: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """That much of a tensor, a view."""
+        return tensor.narrow(self.dim, self.start, self.stop - self.start)
+
+
+class Part:
+    """A tensor of a checkpoint of which one rank keeps an extent alone; no more than that needs to be read.
+
+    Args:
+        destination: takes the extent.
+        whole: how long the extent's dimension is in the checkpoint.
+    """
+
+    def __init__(self, destination: Destination, extent: Extent, whole: int) -> None:
+        self.destination = destination
+        self.extent = extent
+        shape = list(destination.shape)
+        shape[extent.dim] = whole
+        self.shape: Sequence[int] = tuple(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what this rank keeps."""
+        return self.destination.nbytes
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores the extent of the checkpoint's whole tensor."""
+        self.destination.copy_(self.extent.of(source))
+
+
+class Elsewhere:
+    """A tensor of a checkpoint that another rank keeps."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape: Sequence[int] = shape
+        self.nbytes = 0
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Leaves it to that rank."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from app.models.gguf import checkpoint_name
 from app.models.gguf_header import read_gguf_header
 from app.models.loader import WeightError, iter_weights
+from app.quant.destination import Extent
 from tests.store.tiny import HEADS, HIDDEN, KV_HEADS, permute, random_weights, write_gguf
 
 Floats = NDArray[np.float32]
@@ -272,3 +273,25 @@ def test_heads_that_do_not_fit_the_rows(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", extra={"llama.attention.head_count": 7})
     with pytest.raises(WeightError, match=r"tensor 'blk\.0\.attn_q\.weight' has 32 rows, which are not 7 heads"):
         read(file)
+
+
+@pytest.mark.parametrize("kind", [Type.F32, Type.BF16, Type.Q4_1, Type.Q8_0])
+def test_an_extent_is_that_of_the_whole(tmp_path: Path, kind: Type) -> None:
+    """Columns that begin and end within a block of 32 quantised together included, and rows that are permuted."""
+    down, query, norm = (
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.norm.weight",
+    )
+    file = write_gguf(tmp_path / "m.gguf", random_weights(), types={down: kind, query: kind})
+    stored = {tensor.name: tensor for tensor in iter_weights([file])}
+    head_dim = HIDDEN // HEADS
+    for name, extent in [
+        (down, Extent(0, 3, 9)),
+        (down, Extent(1, 32, 64)),
+        (down, Extent(1, 5, 41)),
+        (query, Extent(0, head_dim, 3 * head_dim)),
+        (query, Extent(1, 1, 2)),
+        (norm, Extent(0, 2, 7)),
+    ]:
+        assert stored[name].read(extent).equal(extent.of(stored[name].read())), (name, extent)

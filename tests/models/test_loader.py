@@ -10,8 +10,10 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from app.kernels.int8 import quantize
 from app.models.checkpoint import read_safetensors_header
 from app.models.loader import WeightError, iter_weights, load_weights
+from app.quant.destination import Extent, Part
 from tests.store.tiny import random_weights, shapes, write_directory, write_gguf
 
 
@@ -46,6 +48,27 @@ def test_destinations_may_be_views_into_fused_tensors(tmp_path: Path) -> None:
         progress=lambda _done, _total: None,
     )
     assert torch.equal(fused, torch.cat([a, b]))
+
+
+@pytest.mark.parametrize("extent", [Extent(0, 2, 5), Extent(1, 3, 7), Extent(1, 0, 1)])
+def test_a_part_gets_its_extent(tmp_path: Path, extent: Extent) -> None:
+    file, whole = tmp_path / "w.safetensors", torch.randn(6, 8)
+    values, scale = quantize(torch.randn(6, 8))
+    save_torch_file({"w": whole, "q": values, "q_scale": scale}, file)
+    parts = {name: Part(extent.of(torch.zeros(6, 8)).clone(), extent, whole.shape[extent.dim]) for name in ("w", "q")}
+    load_weights(parts, [file], ignore=lambda _: False, progress=lambda _done, _total: None)
+    for name, tensor in (("w", whole), ("q", values * scale[:, None])):
+        kept = parts[name].destination
+        assert isinstance(kept, torch.Tensor)
+        assert kept.equal(extent.of(tensor))
+
+
+def test_a_part_of_another_whole_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_torch_file({"w": torch.randn(6)}, file)
+    part = Part(torch.zeros(3), Extent(0, 0, 3), 7)
+    with pytest.raises(WeightError, match=r"tensor 'w' has shape \(6,\), the model expects \(7,\)"):
+        load_weights({"w": part}, [file], ignore=lambda _: False, progress=lambda _done, _total: None)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

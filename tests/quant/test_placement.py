@@ -15,7 +15,7 @@ from app.models.dummy import fill_dummy_weights
 from app.models.int8_checkpoint import write_int8_checkpoint
 from app.models.llama import LlamaForCausalLM
 from app.models.loader import load_weights
-from app.quant.destination import Tee
+from app.quant.destination import Elsewhere, Extent, Part, Tee
 from app.quant.placement import NewWeight, Placement, WeightFormat
 from tests.models.tiny import CPU, PagedExecution, load, make_reference, reference_logits, save
 
@@ -59,6 +59,20 @@ def test_a_tee_fills_both() -> None:
     assert table.eq(0.5).all()
     assert copy.eq(0.5).all()
     assert (tuple(tee.shape), tee.numel(), tee.nbytes) == ((3, 4), 12, 12 * 6)
+
+
+def test_a_part_keeps_its_extent_of_a_whole_tensor() -> None:
+    kept = torch.empty(3, 2)
+    part = Part(kept, Extent(1, 2, 4), 6)
+    assert (tuple(part.shape), part.numel(), part.nbytes) == ((3, 6), 18, 24)
+    part.copy_(torch.arange(18.0).view(3, 6))
+    assert kept.tolist() == [[2, 3], [8, 9], [14, 15]]
+
+
+def test_what_is_elsewhere_takes_nothing() -> None:
+    elsewhere = Elsewhere(5)
+    elsewhere.copy_(torch.ones(5))
+    assert (tuple(elsewhere.shape), elsewhere.numel(), elsewhere.nbytes) == ((5,), 5, 0)
 
 
 @pytest.mark.parametrize(
