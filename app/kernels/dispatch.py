@@ -123,10 +123,15 @@ def fall_back(op: str, why: str) -> None:
     Raises:
         FallbackError: in strict mode, or while recording: what plain torch does would be lost.
     """
-    if _state.recording is not None:
-        raise FallbackError(f"{op}: {why}, so that it cannot be recorded")
+    refuse_recording(op, why)
     if _state.mode is Mode.STRICT:
         raise FallbackError(f"{op}: {why}, and TUILI_KERNELS=strict allows no plain torch")
+
+
+def refuse_recording(op: str, why: str) -> None:
+    """To be called by what no recording can hold. Raises :class:`FallbackError` while one is under way."""
+    if _state.recording is not None:
+        raise FallbackError(f"{op}: {why}, so that it cannot be recorded")
 
 
 def pool() -> ThreadPool:
@@ -191,6 +196,7 @@ __all__ = [
     "native",
     "pool",
     "recording",
+    "refuse_recording",
     "runs_triton",
     "runs_triton_on",
     "unavailable",

@@ -161,8 +161,10 @@ class StepArena:
     order with the same widths in every step (a recorded step replays the addresses). Nothing is zeroed.
     """
 
-    def __init__(self, max_rows: int, device: torch.device) -> None:
+    def __init__(self, max_rows: int, device: torch.device, max_logit_rows: int | None = None) -> None:
         self._max_rows = max_rows
+        self.max_logit_rows = max_rows if max_logit_rows is None else max_logit_rows
+        """Rows of logits of the largest step."""
         self._device = device
         self._buffers: list[Tensor] = []
         self._next = 0
@@ -186,15 +188,22 @@ class StepArena:
 
     def take(self, width: int, dtype: torch.dtype) -> Tensor:
         """The step's next buffer, [T, width]."""
+        return self._take(self._max_rows, width, dtype)[: self._rows]
+
+    def take_flat(self, elements: int, dtype: torch.dtype) -> Tensor:
+        """The step's next buffer, [elements], whatever the step's size."""
+        return self._take(1, elements, dtype)[0]
+
+    def _take(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         if self._next == len(self._buffers):
-            self._buffers.append(torch.empty(self._max_rows, width, dtype=dtype, device=self._device))
+            self._buffers.append(torch.empty(rows, width, dtype=dtype, device=self._device))
         buffer = self._buffers[self._next]
         if buffer.shape[1] != width or buffer.dtype != dtype:
             raise ValueError(
                 f"arena buffer {self._next} is [{buffer.shape[1]}] {buffer.dtype}, asked for [{width}] {dtype}"
             )
         self._next += 1
-        return buffer[: self._rows]
+        return buffer
 
     def take_act(self, width: int, dtype: torch.dtype, fmt: ActFormat) -> Act:
         """An :class:`Act` [T, width] in the format that its consumer asks for."""

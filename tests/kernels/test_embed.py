@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from app.kernels.embed import embed
+from app.kernels.embed.reference import embed_reference
 from tests.kernels.util import poisoned, randn
 
 
@@ -15,6 +18,17 @@ def test_copies_the_row_of_each_token(dtype: torch.dtype, tokens: int) -> None:
     out = poisoned(tokens, 63, dtype=dtype)
     embed(ids, table, out)
     assert out.tolist() == [table[i].tolist() for i in ids.tolist()]
+
+
+@pytest.mark.parametrize("op", [embed, embed_reference])
+@pytest.mark.parametrize(("table_dtype", "dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_tokens_of_other_slices_give_zeros(
+    op: Callable[..., None], table_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    table, out = randn(10, 63, dtype=table_dtype), poisoned(6, 63, dtype=dtype)
+    op(torch.tensor([19, 20, 25, 29, 30, 0]), table, out, first=20)
+    assert out[1:4].equal(table[[0, 5, 9]].to(dtype))
+    assert out[[0, 4, 5]].eq(0).all()
 
 
 @pytest.mark.parametrize(

@@ -27,3 +27,9 @@ def test_rows_of_the_table(token_ids: list[int], width: int, table_dtype: torch.
     ids = torch.tensor(token_ids, dtype=torch.int64)
     embed(ids, table, out)
     assert out.equal(table[ids].to(dtype))
+
+
+def test_tokens_of_other_slices_give_zeros() -> None:
+    table, out = randn(5, 63), poisoned(4, 63)
+    embed(torch.tensor([15, 16, 20, 21]), table, out, first=16)
+    assert out.equal(torch.stack([torch.zeros(63), table[0], table[4], torch.zeros(63)]))

@@ -25,6 +25,19 @@ def test_every_step_gets_the_same_addresses() -> None:
     assert arena.nbytes() == held == 8 * (7 * 4 + 5 + 4 + 7 * 2)
 
 
+def test_flat_buffers_have_one_size_in_every_step() -> None:
+    arena = StepArena(8, torch.device("cpu"), max_logit_rows=3)
+    assert (arena.max_logit_rows, StepArena(8, torch.device("cpu")).max_logit_rows) == (3, 8)
+    addresses = set()
+    for rows in (1, 8):
+        arena.begin(rows)
+        flat = arena.take_flat(30, torch.float32)
+        assert tuple(flat.shape) == (30,)
+        addresses.add(flat.data_ptr())
+    assert len(addresses) == 1
+    assert arena.nbytes() == 120
+
+
 def test_buffers_of_a_step_do_not_overlap() -> None:
     views = take_step(StepArena(4, torch.device("cpu")), 4)
     for value, view in enumerate(views):

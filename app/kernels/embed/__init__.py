@@ -13,13 +13,14 @@ from app.kernels.embed.reference import embed_reference
 __all__ = ["embed"]
 
 
-def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
-    """Copies the table's row of each token: ``out[t] = table[token_ids[t]]``.
+def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor, *, first: int = 0) -> None:
+    """Copies the table's row of each token: ``out[t] = table[token_ids[t] - first]``, zeros where it has no such row.
 
     Args:
-        token_ids_T: [T] int64, each below V (not checked here).
+        token_ids_T: [T] int64.
         table_VD: [V, D] floating.
         out_TD: [T, D] of the table's dtype, or fp32 where the table is bf16.
+        first: the token of the table's first row, in a rank that holds a slice of the vocabulary.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -31,8 +32,8 @@ def embed(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
     if runs_triton(table_VD):
         from app.kernels.embed.triton import embed_triton  # only a GPU needs Triton
 
-        embed_triton(token_ids_T, table_VD, out_TD)
+        embed_triton(token_ids_T, table_VD, out_TD, first)
     elif native("embed", table_VD, out_TD):
-        embed_cpu(token_ids_T, table_VD, out_TD)
+        embed_cpu(token_ids_T, table_VD, out_TD, first)
     else:
-        embed_reference(token_ids_T, table_VD, out_TD)
+        embed_reference(token_ids_T, table_VD, out_TD, first)

@@ -7,11 +7,16 @@ static void embed_rows(const void* args, const TuiliStep*, int64_t begin, int64_
     const TuiliEmbedArgs& a = *(const TuiliEmbedArgs*)args;
     const int n = a.width;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t token = a.token_ids[row];
+        const int64_t entry = a.token_ids[row] - a.first;
         TUILI_WITH_FLOAT(a.table_dtype, T, TUILI_WITH_FLOAT(a.out_dtype, O, {
-            const T* source = TUILI_ROW(const T, a.table, token, n);
+            const bool held = entry >= 0 && entry < a.rows;
+            const T* source = TUILI_ROW(const T, a.table, held ? entry : 0, n);
             O* target = TUILI_ROW(O, a.out, row, n);
-            for (int i = 0; i < n; i += W) store_at(target, i, n, load_at(source, i, n));
+            if (held) {
+                for (int i = 0; i < n; i += W) store_at(target, i, n, load_at(source, i, n));
+            } else {
+                memset(target, 0, n * sizeof(O));
+            }
         }));
     }
 }

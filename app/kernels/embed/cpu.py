@@ -8,7 +8,7 @@ from app.kernels.dispatch import Call, Dim, emit
 from app.kernels.native.program import dtype_code
 
 
-def embed_cpu(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
+def embed_cpu(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor, first: int) -> None:
     call = Call(
         "embed",
         Dim.TOKENS,
@@ -18,5 +18,7 @@ def embed_cpu(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
         table_dtype=dtype_code(table_VD),
         out_dtype=dtype_code(out_TD),
         width=table_VD.shape[1],
+        first=first,
+        rows=table_VD.shape[0],
     )
     emit([call], tokens=token_ids_T.numel())

@@ -17,22 +17,33 @@ def _embed(
     table,
     out,
     width,
+    first,
+    rows,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    value = tl.load(table + tl.load(token_ids + token) * width + columns, mask=inside)
+    entry = tl.load(token_ids + token) - first
+    held = tl.where((entry >= 0) & (entry < rows), width, 0)
+    value = tl.load(table + entry * width + columns, mask=columns < held, other=0.0)
     tl.store(out + token * width + columns, value.to(out.dtype.element_ty), mask=inside)
 
 
-def embed_triton(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor) -> None:
+def embed_triton(token_ids_T: Tensor, table_VD: Tensor, out_TD: Tensor, first: int) -> None:
     """As the public ``embed``."""
     tokens, width = out_TD.shape
     launch(
         _embed,
         (tokens,),
-        {"token_ids": token_ids_T, "table": table_VD, "out": out_TD, "width": width},
+        {
+            "token_ids": token_ids_T,
+            "table": table_VD,
+            "out": out_TD,
+            "width": width,
+            "first": first,
+            "rows": table_VD.shape[0],
+        },
         {"BLOCK": triton.next_power_of_2(width)},
         **launch_shape("embed", width=width),
     )

@@ -61,13 +61,15 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------
 // Arguments, one struct an op. Activations are [rows, width], rows contiguous.
 
-// out[t] = table[token_ids[t]]; table and out of one dtype (F32 or BF16), or a BF16 table and an F32 out. Row-wise.
+// out[t] = table[token_ids[t] - first], zeros where that is no row of the table; table and out of one dtype (F32 or
+// BF16), or a BF16 table and an F32 out. Row-wise.
 typedef struct {
     const int64_t* token_ids;
-    const void* table;  // [V, width]
+    const void* table;  // [rows, width]
     void* out;
     int32_t table_dtype, out_dtype;
     int32_t width;
+    int32_t first, rows;
     int32_t reserved;
 } TuiliEmbedArgs;
 

@@ -66,7 +66,7 @@ def _args(pointers: str, ints: str, floats: str = "") -> list[Any]:
 class EmbedArgs(ctypes.Structure):
     """TuiliEmbedArgs."""
 
-    _fields_: ClassVar[list[Any]] = _args("token_ids table out", "table_dtype out_dtype width reserved")
+    _fields_: ClassVar[list[Any]] = _args("token_ids table out", "table_dtype out_dtype width first rows reserved")
 
 
 class AddNormArgs(ctypes.Structure):
