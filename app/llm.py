@@ -50,6 +50,7 @@ class EngineOptions(TypedDict, total=False):
     max_logit_rows: int
     enable_prefix_caching: bool
     pipeline_depth: int
+    tensor_parallel_size: int
     threads: int
     seed: int
     integrity_checks: bool
@@ -245,6 +246,6 @@ def _find(model: str, store: Store, load_format: str | None) -> ModelFiles:
 
 def _model_runner() -> MakeRunner:
     # Here, so that importing this module needs no torch.
-    from app.runner.model_runner import make_runner
+    from app.runner.parallel import start_runner
 
-    return make_runner
+    return start_runner

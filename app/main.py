@@ -172,6 +172,7 @@ def engine_config(
         enable_prefix_caching=settings.enable_prefix_caching,
         pipeline_depth=settings.pipeline_depth,
         enforce_eager=settings.enforce_eager,
+        tensor_parallel_size=settings.tensor_parallel_size,
         threads=settings.threads,
         integrity_checks=settings.integrity_checks,
         seed=settings.seed,

@@ -112,13 +112,17 @@ class Settings(BaseSettings):
     max_num_batched_tokens: BatchSize = Field(1024, description="Tokens computed in one step.")
     max_logit_rows: BatchSize = Field(256, description="Rows of logits in one step.")
     kv_cache_memory: Bytes | None = Field(
-        None, description="Memory for the KV cache, e.g. 2GiB; else 1GiB on a CPU and all that is left on a GPU."
+        None,
+        description="Memory for each rank's KV cache, e.g. 2GiB; else 1GiB on a CPU and all that is left on a GPU.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
     pipeline_depth: Literal[1, 2] | None = Field(
         None, description="Steps under way at once; when absent, 2 on a GPU and 1 on a CPU."
     )
     enforce_eager: bool = Field(False, description="Launch every step op by op: no CUDA graphs.")
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Ranks that share the model: each a process with a GPU of its own, or on the CPU."
+    )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 

@@ -86,7 +86,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Directory for weights in the native kernels' layout, so that the next start need not make them again."""
     block_size: int = 16
     kv_cache_memory: int | None = None
-    """Bytes for the paged KV cache, all layers together; None: 1 GiB on a CPU, on a GPU all that is left there."""
+    """Bytes for the paged KV cache of each rank, all layers together; None: 1 GiB on a CPU, on a GPU all that is left
+    there."""
     num_blocks: int | None = None
     """Exact number of KV blocks instead of a memory budget (tests)."""
     max_model_len: int | None = None
@@ -101,8 +102,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False
     """Launch every step op by op: no CUDA graphs."""
+    tensor_parallel_size: int = 1
+    """Ranks that share the model, each a process on a GPU of its own, or on the CPU."""
     threads: int = 0
-    """Compute threads; 0 leaves the choice to the runner."""
+    """Compute threads, of all ranks together; 0 leaves the choice to the runner."""
     kernels: str = "auto"
     """``auto``, ``reference`` (plain torch) or ``strict`` (native or an error)."""
     seed: int = 0

@@ -85,6 +85,15 @@ def test_int8_halves_weights_and_pages(llama: Path) -> None:
     assert int8["kv_cache"] == int8["kv_cache_tokens"] * 32 * 2 * 8 * (128 + 2)
 
 
+def test_each_of_several_gpus_holds_its_share(llama: Path) -> None:
+    one = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    two = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192", "--tensor-parallel-size", "2")
+    assert two["weights"] == pytest.approx(one["weights"] / 2, rel=0.001)
+    assert two["kv_cache"] == two["kv_cache_tokens"] * 131_072 // 2
+    # Logits of both, before they stand side by side, and in bf16 whatever is not split.
+    assert two["activations"] - one["activations"] < 256 * 128256 * 4
+
+
 def test_a_table_for_people_beside_the_json(llama: Path) -> None:
     result = ask(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
     assert json.loads(result.stdout)["model"] == llama.name

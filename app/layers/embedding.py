@@ -1,25 +1,62 @@
-"""Token embedding and the output head, which may share one table."""
+"""Token embedding and the output head, which may share one table.
+
+The ranks of a tensor-parallel model share the vocabulary out, slice by slice: W rows each, of which the last rank may
+not need all.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from app.kernels.collective import Ranks, all_reduce, gather_columns
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head, needs_scratch
 from app.kernels.types import Act, LinearWeight, PackedWeight, StepArena
-from app.quant.destination import Destination, Tee
+from app.quant.destination import Destination, Extent, Part, Tee
 from app.quant.placement import Placement
 
 
+class _Slice:
+    """A rank's rows of a tensor [V, D]."""
+
+    def __init__(self, vocab_size: int, ranks: Ranks) -> None:
+        self._vocab_size = vocab_size
+        self.width = -(-vocab_size // ranks.size)
+        """Rows that every rank has room for."""
+        self.start = min(vocab_size, ranks.rank * self.width)
+        self.count = min(vocab_size, self.start + self.width) - self.start
+
+    def part(self, destination: Destination) -> Destination:
+        """Where the whole tensor goes of which ``destination`` takes the slice."""
+        if self.count == self._vocab_size:
+            return destination
+        return Part(destination, Extent(0, self.start, self.start + self.count), self._vocab_size)
+
+
 class Embedding:
-    """Looks rows up in ``table`` [V, D]."""
+    """Looks rows up in a table [V, D]; :attr:`table` is this rank's slice of it, [W, D]."""
 
     def __init__(self, vocab_size: int, width: int, *, placement: Placement) -> None:
-        self.table = torch.empty(vocab_size, width, dtype=placement.table_dtype, device=placement.device)
+        self._ranks = placement.ranks
+        self.slice = _Slice(vocab_size, self._ranks)
+        self.table = torch.empty(self.slice.width, width, dtype=placement.table_dtype, device=placement.device)
 
     def __call__(self, token_ids_T: Tensor, out_TD: Tensor) -> None:
-        embed(token_ids_T, self.table, out_TD)
+        embed(token_ids_T, self.table, out_TD, first=self.slice.start)
+        if self._ranks.size > 1:
+            all_reduce(out_TD, self._ranks)  # of zeros and one row
+
+    @property
+    def rows(self) -> Tensor:
+        """Those rows of the slice that are the checkpoint's."""
+        return self.table[: self.slice.count]
+
+    def destination(self) -> Destination:
+        """Where a checkpoint's table goes."""
+        return self.slice.part(self.rows)
 
 
 class LMHead:
@@ -30,32 +67,47 @@ class LMHead:
     """
 
     def __init__(self, vocab_size: int, width: int, *, placement: Placement, tied: Embedding | None) -> None:
+        self._ranks = placement.ranks
+        self._slice = _Slice(vocab_size, self._ranks)
         if tied is not None and placement.head_shares_table:
             self.weight: LinearWeight | PackedWeight = LinearWeight(tied.table)
             self._rows: Destination | None = None
             return
-        new = placement.new_head(vocab_size, width)
-        self.weight, self._rows = new.weight, new.rows(0, vocab_size)
+        new = placement.new_head(self._slice.width, width)
+        self.weight, self._rows = new.weight, new.rows(0, self._slice.count)
 
     def __call__(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
-        """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``; L is at most what ``arena`` began with."""
-        scratch: Act | None = None
-        if needs_scratch(self.weight):
-            rows = indices_L.numel()
-            taken = self._take_scratch(arena, hidden_TD.shape[1], hidden_TD.dtype)
-            scratch = Act(taken.values[:rows], None if taken.scale is None else taken.scale[:rows])
-        gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
+        """``out`` [L, V] fp32 for rows ``indices`` [L] int64 of ``hidden``; L is at most what ``arena`` began with, and
+        its ``max_logit_rows``."""
+        rows = indices_L.numel()
+        scratch = self._take_scratch(arena, hidden_TD.shape[1], hidden_TD.dtype)
+        if scratch is not None:
+            scratch = Act(scratch.values[:rows], None if scratch.scale is None else scratch.scale[:rows])
+        if self._ranks.size == 1:
+            gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
+            return
+        shape = (self._ranks.size, rows, self._slice.width)
+        parts_NLW = self._take_parts(arena)[: math.prod(shape)].view(shape)
+        gather_lm_head(hidden_TD, indices_L, self.weight, parts_NLW[self._ranks.rank], scratch=scratch)
+        gather_columns(parts_NLW, out_LV, self._ranks)
 
     def reserve(self, arena: StepArena, width: int, dtype: torch.dtype) -> None:
         """Takes what a call takes from ``arena``, for hidden states of that width and dtype."""
-        if needs_scratch(self.weight):
-            self._take_scratch(arena, width, dtype)
+        self._take_scratch(arena, width, dtype)
+        if self._ranks.size > 1:
+            self._take_parts(arena)
 
-    def _take_scratch(self, arena: StepArena, width: int, dtype: torch.dtype) -> Act:
+    def _take_scratch(self, arena: StepArena, width: int, dtype: torch.dtype) -> Act | None:
+        if not needs_scratch(self.weight):
+            return None
         dtype = self.weight.data.dtype if isinstance(self.weight, PackedWeight) else dtype
         return arena.take_act(width, dtype, self.weight.act_format)
 
-    def destination(self, table_VD: Destination | None = None) -> Destination:
-        """Where a checkpoint's head goes; where the embedding's ``table`` goes that it is tied to."""
-        parts = [part for part in (table_VD, self._rows) if part is not None]
-        return parts[0] if len(parts) == 1 else Tee(*parts)
+    def _take_parts(self, arena: StepArena) -> Tensor:
+        """Room for every rank's logits."""
+        return arena.take_flat(self._ranks.size * arena.max_logit_rows * self._slice.width, torch.float32)
+
+    def destination(self, tied: Embedding | None = None) -> Destination:
+        """Where a checkpoint's head goes; where the table goes of the embedding that it is tied to."""
+        parts = [part for part in (None if tied is None else tied.rows, self._rows) if part is not None]
+        return self._slice.part(parts[0] if len(parts) == 1 else Tee(*parts))

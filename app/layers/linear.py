@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from app.kernels.collective import all_reduce
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat
-from app.quant.destination import Destination
+from app.quant.destination import Destination, Elsewhere, Extent, Part
 from app.quant.placement import Placement
+
+
+class Split(enum.Enum):
+    """What of a weight [N, K] each rank of a tensor-parallel model has (Shoeybi et al. 2019, arXiv:1909.08053)."""
+
+    OUTPUTS = "outputs"
+    """An equal share of every projection's outputs, which stay where they are."""
+    INPUTS = "inputs"
+    """An equal share of the inputs; the ranks' results are summed, and the first rank has the bias."""
 
 
 class Linear:
@@ -18,6 +29,7 @@ class Linear:
     A projection that a checkpoint keeps on its own is a fused layer of one part.
 
     Args:
+        parts: likewise ``in_features``, of the checkpoint: the ranks' number divides what ``split`` shares out.
         activation: with ``SILU_MUL`` the parts are a gate and an up projection.
     """
 
@@ -26,15 +38,28 @@ class Linear:
         parts: Mapping[str, int],
         in_features: int,
         *,
+        split: Split,
         bias: bool,
         placement: Placement,
         activation: Activation = Activation.NONE,
     ) -> None:
-        self._parts = dict(parts)
+        self._ranks, self._split = placement.ranks, split
+        shares = self._ranks.size
+        splits_inputs = split is Split.INPUTS
+        self._parts = {name: size if splits_inputs else size // shares for name, size in parts.items()}
+        self._has_bias = bias
         self._activation = activation
+        self._sums = splits_inputs and shares > 1
+        self.in_features = in_features // shares if splits_inputs else in_features
+        """Of this rank."""
         self.out_features = sum(self._parts.values())
-        gate_up = activation is Activation.SILU_MUL
-        self._new = placement.new_weight(self.out_features, in_features, bias=bias, gate_up=gate_up)
+        """Of this rank, all parts together."""
+        self._new = placement.new_weight(
+            self.out_features,
+            self.in_features,
+            bias=bias and (self._ranks.rank == 0 or not splits_inputs),
+            gate_up=activation is Activation.SILU_MUL,
+        )
         self.weight = self._new.weight
 
     @property
@@ -49,15 +74,30 @@ class Linear:
     def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None) -> None:
         """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``; ``scratch`` [T, :meth:`scratch_width`]."""
         linear(x, self.weight, out, activation=self._activation, scratch=scratch)
+        if self._sums:
+            all_reduce(out.values, self._ranks)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """Where a checkpoint's ``{prefix}.{part}.weight`` and ``.bias`` go: rows of the fused tensors."""
         named: dict[str, Destination] = {}
         start = 0
         for part, size in self._parts.items():
-            named[f"{prefix}.{part}.weight"] = self._new.rows(start, start + size)
-            bias = self._new.bias(start, start + size)
-            if bias is not None:
-                named[f"{prefix}.{part}.bias"] = bias
+            rows = self._new.rows(start, start + size)
+            named[f"{prefix}.{part}.weight"] = self._share(rows, 1 if self._split is Split.INPUTS else 0)
+            if self._has_bias:
+                named[f"{prefix}.{part}.bias"] = self._bias(start, size)
             start += size
         return named
+
+    def _bias(self, start: int, size: int) -> Destination:
+        bias = self._new.bias(start, start + size)
+        if bias is None:
+            return Elsewhere(size)
+        return bias if self._split is Split.INPUTS else self._share(bias, 0)
+
+    def _share(self, destination: Destination, dim: int) -> Destination:
+        """Where a checkpoint's whole tensor goes of which this rank keeps its share of a dimension."""
+        rank, shares, kept = self._ranks.rank, self._ranks.size, destination.shape[dim]
+        if shares == 1:
+            return destination
+        return Part(destination, Extent(dim, rank * kept, (rank + 1) * kept), shares * kept)

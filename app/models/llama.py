@@ -1,7 +1,8 @@
 """Llama-shaped decoders: Llama, Mistral, Qwen2, Qwen3 and SmolLM, told apart by flags of the config.
 
 Pre-norm blocks of grouped-query attention with rotary positions and a SiLU-gated MLP. Nothing here computes:
-``forward`` names buffers and calls layers, each of which is one kernel or two.
+``forward`` names buffers and calls layers, each of which is one kernel or two. The ranks of a tensor-parallel model
+share out heads, MLP width and vocabulary: H, G and I below are one rank's.
 
 T tokens of a step, L rows of logits, D model width, H query heads, G key/value heads, E head width, I MLP width,
 V vocabulary.
@@ -17,7 +18,7 @@ from app.kernels.linear import Activation
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache, StepArena
 from app.layers.attention import Attention
 from app.layers.embedding import Embedding, LMHead
-from app.layers.linear import Linear
+from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
@@ -62,30 +63,34 @@ class DecoderLayer:
         self.qkv_proj = Linear(
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
             width,
+            split=Split.OUTPUTS,
             bias=config.qkv_bias,
             placement=placement,
         )
         self.q_norm = RMSNorm(head_dim, eps, placement=placement) if config.qk_norm else None
         self.k_norm = RMSNorm(head_dim, eps, placement=placement) if config.qk_norm else None
         self.attention = Attention(
-            config.num_heads,
+            config.num_heads // placement.ranks.size,
             head_dim,
             rope_PE,
             sliding_window=config.layer_windows[index],
             q_norm=self.q_norm,
             k_norm=self.k_norm,
         )
-        self.o_proj = Linear({"o_proj": width}, q_size, bias=config.o_proj_bias, placement=placement)
+        self.o_proj = Linear(
+            {"o_proj": width}, q_size, split=Split.INPUTS, bias=config.o_proj_bias, placement=placement
+        )
         self.mlp_norm = RMSNorm(width, eps, placement=placement)
         inner, bias = config.intermediate_size, config.mlp_bias
         self.gate_up_proj = Linear(
             {"gate_proj": inner, "up_proj": inner},
             width,
+            split=Split.OUTPUTS,
             bias=bias,
             placement=placement,
             activation=Activation.SILU_MUL,
         )
-        self.down_proj = Linear({"down_proj": width}, inner, bias=bias, placement=placement)
+        self.down_proj = Linear({"down_proj": width}, inner, split=Split.INPUTS, bias=bias, placement=placement)
 
     def forward(
         self, acts: _Activations, positions_T: Tensor, kv: LayerKVCache, meta: AttentionMetadata, *, first: bool
@@ -170,9 +175,11 @@ class LlamaForCausalLM:
 
     def destinations(self) -> dict[str, Destination]:
         """Every weight of the checkpoint by name, and where it goes."""
-        tied, table = self._config.tie_word_embeddings, self.embedding.table
+        tied = self._config.tie_word_embeddings
         named: dict[str, Destination] = {
-            "model.embed_tokens.weight": self.lm_head.destination(table) if tied else table,
+            "model.embed_tokens.weight": self.lm_head.destination(self.embedding)
+            if tied
+            else self.embedding.destination(),
         }
         for layer in self.layers:
             named |= layer.destinations()
@@ -187,8 +194,8 @@ class LlamaForCausalLM:
         return tied_copy or name.endswith(".rotary_emb.inv_freq")
 
     def _take_activations(self, arena: StepArena) -> _Activations:
-        config, dtype, layer = self._config, self._dtype, self.layers[0]
-        width, q_size, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
+        width, dtype, layer = self._config.hidden_size, self._dtype, self.layers[0]
+        q_size, inner = layer.o_proj.in_features, layer.down_proj.in_features
         gated_format = layer.down_proj.act_format
         scratch_width = layer.gate_up_proj.scratch_width(gated_format)
         return _Activations(

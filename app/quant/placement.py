@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from app.kernels.collective import ONE_RANK, Ranks
 from app.kernels.types import ActFormat, LinearWeight, PackedWeight, SplitKWorkspace
 from app.quant.destination import Destination
 from app.quant.packed import NewPackedWeight
@@ -63,6 +64,8 @@ class Placement:
     format: WeightFormat = WeightFormat.PLAIN
     workspace: SplitKWorkspace | None = None
     """Of the model that is being built."""
+    ranks: Ranks = ONE_RANK
+    """That share the model; this process holds the share of one."""
 
     def for_model(self) -> Placement:
         """For the constructor of a model to hand on: with the memory that its layers share."""

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
+from app.kernels.collective import ONE_RANK, Ranks
 from app.runner.errors import RunnerError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMINFO = Path("/proc/meminfo")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ONE_RANK) -> torch.device:
     """The device called ``name`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``); ``auto`` is a GPU where there is one.
+
+    Each of several ranks gets a GPU of its own, and is set up to use it.
 
     Raises:
         RunnerError: no such device here.
@@ -31,7 +34,20 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise RunnerError(f"device = {name!r}: this machine has {count} CUDA devices that torch can use")
+        if ranks.size > 1:
+            return _gpu_of_rank(name, ranks, count)
     return device
+
+
+def _gpu_of_rank(name: str, ranks: Ranks, count: int) -> torch.device:
+    if ":" in name:
+        raise RunnerError(f"device = {name!r} is one GPU for tensor_parallel_size = {ranks.size} ranks; use 'cuda'")
+    if ranks.size > count:
+        raise RunnerError(
+            f"tensor_parallel_size = {ranks.size}: this machine has {count} CUDA devices that torch can use"
+        )
+    torch.cuda.set_device(ranks.rank)
+    return torch.device("cuda", ranks.rank)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -85,18 +85,19 @@ def kv_cache_dtype(config: EngineConfig) -> str:
 
 
 def kv_cache_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
-    """All layers in one group: sliding-window layers keep their whole past too.
+    """What a rank holds, all layers in one group: sliding-window layers keep their whole past too.
 
     Raises:
         RunnerError: not a dtype that pages can have.
     """
     name = kv_cache_dtype(config)
-    vectors = model.num_layers * 2 * model.num_kv_heads * config.block_size
+    num_heads = model.num_kv_heads // config.tensor_parallel_size
+    vectors = model.num_layers * 2 * num_heads * config.block_size
     scale_bytes = _SCALE.itemsize if name == "int8" else 0
     return KVCacheGroup(
         kind="full",
         num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
+        num_kv_heads=num_heads,
         head_dim=model.head_dim,
         dtype=name,
         bytes_per_block=vectors * (model.head_dim * KV_DTYPES[name].itemsize + scale_bytes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -84,13 +85,37 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
         RunnerError: they do not fit.
     """
     sizes = build_model(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
-    weight_bytes = sum(weight.nbytes for weight in sizes)
+    weight_bytes, kv_bytes = sum(weight.nbytes for weight in sizes), plan.nbytes
+    if placement.device.type == "cpu":  # whose memory all ranks share
+        weight_bytes, kv_bytes = weight_bytes * placement.ranks.size, kv_bytes * placement.ranks.size
     available = available_memory(placement.device)
-    if weight_bytes + plan.nbytes > available:
+    if weight_bytes + kv_bytes > available:
         raise RunnerError(
-            f"weights of {weight_bytes} bytes and a KV cache of {plan.nbytes} bytes do not fit into the {available} "
+            f"weights of {weight_bytes} bytes and a KV cache of {kv_bytes} bytes do not fit into the {available} "
             "bytes available; lower kv_cache_memory, or dtype to bfloat16"
         )
+
+
+def check_shares(model: ModelConfig, ranks: int) -> None:
+    """Checks that a model can be shared out.
+
+    Raises:
+        RunnerError: it cannot; the message lists the numbers of ranks that would do.
+    """
+    sizes = {
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "intermediate_size": model.intermediate_size,
+    }
+    uneven = [f"{name} = {size}" for name, size in sizes.items() if size % ranks]
+    if uneven:
+        common = math.gcd(*sizes.values())
+        fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise RunnerError(
+            f"tensor_parallel_size = {ranks} does not divide the model's {' and '.join(uneven)}; use one of {fitting}"
+        )
+    if -(-model.vocab_size // ranks) * (ranks - 1) >= model.vocab_size:
+        raise RunnerError(f"tensor_parallel_size = {ranks} is too many for a vocabulary of {model.vocab_size}")
 
 
 def load_model(
@@ -128,7 +153,10 @@ def _load(
     files, destinations = [Path(file) for file in config.weights], model.destinations()
     cache = None
     if placement.packed and config.packed_cache is not None:
-        cache = PackedCache(Path(config.packed_cache), files, placement.format.value)
+        name, ranks = placement.format.value, placement.ranks
+        if ranks.size > 1:
+            name += f", rank {ranks.rank} of {ranks.size}"
+        cache = PackedCache(Path(config.packed_cache), files, name)
         total = sum(weight.nbytes for weight in destinations.values())
         progress(0, total)
         if cache.restore(destinations):

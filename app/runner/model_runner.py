@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from app.kernels import dispatch
+from app.kernels.collective import ONE_RANK, Ranks
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
@@ -26,7 +27,7 @@ from app.runner.formats import choose_formats
 from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, cuda_capture, run_again
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, kv_cache_group, plan_kv_cache
-from app.runner.loading import Phases, build_model, check_memory, load_model, read_model_config
+from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, bytes_of, gib, plan_memory
 from app.runner.page_populator import PagePopulator
 from app.runner.sampler import PendingSample, SampleParts, Sampler, StagedSamples
@@ -62,8 +63,9 @@ class StepHandle:
 
 
 class ModelRunner:
-    """One model, its KV cache and its slots. Made by :func:`make_runner`.
+    """One model, or one rank's share of it, with its KV cache and its slots. Made by :func:`make_runner`.
 
+    Every rank of a tensor-parallel model runs the same steps and comes to the same tokens.
     On a CPU a step is computed within :meth:`submit`; :meth:`collect` only reads the result.
     """
 
@@ -81,8 +83,8 @@ class ModelRunner:
         self._plan = plan
         self._vocab_size = model_config.vocab_size
         self._weights = model.destinations()
-        self._arena = StepArena(config.max_num_batched_tokens, device)
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
+        self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
         self._kv = allocate_kv_cache(plan, device, trash=on_triton)
@@ -96,14 +98,18 @@ class ModelRunner:
             block_size=config.block_size,
             device=device,
             split_workspace=new_split_workspace(
-                config.max_num_seqs, model_config.num_heads, model_config.head_dim, device
+                config.max_num_seqs,
+                model_config.num_heads // config.tensor_parallel_size,
+                model_config.head_dim,
+                device,
             )
             if on_triton
             else None,
             trash_block=plan.num_blocks,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
-        self._graphs = self._capture(config) if native else None
+        # A recording would run through where the ranks have to meet.
+        self._graphs = self._capture(config) if native and config.tensor_parallel_size == 1 else None
         self._decode_graphs: DecodeGraphs | None = None
         if on_triton and device != _META and not config.enforce_eager:
             self._decode_graphs = DecodeGraphs(
@@ -303,7 +309,7 @@ class ModelRunner:
 
 
 def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> ModelRunner:
-    """Loads a model and makes it ready for its first step.
+    """Loads a whole model and makes it ready for its first step.
 
     Args:
         progress: told of the phases ``config``, ``weights`` (in bytes), ``kv_cache`` (in bytes) and ``warmup``.
@@ -313,14 +319,55 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
         WeightError: the weights do not fit the config, or cannot be read.
         RunnerError: the device, dtype or memory asked for is not there.
     """
+    runner = load_runner(config, progress, ONE_RANK)
+    warm_up(runner, progress)
+    return runner
+
+
+def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], ranks: Ranks) -> ModelRunner:
+    """Loads a rank's share of a model, with all of :func:`make_runner`'s phases but ``warmup``; raises as it does.
+
+    Args:
+        ranks: as many as the config says. They have to be connected before the first step.
+    """
     phases = Phases(progress)
     phases.begin("config")
     model_config = read_model_config(Path(config.model_dir))
-    device = choose_device(config.device)
-    threads = choose_threads(config.threads)
+    config, placement, plan = _settle(config, model_config, ranks)
+    phases.begin("weights")
+    model = load_model(
+        model_config, config, max_positions=plan.max_model_len, placement=placement, progress=phases.update
+    )
+    phases.begin("kv_cache")
+    runner = ModelRunner(model, model_config, plan, config, placement.device)
+    phases.update(plan.nbytes, plan.nbytes)
+    return runner
+
+
+def settle_sizes(config: EngineConfig, ranks: Ranks) -> EngineConfig:
+    """The config with the sizes of the KV cache and of the longest sequence as this rank would choose them: all ranks
+    need the same.
+
+    Raises:
+        ConfigError, RunnerError: as :func:`make_runner`.
+    """
+    _, _, plan = _settle(config, read_model_config(Path(config.model_dir)), ranks)
+    return msgspec.structs.replace(config, num_blocks=plan.num_blocks, max_model_len=plan.max_model_len)
+
+
+def _settle(
+    config: EngineConfig, model_config: ModelConfig, ranks: Ranks
+) -> tuple[EngineConfig, Placement, KVCachePlan]:
+    """Decides what the config leaves open, and sets up the process for it."""
+    if ranks.size != config.tensor_parallel_size:
+        raise RunnerError(f"tensor_parallel_size = {config.tensor_parallel_size} needs ranks, which are not there")
+    check_shares(model_config, ranks.size)
+    device = choose_device(config.device, ranks)
+    threads = max(1, choose_threads(config.threads) // ranks.size)
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
     config, placement = choose_formats(config, device)
+    placement = replace(placement, ranks=ranks)
     if device.type == "cuda" and config.num_blocks is None:
         memory_plan = plan_for_gpu(
             model_config, config, placement, Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
@@ -329,42 +376,37 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
         config = msgspec.structs.replace(config, num_blocks=memory_plan.num_blocks)
     plan = plan_kv_cache(model_config, config)
     check_memory(model_config, plan, placement)
-    phases.begin("weights")
-    model = load_model(
-        model_config, config, max_positions=plan.max_model_len, placement=placement, progress=phases.update
-    )
-    phases.begin("kv_cache")
-    runner = ModelRunner(model, model_config, plan, config, device)
-    phases.update(plan.nbytes, plan.nbytes)
-    phases.begin("warmup")
-    _warm_up(runner)
-    phases.update(1, 1)
-    return runner
+    return config, placement, plan
 
 
 def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget) -> MemoryPlan:
-    """How a GPU's memory would be spent; it need not be there.
+    """How the memory of a GPU, each rank's if there are several, would be spent; it need not be there.
 
     Args:
         config: its formats chosen (:func:`app.runner.formats.choose_formats`).
 
     Raises:
-        RunnerError: see :func:`app.runner.memory.plan_memory`.
+        RunnerError: see :func:`app.runner.memory.plan_memory`, or the model cannot be shared out so.
     """
+    ranks = Ranks(0, config.tensor_parallel_size)
+    check_shares(model_config, ranks.size)
 
     def measure(config: EngineConfig, placement: Placement) -> Footprint:
         longest = config.max_model_len or model_config.context_length
-        model = build_model(model_config, longest, replace(placement, device=_META))
+        model = build_model(model_config, longest, replace(placement, device=_META, ranks=ranks))
         spec = KVCacheSpec(block_size=config.block_size, groups=[kv_cache_group(model_config, config)])
         return ModelRunner(model, model_config, KVCachePlan(spec, 1, longest), config, _META).footprint()
 
     return plan_memory(model_config, config, placement, budget, measure)
 
 
-def _warm_up(runner: ModelRunner) -> None:
+def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> None:
     """One step, so that buffers made on first use exist before the first request. What it writes is never read."""
+    phases = Phases(progress)
+    phases.begin("warmup")
     init = SlotInit(
         slot=0, sampling=SamplingParams(temperature=0.0), seed=0, sample_index=0, prompt_len=1, stop_token_ids=[]
     )
     row = ScheduledRow(slot=0, start=0, num_tokens=1, token_ids=[0], new_block_ids=[[0]], logits_start=0, num_samples=1)
     runner.collect(runner.submit(SchedulerOutput(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
+    phases.update(1, 1)

@@ -21,7 +21,8 @@ from app.layers.norm import RMSNorm
 from app.runner.model_runner import ModelRunner
 from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
-from tests.runner.driver import runner_of
+from tests.runner.driver import engine_config, runner_of
+from tests.runner.ranks import run_on_ranks
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 
 APP = Path(app.__file__).parent
@@ -97,6 +98,19 @@ def test_prefill_chunks_and_decodes_compute_in_kernels_alone(runner: ModelRunner
     rows = [row_of(0, 40, [7]), row_of(1, 0, prompt[:20], blocks=[3, 4], num_samples=0)]
     mixed = step_of(rows, [slot_of(1, prompt)])
     assert strays_of(lambda: runner.submit(mixed)) == set()
+
+
+def test_ranks_compute_in_kernels_alone_and_meet(tmp_path: Path) -> None:
+    directory = save(make_reference("llama_biases"), tmp_path)
+
+    def strays(runner: ModelRunner) -> set[tuple[str, str]]:
+        prompt = list(range(20))
+        step = step_of([row_of(0, 0, prompt, blocks=range(2))], [slot_of(0, prompt)])
+        return strays_of(lambda: runner.submit(step))
+
+    meetings = {("runner/group.py", f"c10d.{op}") for op in ("allreduce_.default", "_allgather_base_.default")}
+    config = engine_config(directory, tensor_parallel_size=2)
+    assert run_on_ranks(config, tmp_path / "meeting", strays) == [meetings] * 2
 
 
 def test_a_chunk_without_logits_computes_in_kernels_alone(runner: ModelRunner) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.engine.core import Runner
 from app.runner.model_runner import ModelRunner, make_runner
 from app.types import EngineConfig, LoadProgress, RowOutput, SamplingParams, ScheduledRow, SlotInit, TokenLogprobs
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
@@ -94,7 +95,7 @@ class Request:
 
 
 def run(
-    runner: ModelRunner, sequences: Sequence[Request], num_tokens: int, *, chunk: int = 128, device: bool = True
+    runner: Runner, sequences: Sequence[Request], num_tokens: int, *, chunk: int = 128, device: bool = True
 ) -> None:
     """Steps all sequences together until each has ``num_tokens`` outputs or failed; prefills in chunks.
 
