@@ -31,13 +31,10 @@ class _ThreadPort:
     def congested(self) -> bool:
         return len(self._outbox) > OUTBOX_FRAMES
 
-    def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
+    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
         with self._changed:
-            if timeout != 0:
-                was_congested = self.congested
-                self._changed.wait_for(
-                    lambda: self._inbox or self._client_gone or (was_congested and not self.congested), timeout
-                )
+            if wait:
+                self._changed.wait_for(lambda: self._inbox or self._client_gone or (for_room and not self.congested))
             if self._client_gone:
                 raise ChannelClosedError("the connection was closed")
             frames: list[ClientFrame | BadFrame] = list(self._inbox)

@@ -54,9 +54,13 @@ class Port(Protocol):
     def congested(self) -> bool:
         """The client does not read: the engine should not produce more."""
 
-    def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
-        """Frames that have come, at once if there are any. Otherwise waits up to ``timeout`` seconds (None: for ever)
-        for a frame, or for a congested client to read on."""
+    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
+        """Frames that have come.
+
+        Args:
+            wait: for a frame, if none has come.
+            for_room: no longer than until the client is not congested, which it may not be any more.
+        """
 
     def send(self, frame: EngineFrame) -> None:
         """Queues a frame."""
@@ -84,7 +88,7 @@ class EngineLoop:
                 self._report_idle()
                 core.pause()
             self._mark(has_work=can_step)
-            for frame in port.poll(0 if can_step else None):
+            for frame in port.poll(wait=not can_step, for_room=core.has_work):
                 if not self._handle(frame):
                     return
             if core.has_work and not port.congested:

@@ -56,32 +56,32 @@ class SocketPort:
     def congested(self) -> bool:
         return self._channel.pending_bytes > OUTBOX_BYTES
 
-    def poll(self, timeout: float | None) -> list[ClientFrame | BadFrame]:
-        return [_decode(payload) for payload in self._poll_payloads(timeout)]
+    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
+        return [_decode(payload) for payload in self._poll_payloads(wait=wait, for_room=for_room)]
 
     def first_payload(self) -> bytes:
         """Waits for the first frame, which is not one of :meth:`poll`'s kinds; what came with it is polled later."""
-        while not (payloads := self._poll_payloads(None)):
+        while not (payloads := self._poll_payloads(wait=True)):
             pass
         first, *self._early = payloads
         return first
 
-    def _poll_payloads(self, timeout: float | None) -> list[bytes]:
+    def _poll_payloads(self, *, wait: bool, for_room: bool = False) -> list[bytes]:
         self._channel.flush()
         payloads, self._early = self._early, []
         payloads += self._channel.receive()
-        if payloads or timeout == 0:
+        if payloads or not wait or (for_room and not self.congested):
             return payloads
-        self._wait(timeout)
+        self._wait()
         self._channel.flush()
         return self._channel.receive()
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self) -> None:
         events = selectors.EVENT_READ
         if self._channel.pending_bytes:
             events |= selectors.EVENT_WRITE
         self._selector.modify(self._channel, events)
-        self._selector.select(timeout)
+        self._selector.select()
 
     def send(self, frame: EngineFrame) -> None:
         try:

@@ -139,6 +139,13 @@ async def test_a_reader_that_stops_reading_stops_the_steps(monkeypatch: pytest.M
     await connection.close()
 
 
+@pytest.mark.timeout(20)
+def test_a_reader_that_was_quicker_than_the_engine_is_not_waited_for() -> None:
+    """It may have read on between the engine's look at the outbox and its wait."""
+    port = inproc._ThreadPort()
+    assert port.poll(wait=True, for_room=True) == []
+
+
 async def test_a_field_of_the_wrong_type_is_refused_as_on_a_socket() -> None:
     connection = InprocConnection(fake_config(), make_fake_runner)
     await ready(connection)

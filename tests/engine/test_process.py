@@ -389,3 +389,12 @@ def test_the_engine_needs_neither_torch_nor_a_web_stack() -> None:
     check = "import sys; print(*{'torch', 'fastapi', 'pydantic', 'transformers', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", f"{imports}; {check}"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.timeout(20)
+def test_a_reader_that_was_quicker_than_the_engine_is_not_waited_for() -> None:
+    """What was queued fits the socket by now: there is room, whatever the engine saw before it came to wait."""
+    near, far = socket.socketpair()
+    with near, far:
+        port = process.SocketPort(FrameChannel(near))
+        assert port.poll(wait=True, for_room=True) == []
