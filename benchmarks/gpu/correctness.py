@@ -1,0 +1,230 @@
+"""Every kernel on this device against its specification in plain torch, fp32 on the CPU, over a grid of shapes.
+
+The specification is itself within 1e-6 of fp64 (``tests/kernels``); inputs are bf16 values on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from app.kernels import dispatch
+from app.kernels.add_norm import add_norm
+from app.kernels.embed import embed
+from app.kernels.gather_lm_head import gather_lm_head
+from app.kernels.linear import Activation, linear, scratch_width
+from app.kernels.paged_attention import paged_attention
+from app.kernels.paged_attention.splits import new_split_workspace
+from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from app.kernels.sample import SampleParams, sample
+from app.kernels.sample.workspace import new_sample_workspace
+from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
+from benchmarks.gpu.stage import Stage
+
+_BF16, _INT8_KV, _EXACT = 5e-3, 2e-2, 0.0
+_BLOCK = 16
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a case runs, and its floating dtype. Tensors hold the same values in every place."""
+
+    device: torch.device
+    dtype: torch.dtype
+    random: torch.Generator
+
+    def randn(self, *shape: int) -> Tensor:
+        """Normal values that bf16 holds."""
+        return torch.randn(shape, generator=self.random).bfloat16().to(self.device, self.dtype)
+
+    def ints(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Uniform integers."""
+        return torch.randint(low, high, shape, generator=self.random, dtype=dtype).to(self.device)
+
+    def scales(self, *shape: int) -> Tensor:
+        """fp32, about 0.01."""
+        return (torch.rand(shape, generator=self.random) * 0.01 + 0.005).to(self.device)
+
+    def put(self, values: list[int], dtype: torch.dtype) -> Tensor:
+        """A vector."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def empty(self, *shape: int) -> Tensor:
+        """Of the floating dtype; NaN where nothing was written."""
+        return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+
+    def cache(self, blocks: int, heads: int, width: int, *, int8: bool) -> LayerKVCache:
+        """Pages full of values."""
+        if not int8:
+            return LayerKVCache(self.randn(blocks, 2, heads, _BLOCK, width))
+        values = self.ints(-127, 128, blocks, 2, heads, _BLOCK, width, dtype=torch.int8)
+        return LayerKVCache(values, self.scales(blocks, 2, heads, _BLOCK).half())
+
+
+Run = Callable[[Place], list[Tensor]]
+
+
+def run_add_norm(place: Place, rows: int, width: int) -> list[Tensor]:
+    """Residual and norm."""
+    residual, out = place.randn(rows, width), Act(place.empty(rows, width))
+    add_norm(place.randn(rows, width), place.randn(width), 1e-6, out, residual=residual)
+    return [residual, out.values]
+
+
+def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, silu_mul: bool) -> list[Tensor]:
+    """A product with bias in one of the formats."""
+    activation = Activation.SILU_MUL if silu_mul else Activation.NONE
+    if fmt == "float":
+        x, weight = Act(place.randn(rows, k)), LinearWeight(place.randn(n, k), bias=place.randn(n))
+    else:
+        takes = ActFormat.INT8_TOKEN if fmt == "W8A8" else ActFormat.FLOAT
+        values, bias = place.ints(-127, 128, n, k, dtype=torch.int8), place.randn(n).float()
+        workspace = SplitKWorkspace.new(place.device)
+        weight = LinearWeight(values, place.scales(n), bias, takes, workspace)
+        x = Act(place.randn(rows, k))
+        if takes is ActFormat.INT8_TOKEN:
+            x = Act(place.ints(-127, 128, rows, k, dtype=torch.int8), place.scales(rows, 1))
+    width = scratch_width(weight, ActFormat.FLOAT, activation)
+    out = Act(place.empty(rows, n // 2 if silu_mul else n))
+    linear(x, weight, out, activation=activation, scratch=place.empty(rows, width) if width else None)
+    return [out.values]
+
+
+def run_rope_kv(place: Place, heads: int, kv_heads: int, width: int, *, int8: bool, normed: bool) -> list[Tensor]:
+    """Queries, and the pages as they are read."""
+    rows = 17
+    cache, q_out = place.cache(rows, kv_heads, width, int8=int8), place.empty(rows, heads, width)
+    qk_norm_rope_kv_write(
+        place.randn(rows, (heads + 2 * kv_heads) * width),
+        place.ints(0, 64, rows),
+        torch.rand(64, width, generator=place.random).to(place.device),
+        cache,
+        place.put([row * _BLOCK + row % _BLOCK for row in range(rows)], torch.int64),
+        q_out,
+        q_norm=place.randn(width) if normed else None,
+        k_norm=place.randn(width) if normed else None,
+    )
+    pages = cache.values.float() if cache.scale is None else cache.values.float() * cache.scale.float()[..., None]
+    return [q_out, pages]
+
+
+def run_attention(
+    place: Place, heads: int, kv_heads: int, width: int, *, int8: bool, window: int | None
+) -> list[Tensor]:
+    """Decodes and chunks behind prefixes in one step, blocks in no order."""
+    queries, lengths = [1, 1, 33, 1, 5], [1, 17, 600, 300, 16]
+    widest = -(-max(lengths) // _BLOCK)
+    cache = place.cache(len(lengths) * widest, kv_heads, width, int8=int8)
+    tables = torch.randperm(len(lengths) * widest, generator=place.random).int().view(len(lengths), -1)
+    tokens = sum(queries)
+    starts = [sum(queries[:row]) for row in range(len(queries) + 1)]
+    meta = AttentionMetadata(
+        query_start_loc=place.put(starts, torch.int32),
+        seq_lens=place.put(lengths, torch.int32),
+        block_tables=tables.to(place.device),
+        slot_mapping=place.put([0] * tokens, torch.int64),
+        max_query_len=max(queries),
+        max_seq_len=max(lengths),
+        split_workspace=new_split_workspace(len(queries), heads, width, place.device),
+    )
+    out = Act(place.empty(tokens, heads * width))
+    q = place.randn(tokens, heads, width)
+    paged_attention(q, cache, meta, out, scale=width**-0.5, sliding_window=window)
+    return [out.values]
+
+
+def run_head(place: Place) -> list[Tensor]:
+    """Embedded tokens, and logits of gathered rows."""
+    table, hidden = place.randn(1000, 128), place.empty(33, 128)
+    embed(place.ints(0, 1000, 33), table, hidden)
+    logits = torch.empty(5, 1000, device=place.device)
+    gather_lm_head(hidden, place.ints(0, 33, 5), LinearWeight(table), logits)
+    return [hidden, logits]
+
+
+def run_sample(place: Place) -> list[Tensor]:
+    """Greedy rows and sampled ones: the same tokens, as random numbers are counted."""
+    rows, vocab_size = 16, 5000
+    # Fp32 logits and not rounded ones: no two are equal.
+    logits = (torch.randn(rows, vocab_size, generator=place.random) * 3).to(place.device)
+    index = place.put(list(range(rows)), torch.int64)
+    params = SampleParams(
+        rows=index,
+        slots=index,
+        temperature=torch.tensor([0.0, 1.0] * (rows // 2), device=place.device),
+        seeds=index * 7,
+        positions=index + 5,
+        sample_indices=torch.zeros_like(index),
+        top_k=place.put([40] * rows, torch.int64),
+        top_p=torch.full((rows,), 0.9, device=place.device),
+        min_p=None,
+        workspace=new_sample_workspace(rows, vocab_size, place.device),
+    )
+    tokens, failed = torch.zeros_like(index), torch.zeros(rows, dtype=torch.bool, device=place.device)
+    sample(logits, params, tokens, failed)
+    return [tokens, failed]
+
+
+def cases() -> Iterator[tuple[str, float, Run]]:
+    """Name, tolerance and case; the first of each op is the smallest."""
+    for rows, width in ((1, 576), (17, 4096)):
+        yield f"add_norm {rows}x{width}", _BF16, partial(run_add_norm, rows=rows, width=width)
+    for fmt in ("W8A8", "W8A16", "float"):
+        for rows in (1, 17, 64, 300):
+            for silu_mul in (False, True):
+                run = partial(run_linear, rows=rows, n=384, k=512, fmt=fmt, silu_mul=silu_mul)
+                yield f"linear {fmt} {rows}{' silu_mul' if silu_mul else ''}", _BF16, run
+    for heads, kv_heads, width in ((9, 3, 64), (32, 8, 128), (4, 2, 80), (4, 1, 96), (2, 1, 256)):
+        for int8 in (False, True):
+            shape = f"{heads}/{kv_heads}x{width}{' int8' if int8 else ''}"
+            tolerance = _INT8_KV if int8 else _BF16
+            rope = partial(run_rope_kv, heads=heads, kv_heads=kv_heads, width=width, int8=int8, normed=int8)
+            yield f"qk_norm_rope_kv_write {shape}", tolerance, rope
+            for window in (None, 100):
+                run = partial(run_attention, heads=heads, kv_heads=kv_heads, width=width, int8=int8, window=window)
+                yield f"paged_attention {shape} window {window}", _BF16, run
+    yield "embed and gather_lm_head", _BF16, run_head
+    yield "sample", _EXACT, run_sample
+
+
+def error_of(got: Tensor, expected: Tensor) -> float:
+    """Relative error by norms; infinite where something is not a number."""
+    got, expected = got.double().cpu(), expected.double()
+    if not bool(got.isfinite().all()):
+        return float("inf")
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--smallest", action="store_true", help="one case an op: for the sanitizer")
+
+
+def main() -> None:
+    """Emits a row a case; exit code 1 if one is off."""
+    stage = Stage("correctness", __doc__, _options)
+    interprets = stage.device.type == "cpu"
+    off, seen = 0, set[str]()
+    for name, tolerance, run in cases():
+        op = name.split()[0]
+        if stage.args.smallest and op in seen:
+            continue
+        seen.add(op)
+        dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
+        expected = run(Place(_CPU, torch.float32, torch.Generator().manual_seed(1)))
+        dispatch.configure(dispatch.Mode.INTERPRET if interprets else dispatch.Mode.AUTO, threads=1)
+        got = run(Place(stage.device, torch.bfloat16, torch.Generator().manual_seed(1)))
+        error = max(map(error_of, got, expected))
+        off += error > tolerance
+        stage.emit({"case": name, "error": error, "tolerance": tolerance, "ok": error <= tolerance})
+    if off:
+        raise SystemExit(f"{off} cases are off")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""An engine in this process on random weights, and the workloads it is timed under."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.engine.core import EngineCore
+from app.runner.model_runner import ModelRunner, make_runner
+from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, StepRecord
+from benchmarks.gpu.models import MODELS, write_config
+
+_BLOCK = 16
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a workload took."""
+
+    seconds: float
+    tokens: int
+    """Generated, or of the prompt where nothing else was asked for."""
+    records: list[StepRecord] = []
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput."""
+        return self.tokens / self.seconds
+
+
+class Session:
+    """A model with random weights (standard deviation 0.02), ready for requests.
+
+    Args:
+        num_tokens: that the KV cache has to hold.
+        options: of :class:`EngineConfig`.
+    """
+
+    def __init__(self, model: str, *, num_tokens: int, num_layers: int | None = None, **options: Any) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            write_config(model, Path(directory), num_layers)
+            values: dict[str, Any] = {
+                "load_format": "dummy",
+                "num_blocks": -(-num_tokens // _BLOCK) + 1,
+                "block_size": _BLOCK,
+                "enable_prefix_caching": False,
+                **options,
+            }
+            self.config = EngineConfig(model_dir=directory, **values)
+            self.runner: ModelRunner = make_runner(self.config, _ignore)
+        self._engine = EngineCore(self.runner, self.config)
+        self._vocab_size = int(MODELS[model]["vocab_size"])
+        self._rng = np.random.default_rng(0)
+        self._count = 0
+
+    def prefill(self, length: int) -> Figures:
+        """The time from one prompt's arrival to its first token."""
+        self._add(length, 1)
+        started = time.perf_counter()
+        self._drain()
+        return Figures(time.perf_counter() - started, length)
+
+    def decode(self, batch: int, context: int, steps: int) -> Figures:
+        """Steady decoding of ``batch`` sequences whose prompts have ``context`` tokens."""
+        spare = 8  # steps before and after the measured ones: not every row is in each of those
+        names = [self._add(context, steps + 2 * spare) for _ in range(batch)]
+        generated = dict.fromkeys(names, 0)
+        while min(generated.values()) < spare:
+            _count(self._engine.step(), generated)
+        self._engine.take_records()
+        before, started = sum(generated.values()), time.perf_counter()
+        for _ in range(steps):
+            _count(self._engine.step(), generated)
+        seconds = time.perf_counter() - started
+        records = self._engine.take_records()
+        self._engine.abort(names)
+        self._drain()
+        return Figures(seconds, sum(generated.values()) - before, records)
+
+    def generate(self, requests: Sequence[tuple[int, int]]) -> Figures:
+        """All requests (prompt length, output length) at once, until the last one is done."""
+        for prompt, output in requests:
+            self._add(prompt, output)
+        started = time.perf_counter()
+        self._drain()
+        return Figures(time.perf_counter() - started, sum(output for _, output in requests))
+
+    def _add(self, prompt: int, output: int) -> str:
+        self._count += 1
+        name = f"request-{self._count}"
+        sampling = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True)
+        ids = self._rng.integers(10, self._vocab_size, prompt).tolist()
+        now = time.monotonic()
+        self._engine.add_request(
+            EngineRequest(request_id=name, prompt_token_ids=ids, sampling=sampling, seed=0, arrival_time=now)
+        )
+        return name
+
+    def _drain(self) -> None:
+        while self._engine.has_work:
+            for output in self._engine.step():
+                if output.error is not None:
+                    raise RuntimeError(f"{output.request_id}: {output.error.message}")
+
+
+def _count(outputs: list[EngineOutput], generated: dict[str, int]) -> None:
+    for output in outputs:
+        if output.error is not None:
+            raise RuntimeError(f"{output.request_id}: {output.error.message}")
+        generated[output.request_id] += len(output.new_token_ids)
+
+
+def _ignore(progress: LoadProgress) -> None:
+    """Nobody watches."""
