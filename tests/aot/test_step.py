@@ -38,6 +38,7 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
         "_thresholds",
         "_draws",
         "_choose",
+        "_record_tokens",
     }
 
 

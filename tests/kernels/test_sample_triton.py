@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.kernels.sample import sample
+from app.kernels.sample import record_tokens, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from tests.kernels import sampling_oracle as oracle
 from tests.kernels.sampling_oracle import Row
@@ -86,3 +86,20 @@ def test_it_asks_for_its_workspace() -> None:
     out, failed = poisoned(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)
     with pytest.raises(ValueError, match="workspace"):
         sample(randn(1, 67), make_params([Row()], 67), out, failed)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_tokens_are_recorded_for_their_slots_alone(rows: int) -> None:
+    slots = torch.randperm(100, generator=torch.Generator().manual_seed(rows))[:rows]
+    tokens = torch.randint(0, 50, (rows,), generator=torch.Generator().manual_seed(rows))
+    last, counts = torch.full((100,), -1), torch.zeros(100, 50, dtype=torch.int32)
+    record_tokens(tokens, slots, last, counts)
+    record_tokens(tokens, slots, last, counts)
+    expected_last, expected_counts = torch.full((100,), -1), torch.zeros(100, 50, dtype=torch.int32)
+    for token, slot in zip(tokens.tolist(), slots.tolist(), strict=True):
+        expected_last[slot] = token
+        expected_counts[slot, token] = 2
+    assert torch.equal(last, expected_last)
+    assert torch.equal(counts, expected_counts)
+    record_tokens(tokens, slots, last)
+    assert torch.equal(counts, expected_counts)

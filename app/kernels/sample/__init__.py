@@ -163,7 +163,11 @@ def record_tokens(
     if output_counts_SV is not None:
         shape = (last_token_S.numel(), output_counts_SV.shape[-1])
         check_tensor("record_tokens", "output_counts", output_counts_SV, shape, torch.int32)
-    if native("record_tokens", last_token_S):
+    if runs_triton(last_token_S):
+        from app.kernels.sample.triton import record_tokens_triton  # only a GPU needs Triton
+
+        record_tokens_triton(token_ids_R, slots_R, last_token_S, output_counts_SV)
+    elif native("record_tokens", last_token_S):
         record_tokens_cpu(token_ids_R, slots_R, last_token_S, output_counts_SV)
     else:
         record_tokens_reference(token_ids_R, slots_R, last_token_S, output_counts_SV)

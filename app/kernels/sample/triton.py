@@ -26,6 +26,7 @@ _NO_ID: tl.constexpr = tl.constexpr(2147483647)
 _DIGITS: tl.constexpr = tl.constexpr(16)
 _STEP = 1024
 """Logits that the search for a threshold takes at once, 16 counts each."""
+_RECORD_ROWS = 64
 
 
 @triton.jit
@@ -343,3 +344,35 @@ def sample_triton(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed
     )
     chosen = {"out": out_R, "failed": failed_R}
     launch(_choose, (count,), {**peaks, **draws, **heat, **chosen}, {"PIECES": pieces, **block}, num_warps=1)
+
+
+@triton.jit
+def _record_tokens(token_ids, slots, last_token, output_counts, num_rows, V: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < num_rows
+    token, slot = tl.load(token_ids + row, mask=inside, other=0), tl.load(slots + row, mask=inside, other=0)
+    tl.store(last_token + slot, token, mask=inside)
+    if output_counts is not None:
+        at = output_counts + slot * V + token
+        tl.store(at, tl.load(at, mask=inside, other=0) + 1, mask=inside)
+
+
+def record_tokens_triton(
+    token_ids_R: Tensor, slots_R: Tensor, last_token_S: Tensor, output_counts_SV: Tensor | None
+) -> None:
+    """As the public ``record_tokens``; of rows of one slot, which only pad a step, one counts."""
+    rows = token_ids_R.numel()
+    launch(
+        _record_tokens,
+        (triton.cdiv(rows, _RECORD_ROWS),),
+        {
+            "token_ids": token_ids_R,
+            "slots": slots_R,
+            "last_token": last_token_S,
+            "output_counts": output_counts_SV,
+            "num_rows": rows,
+        },
+        {"V": 0 if output_counts_SV is None else output_counts_SV.shape[1], "BLOCK": _RECORD_ROWS},
+        num_warps=1,
+        num_stages=1,
+    )
