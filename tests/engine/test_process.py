@@ -56,8 +56,9 @@ class Client:
         self.sizes: list[int] = []
 
     def send(self, *frames: object) -> None:
-        for frame in frames:
-            self.sock.sendall(frame_bytes(frame if isinstance(frame, bytes) else encode(frame)))
+        """At once: an engine that ends over the first of them has got the others, too."""
+        payloads = (frame if isinstance(frame, bytes) else encode(frame) for frame in frames)
+        self.sock.sendall(b"".join(map(frame_bytes, payloads)))
 
     def receive(self) -> EngineFrame:
         while not self._frames:
