@@ -9,7 +9,7 @@ PORT   ?=
 MODEL  ?=
 ARGS   ?=
 
-.PHONY: help serve test lint format fuzz fuzz-quick clean
+.PHONY: help serve test lint format fuzz fuzz-quick race-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
 	@echo "make fuzz                                                thousands of cases from the OpenAPI document, served live"
+	@echo "make race-check                                          the native kernels' threads under ThreadSanitizer"
 	@echo "make dashboard-check                                     ask a real Prometheus every query of the dashboard"
 	@echo "make dashboard-picture                                   draw the dashboard from a real Prometheus"
 
@@ -84,6 +85,10 @@ fuzz: $(VENV)/.ops
 
 fuzz-quick: $(VENV)/.ops
 	$(BIN)/python -m deploy.fuzz --phases fuzzing --examples 10 $(ARGS)
+
+# The engine with 64 streams under ThreadSanitizer; some minutes, needs gcc.
+race-check: $(VENV)/.test
+	$(BIN)/python -m tests.kernels.native.race_check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 import torch
@@ -18,9 +17,9 @@ from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
 from app.runner.loading import read_model_config
 from app.runner.memory import DRIVER_BYTES, MARGIN_BYTES, Budget, MemoryPlan, gib
-from app.runner.model_runner import plan_for_gpu
+from app.runner.start import plan_for_gpu
 from app.settings import Settings
-from app.store import Store, StoreError, resolve
+from app.store import Store, StoreError, locate_config
 
 
 class PlanError(Exception):
@@ -36,11 +35,13 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
     Raises:
         PlanError: the model is not here, or does not fit.
     """
+    if settings.device == "cpu":
+        raise PlanError("device = 'cpu': plans are for GPUs; on a CPU kv_cache_memory is what it says")
     memory = _memory(gpu_memory)
     try:
-        name, directory = _find(settings)
+        name, directory = locate_config(settings.model, Store(settings.home))
         model = read_model_config(directory)
-        dispatch.configure(dispatch.Mode.AUTO, threads=1)
+        dispatch.configure(dispatch.Mode(settings.kernels), threads=1)
         config, placement = choose_formats(engine_config(settings, directory), torch.device("cuda"))
         made = plan_for_gpu(model, config, placement, Budget(memory=memory, reserve=DRIVER_BYTES + MARGIN_BYTES))
     except (StoreError, ConfigError, RunnerError) as error:
@@ -59,20 +60,11 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         "model": name,
         **formats,
         "memory": made.memory,
-        **{name.lower().replace(" ", "_"): nbytes for name, nbytes in made.rows()},
+        **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
         "kv_cache_tokens": made.num_tokens,
         "max_model_len": made.max_model_len,
     }
     sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-
-
-def _find(settings: Settings) -> tuple[str, Path]:
-    """The model's name, and the directory of its config: no tokenizer or weights are needed."""
-    path = Path(settings.model)
-    if (path / "config.json").is_file():
-        return path.resolve().name, path
-    files = resolve(settings.model, Store(settings.home), need_weights=False)
-    return files.name, files.directory
 
 
 def _memory(text: str | None) -> int:

@@ -81,7 +81,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``none``, ``int8`` (activations too), ``int8_weight_only``, or ``auto``: int8 where the native kernels run and
     ``dtype`` is ``auto`` too."""
     kv_cache_dtype: str = "auto"
-    """``auto``: bfloat16 with the native kernels' packed weights, ``dtype`` otherwise."""
+    """``auto``: with the native kernels' packed weights int8 or bfloat16, as those are, ``dtype`` otherwise."""
     packed_cache: str | None = None
     """Directory for weights in the native kernels' layout, so that the next start need not make them again."""
     block_size: int = 16

@@ -185,16 +185,17 @@ async def overload(
 ) -> tuple[list[RequestResult], list[Obedience], Totals, LagProbe]:
     """The open loop, and beside it the clients that obey; returns with a server at rest, and what it counted."""
     before = await totals_at_rest(http)
-    gc.collect()
-    gc.disable()  # A collection would hold up this client's clock; a minute's garbage fits the memory.
     load = Load(client.send, prompts.generate("overload"), duration=duration)
     end = time.perf_counter() + duration
     probe = LagProbe()
     probing = asyncio.create_task(probe.run())
+    gc.collect()
+    gc.disable()  # A collection would hold up this client's clock; a minute's garbage fits the memory.
     async with asyncio.TaskGroup() as group:
         running = group.create_task(load.open(arrival_times(rate, 1.0, 0)))
         obeying = [group.create_task(obey(client, prompts, number, end)) for number in range(obedient)]
     probing.cancel()
+    gc.enable()
     after = await totals_at_rest(http)
     requests = [request for task in obeying for request in task.result()]
     return running.result().results, requests, after.since(before), probe

@@ -18,7 +18,8 @@ import click
 import msgspec
 import torch
 
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
+from app.runner.start import make_runner
 from app.store.home import Store
 from app.store.models import resolve
 from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput, SlotInit

@@ -167,6 +167,7 @@ class FakeRunner:
         self.quantization = "none"
         self.kernels = "none"
         self.device = "none"
+        self.pipeline_depth = 1
         self.next_token = next_token
         self.draft = draft
         self.withhold = withhold

@@ -17,7 +17,7 @@ from app.kernels import dispatch
 from app.quant.placement import Placement, WeightFormat
 from app.runner.loading import read_model_config
 from app.runner.memory import Budget
-from app.runner.model_runner import make_runner, plan_for_gpu
+from app.runner.start import make_runner, plan_for_gpu
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -132,6 +132,8 @@ def test_the_memory_that_would_do_does(llama: Path) -> None:
 
 
 def test_no_gpu_and_no_size_are_said(llama: Path) -> None:
+    assert "plans are for GPUs" in ask(llama, "--gpu-memory", "80GiB", "--device", "cpu").stderr
+    assert "no such file or directory" in ask(llama / "missing", "--gpu-memory", "80GiB").stderr
     assert "--gpu-memory 'much' is no size" in ask(llama, "--gpu-memory", "much").stderr
     if not torch.cuda.is_available():
         assert "--gpu-memory 80GiB" in ask(llama).stderr

@@ -65,6 +65,8 @@ class Runner(Protocol):
     def quantization(self) -> str: ...
     @property
     def kernels(self) -> str: ...
+    @property
+    def pipeline_depth(self) -> int: ...
 
     def submit(self, step: SchedulerOutput, /) -> Any: ...
     def collect(self, handle: Any, /) -> StepResult: ...
@@ -82,9 +84,7 @@ class EngineCore:
         spec = runner.kv_cache_spec
         if [group.kind for group in spec.groups] != ["full"]:
             raise ValueError("the engine handles one group of full-attention layers")
-        # A CPU computes a step while it is submitted.
-        by_device = 2 if runner.device.startswith("cuda") else 1
-        self._depth = by_device if config.pipeline_depth is None else config.pipeline_depth
+        self._depth = runner.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

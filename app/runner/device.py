@@ -12,6 +12,8 @@ from app.runner.errors import RunnerError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMINFO = Path("/proc/meminfo")
+META = torch.device("meta")
+"""Where tensors have shapes and no memory."""
 
 
 def choose_device(name: str, ranks: Ranks = ONE_RANK) -> torch.device:
@@ -63,6 +65,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise RunnerError("dtype = 'float16' is for CUDA devices only; use 'bfloat16' or 'float32' on a CPU")
     return DTYPES[name]
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the device works on what was launched while the host goes on. A CPU is done when a call returns."""
+    return device.type == "cuda"
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether the device's memory is for the engine alone to plan."""
+    return device.type == "cuda"
+
+
+def has_nccl(device: torch.device) -> bool:
+    """Whether ranks on such devices meet over NCCL; over gloo if not."""
+    return device.type == "cuda"
 
 
 def choose_threads(threads: int) -> int:

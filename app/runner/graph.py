@@ -143,3 +143,10 @@ def cuda_capture() -> Capture:
 def run_again(work: Work) -> Work:
     """Stands in for graphs where Triton's kernels are interpreted: all is as with them, but for the launches."""
     return work
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """How launches on a device are recorded; None where nothing is ever launched."""
+    if device.type == "meta":
+        return None
+    return cuda_capture() if device.type == "cuda" else run_again

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from app.kernels.collective import Ranks
+from app.runner.device import has_nccl
 
 _LOOPBACK = "127.0.0.1"
 _TIMEOUT = timedelta(minutes=10)
@@ -33,7 +34,7 @@ def connect(ranks: Ranks, device: torch.device, meeting: Path) -> None:
     kind = dist.ProcessGroup.BackendType
     store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
     backend: Any
-    if device.type == "cuda":
+    if has_nccl(device):
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # over which ranks find each other; data goes between GPUs
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = _TIMEOUT

@@ -158,7 +158,7 @@ class _Changes:
             wanted: bytes that it should have.
         """
         config = self.config
-        block = kv_cache_group(self.model, config).bytes_per_block
+        block = self._block_bytes(config)
         if left >= block:
             if config.kv_cache_memory is not None:
                 yield f"lower kv_cache_memory to {left // block * block}"

@@ -5,45 +5,35 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from app.kernels import dispatch
-from app.kernels.collective import ONE_RANK, Ranks
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
 from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
-from app.quant.placement import Placement
-from app.runner.device import available_memory, choose_device, choose_threads, set_threads
+from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
-from app.runner.formats import choose_formats
-from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, cuda_capture, run_again
+from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, capture_on
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
-from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, kv_cache_group, plan_kv_cache
-from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
-from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, bytes_of, gib, plan_memory
+from app.runner.kv_cache import KVCachePlan, allocate_kv_cache
+from app.runner.memory import Footprint, bytes_of
 from app.runner.page_populator import PagePopulator
-from app.runner.sampler import PendingSample, SampleParts, Sampler, StagedSamples
+from app.runner.pending_sample import PendingSample
+from app.runner.sampler import SampleParts, Sampler, StagedSamples
+from app.runner.staging import STEPS_UNDER_WAY
 from app.types import (
     EngineConfig,
     KVCacheSpec,
-    LoadProgress,
     RowOutput,
-    SamplingParams,
-    ScheduledRow,
     SchedulerOutput,
-    SlotInit,
     StepResult,
 )
 
-_META = torch.device("meta")
 _log = logging.getLogger(__name__)
 
 _DECODE = SampleParts(top_k=True, top_p=True, min_p=True, penalties=False, min_tokens=False, logit_bias=False)
@@ -63,7 +53,7 @@ class StepHandle:
 
 
 class ModelRunner:
-    """One model, or one rank's share of it, with its KV cache and its slots. Made by :func:`make_runner`.
+    """One model, or one rank's share of it, with its KV cache and its slots. Made by :mod:`app.runner.start`.
 
     Every rank of a tensor-parallel model runs the same steps and comes to the same tokens.
     On a CPU a step is computed within :meth:`submit`; :meth:`collect` only reads the result.
@@ -111,10 +101,11 @@ class ModelRunner:
         # A recording would run through where the ranks have to meet.
         self._graphs = self._capture(config) if native and config.tensor_parallel_size == 1 else None
         self._decode_graphs: DecodeGraphs | None = None
-        if on_triton and device != _META and not config.enforce_eager:
+        capture = capture_on(device)
+        if on_triton and capture is not None and not config.enforce_eager:
             self._decode_graphs = DecodeGraphs(
                 self._compute_bucket,
-                cuda_capture() if device.type == "cuda" else run_again,
+                capture,
                 max_rows=config.max_num_seqs,
                 max_seq_len=plan.max_model_len,
             )
@@ -223,6 +214,11 @@ class ModelRunner:
         """Where the model runs."""
         return self._device
 
+    @property
+    def pipeline_depth(self) -> int:
+        """Steps that are best under way at once."""
+        return STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1
+
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step of at least one row.
 
@@ -306,107 +302,3 @@ class ModelRunner:
         """Waits for a step's result, one output a row."""
         rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
         return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
-
-
-def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> ModelRunner:
-    """Loads a whole model and makes it ready for its first step.
-
-    Args:
-        progress: told of the phases ``config``, ``weights`` (in bytes), ``kv_cache`` (in bytes) and ``warmup``.
-
-    Raises:
-        ConfigError: the model's config.json is missing, malformed or not supported.
-        WeightError: the weights do not fit the config, or cannot be read.
-        RunnerError: the device, dtype or memory asked for is not there.
-    """
-    runner = load_runner(config, progress, ONE_RANK)
-    warm_up(runner, progress)
-    return runner
-
-
-def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], ranks: Ranks) -> ModelRunner:
-    """Loads a rank's share of a model, with all of :func:`make_runner`'s phases but ``warmup``; raises as it does.
-
-    Args:
-        ranks: as many as the config says. They have to be connected before the first step.
-    """
-    phases = Phases(progress)
-    phases.begin("config")
-    model_config = read_model_config(Path(config.model_dir))
-    config, placement, plan = _settle(config, model_config, ranks)
-    phases.begin("weights")
-    model = load_model(
-        model_config, config, max_positions=plan.max_model_len, placement=placement, progress=phases.update
-    )
-    phases.begin("kv_cache")
-    runner = ModelRunner(model, model_config, plan, config, placement.device)
-    phases.update(plan.nbytes, plan.nbytes)
-    return runner
-
-
-def settle_sizes(config: EngineConfig, ranks: Ranks) -> EngineConfig:
-    """The config with the sizes of the KV cache and of the longest sequence as this rank would choose them: all ranks
-    need the same.
-
-    Raises:
-        ConfigError, RunnerError: as :func:`make_runner`.
-    """
-    _, _, plan = _settle(config, read_model_config(Path(config.model_dir)), ranks)
-    return msgspec.structs.replace(config, num_blocks=plan.num_blocks, max_model_len=plan.max_model_len)
-
-
-def _settle(
-    config: EngineConfig, model_config: ModelConfig, ranks: Ranks
-) -> tuple[EngineConfig, Placement, KVCachePlan]:
-    """Decides what the config leaves open, and sets up the process for it."""
-    if ranks.size != config.tensor_parallel_size:
-        raise RunnerError(f"tensor_parallel_size = {config.tensor_parallel_size} needs ranks, which are not there")
-    check_shares(model_config, ranks.size)
-    device = choose_device(config.device, ranks)
-    threads = max(1, choose_threads(config.threads) // ranks.size)
-    set_threads(threads)
-    dispatch.configure(dispatch.Mode(config.kernels), threads)
-    config, placement = choose_formats(config, device)
-    placement = replace(placement, ranks=ranks)
-    if device.type == "cuda" and config.num_blocks is None:
-        memory_plan = plan_for_gpu(
-            model_config, config, placement, Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
-        )
-        _log.info("memory: %s", ", ".join(f"{name} {gib(nbytes)}" for name, nbytes in memory_plan.rows()))
-        config = msgspec.structs.replace(config, num_blocks=memory_plan.num_blocks)
-    plan = plan_kv_cache(model_config, config)
-    check_memory(model_config, plan, placement)
-    return config, placement, plan
-
-
-def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget) -> MemoryPlan:
-    """How the memory of a GPU, each rank's if there are several, would be spent; it need not be there.
-
-    Args:
-        config: its formats chosen (:func:`app.runner.formats.choose_formats`).
-
-    Raises:
-        RunnerError: see :func:`app.runner.memory.plan_memory`, or the model cannot be shared out so.
-    """
-    ranks = Ranks(0, config.tensor_parallel_size)
-    check_shares(model_config, ranks.size)
-
-    def measure(config: EngineConfig, placement: Placement) -> Footprint:
-        longest = config.max_model_len or model_config.context_length
-        model = build_model(model_config, longest, replace(placement, device=_META, ranks=ranks))
-        spec = KVCacheSpec(block_size=config.block_size, groups=[kv_cache_group(model_config, config)])
-        return ModelRunner(model, model_config, KVCachePlan(spec, 1, longest), config, _META).footprint()
-
-    return plan_memory(model_config, config, placement, budget, measure)
-
-
-def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> None:
-    """One step, so that buffers made on first use exist before the first request. What it writes is never read."""
-    phases = Phases(progress)
-    phases.begin("warmup")
-    init = SlotInit(
-        slot=0, sampling=SamplingParams(temperature=0.0), seed=0, sample_index=0, prompt_len=1, stop_token_ids=[]
-    )
-    row = ScheduledRow(slot=0, start=0, num_tokens=1, token_ids=[0], new_block_ids=[[0]], logits_start=0, num_samples=1)
-    runner.collect(runner.submit(SchedulerOutput(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
-    phases.update(1, 1)

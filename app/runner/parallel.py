@@ -8,210 +8,21 @@ A rank that fails cannot be waited for by the others, nor caught up with: the ru
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 
-import msgspec
 import torch
 
-from app.ipc import FrameAssembler, encode, frame_bytes
 from app.kernels.collective import Ranks
-from app.runner.errors import RunnerError
 from app.runner.group import connect
-from app.runner.model_runner import ModelRunner, StepHandle, load_runner, make_runner, settle_sizes, warm_up
+from app.runner.model_runner import ModelRunner, StepHandle
+from app.runner.rank_processes import RankProcesses
+from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
 from app.types import EngineConfig, KVCacheSpec, LoadProgress, SchedulerOutput, StepResult
 
-_log = logging.getLogger(__name__)
-
-# It imports from where this process does: the working directory may hold a package of the same name.
-_RANK_ENTRY = f"""import sys
-sys.path[:] = {sys.path!r}
-from app.runner.rank import main
-sys.exit(main(int(sys.argv[1])))"""
-_COMMAND = (sys.executable, "-P", "-c", _RANK_ENTRY)
-_READ_BYTES = 64 << 10
-_EXIT_GRACE = 2.0
-"""Seconds that a rank gets to end by itself."""
 _BLAME_SECONDS = 0.5
 """For news of another rank's end, of which an error of this one may only be the consequence."""
-
-
-class RankStart(msgspec.Struct, frozen=True):
-    """The first frame to a rank; every other is a :class:`~app.types.SchedulerOutput`."""
-
-    config: EngineConfig
-    rank: int
-    meeting: str
-    """Path of the file by which the ranks find each other."""
-
-
-class RankLoaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """A rank has its share of the model and goes on to connect to the others."""
-
-    weight_bytes: int
-
-
-class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """A rank ends; one line a person can act on."""
-
-    message: str
-
-
-class RankProcess:
-    """Another rank, seen from the first.
-
-    Args:
-        on_end: called from a thread of this object's own, once, with one line about how the rank ended.
-    """
-
-    def __init__(self, start: RankStart, on_end: Callable[[str], None]) -> None:
-        self._rank = start.rank
-        self._on_end = on_end
-        self._loaded = threading.Event()
-        self.weight_bytes = 0
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [*_COMMAND, str(theirs.fileno())], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
-            )
-        threading.Thread(target=self._watch, name=f"rank {start.rank}", daemon=True).start()
-        self.send(frame_bytes(encode(start)))
-
-    def send(self, frame: bytes) -> None:
-        """Sends a frame; the rank reads at any time. What a rank that is gone does not get is :meth:`_watch`'s to
-        tell."""
-        with contextlib.suppress(OSError):
-            self._socket.sendall(frame)
-
-    def wait_loaded(self) -> None:
-        """Waits until the rank has its share of the model, or has ended."""
-        self._loaded.wait()
-
-    def _watch(self) -> None:
-        """Reads what the rank says until it is gone."""
-        assembler, failure = FrameAssembler(), None
-        with contextlib.suppress(OSError):
-            while data := self._socket.recv(_READ_BYTES):
-                for payload in assembler.feed(data):
-                    match msgspec.msgpack.decode(payload, type=RankLoaded | RankFailed):
-                        case RankLoaded(weight_bytes=weight_bytes):
-                            self.weight_bytes = weight_bytes
-                            self._loaded.set()
-                        case RankFailed(message=message):
-                            failure = message
-        self._on_end(f"rank {self._rank}: {failure}" if failure else f"rank {self._rank} {self._describe_end()}")
-        self._loaded.set()
-
-    def _describe_end(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_EXIT_GRACE)
-            if code < 0:
-                with contextlib.suppress(ValueError):
-                    return f"was ended by {signal.Signals(-code).name}"
-            return f"exited with code {code}"
-        return "closed its connection"
-
-    def hang_up(self) -> None:
-        """Closes the connection, at which the rank ends, whatever it is doing."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def reap(self) -> None:
-        """Waits for the end, or brings it about."""
-        try:
-            self._process.wait(_EXIT_GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._socket.close()
-
-
-class RankProcesses:
-    """The other ranks.
-
-    Args:
-        on_lost: called once, from any thread, if a rank ends before :meth:`stop`, and after the others were told to.
-    """
-
-    def __init__(self, config: EngineConfig, on_lost: Callable[[str], None]) -> None:
-        self._on_lost = on_lost
-        self._lock = threading.Lock()
-        self._lost: str | None = None
-        self._ended = threading.Event()
-        self._directory = tempfile.TemporaryDirectory(prefix="tuili-ranks-", ignore_cleanup_errors=True)
-        self.meeting = Path(self._directory.name) / "ranks"
-        self._processes: list[RankProcess] = []
-        try:
-            for rank in range(1, config.tensor_parallel_size):
-                self._add(RankProcess(RankStart(config, rank, str(self.meeting)), self.lose))
-        except BaseException:
-            self.stop()
-            raise
-
-    def _add(self, process: RankProcess) -> None:
-        self._processes.append(process)
-        if self._lost is not None:  # another has failed meanwhile
-            process.hang_up()
-
-    def wait_loaded(self) -> int:
-        """Waits until every rank has its share of the model; returns the bytes of their weights.
-
-        Raises:
-            RunnerError: a rank has failed.
-        """
-        for process in self._processes:
-            process.wait_loaded()
-        self.check()
-        return sum(process.weight_bytes for process in self._processes)
-
-    def send(self, step: SchedulerOutput) -> None:
-        """Has every rank run a step. Raises :class:`RunnerError` if one is gone."""
-        self.check()
-        frame = frame_bytes(encode(step))
-        for process in self._processes:
-            process.send(frame)
-
-    def check(self) -> None:
-        """Raises :class:`RunnerError` if a rank is gone."""
-        if self._lost is not None:
-            raise RunnerError(self._lost)
-
-    def wait_lost(self, seconds: float) -> None:
-        """Waits until a rank is gone, so long at most."""
-        self._ended.wait(seconds)
-
-    def lose(self, reason: str) -> None:
-        """Ends all ranks, as one of them, this process perhaps, cannot go on."""
-        if self._end(reason):
-            _log.error("the model's ranks are lost: %s", reason)
-            self._on_lost(reason)
-
-    def stop(self) -> None:
-        """Ends all ranks and waits for them."""
-        self._end("the ranks were stopped")
-        for process in self._processes:
-            process.reap()
-
-    def _end(self, reason: str) -> bool:
-        """Whether this was the first call."""
-        with self._lock:
-            if self._lost is not None:
-                return False
-            self._lost = reason
-        self._ended.set()
-        for process in self._processes:
-            process.hang_up()
-        self._directory.cleanup()
-        return True
 
 
 class ParallelRunner:
@@ -279,6 +90,11 @@ class ParallelRunner:
         """Where the first rank's share of the model runs."""
         return self._first.device
 
+    @property
+    def pipeline_depth(self) -> int:
+        """Steps that are best under way at once."""
+        return self._first.pipeline_depth
+
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step on every rank.
 
@@ -315,7 +131,7 @@ def start_runner(
     """Loads a model onto as many ranks as the config says and makes it ready for its first step.
 
     Args:
-        progress: told of the first rank's phases, as by :func:`~app.runner.model_runner.make_runner`.
+        progress: told of the first rank's phases, as by :func:`~app.runner.start.make_runner`.
         on_lost: called from any thread when a rank is gone after that: no step succeeds any more, and one that is
             under way on a GPU may never end.
 

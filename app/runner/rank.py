@@ -18,9 +18,10 @@ import torch
 from app.ipc import FrameAssembler, encode, frame_bytes
 from app.kernels.collective import Ranks
 from app.runner.group import connect
-from app.runner.model_runner import ModelRunner, StepHandle, load_runner, warm_up
-from app.runner.parallel import RankFailed, RankLoaded, RankStart
+from app.runner.model_runner import ModelRunner, StepHandle
+from app.runner.rank_processes import RankFailed, RankLoaded, RankStart
 from app.runner.staging import STEPS_UNDER_WAY
+from app.runner.start import load_runner, warm_up
 from app.types import LoadProgress, SchedulerOutput
 
 _READ_BYTES = 256 << 10

@@ -6,7 +6,6 @@ Shape suffixes: L rows of logits, R sampled rows, S slots, V vocabulary.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.kernels.sample import LogprobsOut, MinTokens, Penalties, SampleParams, logprobs, record_tokens, sample
+from app.kernels.sample import MinTokens, Penalties, SampleParams, record_tokens, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.runner.errors import RunnerError
-from app.runner.staging import Fetched, ReturningBuffer, StagedBuffer
-from app.types import RowOutput, ScheduledRow, SlotInit, TokenLogprobs
+from app.runner.pending_sample import PendingSample, Reports
+from app.runner.staging import ReturningBuffer, StagedBuffer
+from app.types import ScheduledRow, SlotInit
 
-_SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
-_PROMPT_FAILED = "the logits of a prompt token are not finite"
 _UNSIGNED_64 = (1 << 64) - 1
 
 
@@ -124,80 +122,6 @@ class StagedSamples:
     """No sample at this position or above has tokens masked by ``min_tokens``."""
 
 
-class _Reports:
-    """Log-probabilities under way: tokens by row of logits, with the number of alternatives that each wants."""
-
-    def __init__(self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int]) -> None:
-        count, width, device = rows.numel(), min(max(num_top), logits_LV.shape[1]), logits_LV.device
-        self._num_top = num_top
-        self._token_ids = token_ids
-        self._out = LogprobsOut(
-            logprob=torch.empty(count, device=device),
-            rank=torch.empty(count, dtype=torch.int64, device=device),
-            top_ids=torch.empty(count, width, dtype=torch.int64, device=device),
-            top_logprobs=torch.empty(count, width, device=device),
-        )
-        logprobs(logits_LV, rows, token_ids, self._out)
-
-    def result(self) -> list[TokenLogprobs]:
-        """The records, in the order of the tokens."""
-        columns = zip(
-            self._token_ids.tolist(),
-            self._out.logprob.tolist(),
-            self._out.rank.tolist(),
-            self._out.top_ids.tolist(),
-            self._out.top_logprobs.tolist(),
-            self._num_top,
-            strict=True,
-        )
-        return [
-            TokenLogprobs(token_id, logprob, rank, list(zip(ids[:k], values[:k], strict=True)))
-            for token_id, logprob, rank, ids, values, k in columns
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class PendingSample:
-    """A step's samples, perhaps still on their way from the device. Later steps do not touch it."""
-
-    num_rows: int
-    sampled_rows: list[int]
-    """Which rows the tokens belong to."""
-    token_ids: Fetched | NDArray[np.int64]
-    failed: Fetched | NDArray[np.bool_]
-    reports: _Reports | None
-    reported_rows: list[int]
-    prompt_reports: _Reports | None
-    prompt_rows: list[int]
-    """Row of each prompt report."""
-
-    def result(self) -> list[RowOutput]:
-        """Waits for the device: one output a row of the step."""
-        token_ids, failures = self.token_ids.tolist(), self.failed.tolist()
-        plain = self.reports is None and self.prompt_reports is None and len(token_ids) == self.num_rows
-        if plain and not any(failures):
-            return [RowOutput(token_ids=[token_id]) for token_id in token_ids]
-        tokens = dict(zip(self.sampled_rows, token_ids, strict=True))
-        failed = {row for row, bad in zip(self.sampled_rows, failures, strict=True) if bad}
-        reports = dict(zip(self.reported_rows, self.reports.result(), strict=True)) if self.reports else {}
-        prompts: dict[int, list[TokenLogprobs]] = {}
-        if self.prompt_reports:
-            for row, report in zip(self.prompt_rows, self.prompt_reports.result(), strict=True):
-                prompts.setdefault(row, []).append(report)
-        outputs = []
-        for row in range(self.num_rows):
-            prompt = prompts.get(row)
-            if row in failed:
-                outputs.append(RowOutput(error=_SAMPLE_FAILED))
-            elif prompt and not all(math.isfinite(report.logprob) for report in prompt):
-                outputs.append(RowOutput(error=_PROMPT_FAILED))
-            else:
-                new = [tokens[row]] if row in tokens else []
-                own = [reports[row]] if row in reports else None
-                outputs.append(RowOutput(token_ids=new, logprobs=own, prompt_logprobs=prompt))
-        return outputs
-
-
 class Sampler:
     """Samples the rows of a step, by the parameters bound to their slots.
 
@@ -225,10 +149,7 @@ class Sampler:
         ]
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._failed = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self._returning = ReturningBuffer(self._tokens), ReturningBuffer(self._failed)
-        on_host = device.type == "cpu"
-        self._host_tokens = self._tokens.numpy() if on_host else None
-        self._host_failed = self._failed.numpy() if on_host else None
+        self._token_results, self._failed_results = ReturningBuffer(self._tokens), ReturningBuffer(self._failed)
         self._decoding: tuple[list[int], StagedSamples] | None = None
         """Slots and samples of the step before if each row had one sample, and none was bound since."""
         shape = (self.last_token.numel(), vocab_size)
@@ -364,9 +285,8 @@ class Sampler:
 
     def upload(self, count: int) -> None:
         """Brings the first ``count`` staged rows to the device."""
-        for buffer in (self._logit_rows, self._slots, self._positions, self._active):
-            buffer.upload(count)
-        for buffer in (*self._row_floats, *self._row_ints):
+        staged = (self._logit_rows, self._slots, self._positions, self._active, *self._row_floats, *self._row_ints)
+        for buffer in staged:
             buffer.upload(count)
 
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
@@ -383,27 +303,20 @@ class Sampler:
     def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
         """Starts the log-probabilities that were asked for. ``logits_LV`` may be overwritten once this returns."""
         sampled, count = staged.sampled, len(staged.sampled)
-        tokens, failed = self._results(count)
         prompt_reports, prompt_rows = None, list[int]()
         if any(row.logprob_targets for row in staged.rows):
             prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
         return PendingSample(
             num_rows=len(staged.rows),
             sampled_rows=sampled,
-            token_ids=tokens,
-            failed=failed,
+            # Copies: the next step writes to the same buffers.
+            token_ids=self._token_results.fetch(count),
+            failed=self._failed_results.fetch(count),
             reports=self._report_samples(logits_LV, staged) if staged.reported else None,
             reported_rows=[sampled[index] for index in staged.reported],
             prompt_reports=prompt_reports,
             prompt_rows=prompt_rows,
         )
-
-    def _results(self, count: int) -> tuple[Fetched | NDArray[np.int64], Fetched | NDArray[np.bool_]]:
-        """Copies: the next step writes to the same buffers."""
-        if self._host_tokens is None or self._host_failed is None:
-            tokens, failed = self._returning
-            return tokens.fetch(count), failed.fetch(count)
-        return self._host_tokens[:count].copy(), self._host_failed[:count].copy()
 
     def _params(self, count: int, parts: SampleParts) -> SampleParams:
         seeds, sample_indices, top_k = (buffer.view(count) for buffer in self._row_ints)
@@ -434,20 +347,18 @@ class Sampler:
         )
 
     @torch.inference_mode()
-    def _report_samples(self, logits_LV: Tensor, staged: StagedSamples) -> _Reports:
+    def _report_samples(self, logits_LV: Tensor, staged: StagedSamples) -> Reports:
         """Log-probabilities of the sampled tokens that want them."""
         wanted_R = torch.from_numpy(np.array(staged.reported)).to(self._device)
         count = len(staged.sampled)
         chosen = self._tokens[:count].index_select(0, wanted_R)
         logit_rows = self._logit_rows.view(count).index_select(0, wanted_R)
-        return _Reports(
-            logits_LV, logit_rows, chosen, self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist()
-        )
+        return Reports(logits_LV, logit_rows, chosen, self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist())
 
     @torch.inference_mode()
     def _report_prompts(
         self, logits_LV: Tensor, rows: Sequence[ScheduledRow], ends: NDArray[np.int64]
-    ) -> tuple[_Reports, list[int]]:
+    ) -> tuple[Reports, list[int]]:
         """Log-probabilities of prompt tokens, and the row of each."""
         targets: list[int] = []
         logit_rows: list[int] = []
@@ -460,7 +371,7 @@ class Sampler:
             logit_rows += range(first, first + count)
             num_top += [max(0, int(self._ints[_Int.PROMPT_LOGPROBS, row.slot]))] * count
             owners += [index] * count
-        return _Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top), owners
+        return Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top), owners
 
 
 def _is_decode(row: ScheduledRow) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.runner.device import runs_ahead
+
+_HOST = torch.device("cpu")
 STEPS_UNDER_WAY = 2
 """That copies to and from a GPU are made for: the engine reads one step before it submits the next but one."""
 
@@ -30,9 +33,8 @@ class StagedBuffer:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         host = torch.zeros(shape, dtype=dtype)
         self._host = host
-        self._device = host if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
-        on_gpu = device.type == "cuda"
-        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY)] if on_gpu else []
+        self._device = host if device == _HOST else torch.zeros(shape, dtype=dtype, device=device)
+        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY)] if runs_ahead(device) else []
         self._turn = 0
         self.array: NDArray[Any] = host.numpy()
         """The host's side."""
@@ -60,6 +62,13 @@ class StagedBuffer:
         return self._device[:count]
 
 
+class Fetched(Protocol):
+    """Values on their way to the host."""
+
+    def tolist(self) -> list[Any]:
+        """Waits for them."""
+
+
 class ReturningBuffer:
     """A buffer that kernels fill on the device and the host reads, while the device is at work on the next step.
 
@@ -69,38 +78,38 @@ class ReturningBuffer:
 
     def __init__(self, device_buffer: Tensor) -> None:
         self._device = device_buffer
-        on_gpu = device_buffer.device.type == "cuda"
-        self._side = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        ahead = runs_ahead(device_buffer.device)
+        self._array = device_buffer.numpy() if device_buffer.device == _HOST else None
+        self._side = torch.cuda.Stream() if ahead else None  # type: ignore[no-untyped-call]
         # One more than steps under way: a result is read after the step behind it has been launched.
         shape, dtype = tuple(device_buffer.shape), device_buffer.dtype
-        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY + 1)] if on_gpu else []
+        self._pinned = [_Pinned(shape, dtype) for _ in range(STEPS_UNDER_WAY + 1)] if ahead else []
         self._turn = 0
 
     def fetch(self, count: int) -> Fetched:
-        """The first ``count`` entries as they are after what has been launched; on their way to the host."""
+        """The first ``count`` entries as they are after what has been launched."""
+        if self._array is not None:
+            return self._array[:count].copy()
+        kept = self._device[:count].clone()
         if self._side is None:
-            return Fetched(self._device[:count].clone(), None)
+            return kept
         pinned = self._pinned[self._turn]
         self._turn = (self._turn + 1) % len(self._pinned)
-        kept = self._device[:count].clone()
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             pinned.values[:count].copy_(kept, non_blocking=True)
             pinned.done.record()
         kept.record_stream(self._side)
-        return Fetched(pinned.values[:count], pinned.done)
+        return _Copied(pinned.values[:count], pinned.done)
 
 
-class Fetched(NamedTuple):
-    """Values on their way to the host."""
+class _Copied(NamedTuple):
+    """A copy that a GPU makes; see :class:`Fetched`."""
 
     values: Tensor
-    ready: torch.cuda.Event | None
-    """None: they are there."""
+    ready: torch.cuda.Event
 
     def tolist(self) -> list[Any]:
-        """Waits for them."""
-        if self.ready is not None:
-            self.ready.synchronize()
+        self.ready.synchronize()
         values: list[Any] = self.values.tolist()
         return values

@@ -3,7 +3,7 @@
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles
 from app.store.home import Store
-from app.store.models import pull, resolve
+from app.store.models import locate_config, pull, resolve
 from app.store.progress import ProgressReporter, SilentProgress, TerminalProgress
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Store",
     "StoreError",
     "TerminalProgress",
+    "locate_config",
     "pull",
     "resolve",
 ]

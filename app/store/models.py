@@ -20,6 +20,7 @@ from app.store.home import FORMAT, Manifest, Store, slug
 from app.store.progress import ProgressReporter, SilentProgress
 
 _TOKENIZER = "tokenizer.json"
+_CONFIG = "config.json"
 
 
 def pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:
@@ -50,6 +51,19 @@ def resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> Mo
         return _resolve(name_or_path, store, need_weights=need_weights)
     except OSError as e:
         raise StoreError(f"{e.filename or store.home}: {e.strerror or e}") from e
+
+
+def locate_config(name_or_path: str, store: Store) -> tuple[str, Path]:
+    """Name of a model on this machine and the directory of its ``config.json``, which may be all there is of it.
+
+    Raises:
+        StoreError: as :func:`resolve`.
+    """
+    path = None if name_or_path in CATALOG else _local_path(name_or_path)
+    if path is not None and (path / _CONFIG).is_file():
+        return path.resolve().name, path
+    files = resolve(name_or_path, store, need_weights=False)
+    return files.name, files.directory
 
 
 def _pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import msgspec
 import numpy as np
 
 from app.engine.core import EngineCore
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
+from app.runner.start import make_runner
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, StepRecord
 from benchmarks.gpu.models import MODELS, write_config
 
@@ -106,6 +108,31 @@ class Session:
             for output in self._engine.step():
                 if output.error is not None:
                     raise RuntimeError(f"{output.request_id}: {output.error.message}")
+
+
+def workload_options(parser: argparse.ArgumentParser, *, requests: int, output_tokens: int) -> None:
+    """Of a stage that has one model answer requests of one size, all at once."""
+    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
+    parser.add_argument("--requests", type=int, default=requests)
+    parser.add_argument("--prompt", type=int, default=1024)
+    parser.add_argument("--output-tokens", type=int, default=output_tokens)
+    parser.add_argument("--layers", type=int, help="fewer layers, to try the stage")
+
+
+def workload_session(args: argparse.Namespace, **formats: Any) -> Session:
+    """A session with room for such a workload."""
+    length = args.prompt + args.output_tokens
+    return Session(
+        args.model,
+        num_tokens=args.requests * (length + _BLOCK),
+        num_layers=args.layers,
+        device=args.device,
+        max_num_seqs=args.requests,
+        max_num_batched_tokens=8192,
+        max_logit_rows=args.requests,
+        max_model_len=length,
+        **formats,
+    )
 
 
 def _count(outputs: list[EngineOutput], generated: dict[str, int]) -> None:

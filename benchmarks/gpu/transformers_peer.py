@@ -12,16 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.models import MODELS, write_config
-from benchmarks.gpu.session import Session
+from benchmarks.gpu.session import workload_options, workload_session
 from benchmarks.gpu.stage import Stage
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=1024)
-    parser.add_argument("--output-tokens", type=int, default=128)
-    parser.add_argument("--layers", type=int, help="fewer layers, to try the stage")
+    workload_options(parser, requests=64, output_tokens=128)
 
 
 def main() -> None:
@@ -55,18 +51,7 @@ def main() -> None:
 
 def ours(args: argparse.Namespace) -> Callable[[int], int]:
     """Our engine under the workload; called with the tokens to generate, it returns how many it did."""
-    length = args.prompt + args.output_tokens
-    session = Session(
-        args.model,
-        num_tokens=args.requests * (length + 16),
-        num_layers=args.layers,
-        device=args.device,
-        dtype="bfloat16",
-        max_num_seqs=args.requests,
-        max_num_batched_tokens=max(args.requests, 8192),
-        max_logit_rows=args.requests,
-        max_model_len=length,
-    )
+    session = workload_session(args, dtype="bfloat16")
     return lambda output: session.generate([(args.prompt, output)] * args.requests).tokens
 
 

@@ -7,9 +7,8 @@ import torch
 from app.kernels import dispatch
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.linear.pack import new_packed_weight, pack_rows
-from app.kernels.native.program import Program
 from app.kernels.types import Act, num_groups
-from benchmarks.kernels.measure import PAST_CACHES, parser, report, seconds, shares
+from benchmarks.kernels.measure import PAST_CACHES, measured, parser, report
 
 SHAPES = {"135m": (49152, 576), "0.6b": (151936, 1024)}
 ROWS = (1, 4, 16, 64)
@@ -32,12 +31,10 @@ def measure(model: str, kind: str, rows: int, repeats: int) -> dict[str, object]
             weight = new_packed_weight(vocab_size, width, dtype, bias=False, gate_up=False)
             pack_rows(weight, 0, torch.randn(vocab_size, width) * 0.02)
             gather_lm_head(hidden, indices, weight, out, scratch=scratch)
-    program = Program(dispatch.pool(), calls, dispatch.isa())
-    taken = seconds(lambda: program.run(tokens=TOKENS, logits=rows), repeats, copies)
-    moved, operations = vocab_size * width * dtype.itemsize + out.nbytes, 2 * rows * vocab_size * width
     shape = {"model": model, "n": vocab_size, "k": width, "dtype": kind, "rows": rows}
-    rates = shares(taken["p50_s"], moved, operations, kind)
-    return {**shape, "isa": dispatch.isa(), "threads": dispatch.pool().threads, **taken, **rates}
+    nbytes, operations = vocab_size * width * dtype.itemsize + out.nbytes, 2 * rows * vocab_size * width
+    size = {"tokens": TOKENS, "logits": rows}
+    return shape | measured(calls, repeats, nbytes=nbytes, operations=operations, kind=kind, **size)
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ from app.kernels import dispatch
 from app.kernels.dispatch import Dim
 from app.kernels.linear.cpu import linear_call
 from app.kernels.linear.pack import new_packed_weight, pack_rows
-from app.kernels.native.program import Program
 from app.kernels.types import Act, PackedWeight, num_groups
-from benchmarks.kernels.measure import PAST_CACHES, parser, report, seconds, shares
+from benchmarks.kernels.measure import PAST_CACHES, measured, parser, report
 
 SHAPES = {
     "qkv": (960, 576),
@@ -64,16 +63,11 @@ def measure(name: str, kind: str, copies: list[PackedWeight], tokens: int, repea
     silu_mul = copies[0].gate_up
     out = torch.empty(tokens, n // 2 if silu_mul else n)
     used = copies[: max(1, int(_OPERATIONS_A_RUN / (2 * tokens * n * k)))]
-    program = Program(
-        dispatch.pool(),
-        [linear_call(x, weight, out, None, silu_mul, Dim.TOKENS) for weight in used],
-        dispatch.isa(),
-    )
-    taken = seconds(lambda: program.run(tokens=tokens), repeats, len(used))
-    # Activations stay in the caches.
-    rates = shares(taken["p50_s"], n * k * DTYPES[kind].itemsize, 2 * tokens * n * k, kind)
+    calls = [linear_call(x, weight, out, None, silu_mul, Dim.TOKENS) for weight in used]
     shape = {"layer": name, "n": n, "k": k, "dtype": kind, "rows": tokens}
-    return {**shape, "isa": dispatch.isa(), "threads": dispatch.pool().threads, **taken, **rates}
+    # Activations stay in the caches.
+    nbytes, operations = n * k * DTYPES[kind].itemsize, 2 * tokens * n * k
+    return shape | measured(calls, repeats, nbytes=nbytes, operations=operations, kind=kind, tokens=tokens)
 
 
 if __name__ == "__main__":

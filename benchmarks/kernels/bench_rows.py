@@ -16,10 +16,9 @@ from torch import Tensor
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
 from app.kernels.embed import embed
-from app.kernels.native.program import Program
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from app.kernels.types import Act, LayerKVCache, num_groups
-from benchmarks.kernels.measure import PAST_CACHES, parser, report, seconds, shares
+from benchmarks.kernels.measure import PAST_CACHES, measured, parser, report
 
 ROWS = (1, 16, 256, 1024)
 WIDTHS = {"135m": (576, 9, 3, 64), "8b": (4096, 32, 8, 128)}
@@ -98,11 +97,8 @@ def measure(op: str, model: str, rows: int, repeats: int) -> dict[str, object]:
     with dispatch.recording() as calls:
         for call in kept:
             call()
-    program = Program(dispatch.pool(), calls, dispatch.isa())
-    taken = seconds(lambda: program.run(tokens=rows, rows=rows, max_query_len=1, max_seq_len=1), repeats, copies)
     shape = {"op": op, "model": model, "rows": rows, "copies": copies}
-    rates = shares(taken["p50_s"], moved, 0, "int8")
-    return {**shape, "isa": dispatch.isa(), "threads": dispatch.pool().threads, **taken, **rates}
+    return shape | measured(calls, repeats, nbytes=moved, operations=0, kind="int8", tokens=rows)
 
 
 def main() -> None:

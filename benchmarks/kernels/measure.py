@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from app.kernels import dispatch
+from app.kernels.dispatch import Call
+from app.kernels.native.program import Program
 from benchmarks import rows
 
 RESULTS = rows.RESULTS / "kernels_cpu.jsonl"
@@ -50,6 +53,21 @@ def shares(median_s: float, nbytes: int, operations: int, kind: str) -> dict[str
     gb, gop = nbytes / median_s / 1e9, operations / median_s / 1e9
     share = max(gb / CEILINGS["GB/s"], gop / CEILINGS[f"{kind} GOP/s"])
     return {"gb_per_s": round(gb, 2), "gop_per_s": round(gop, 1), "share_of_ceiling": round(share, 3)}
+
+
+def measured(
+    calls: list[Call], repeats: int, *, nbytes: int, operations: int, kind: str, **size: Any
+) -> dict[str, object]:
+    """Time, rates and shares of one of some native calls, on operands of their own, and by what they were run.
+
+    Args:
+        nbytes, operations: of one call; see :func:`shares`.
+        size: of the step, as :meth:`Program.run` takes it.
+    """
+    program = Program(dispatch.pool(), calls, dispatch.isa())
+    taken = seconds(lambda: program.run(**size), repeats, len(calls))
+    rates = shares(taken["p50_s"], nbytes, operations, kind)
+    return {"isa": dispatch.isa(), "threads": dispatch.pool().threads, **taken, **rates}
 
 
 def report(bench: str, row: Mapping[str, Any], *, save: bool) -> None:

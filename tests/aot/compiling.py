@@ -16,7 +16,7 @@ from app.kernels.gpu.aot import compile_launch
 from app.kernels.gpu.launch import Launch
 from app.kernels.gpu.tuning import compiling_for
 
-SHARED_BYTES = 227 << 10
+_SHARED_BYTES = 227 << 10
 """What a block may have on sm_90."""
 
 
@@ -49,3 +49,12 @@ def rows_of(module: str) -> list[dict[str, Any]]:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_means(rows: list[dict[str, Any]]) -> None:
+    """That nothing spills, nor asks for more than a block of sm_90 can have."""
+    assert rows
+    for row in rows:
+        assert row["registers"] <= 255, row
+        assert row["stack"] == 0, row
+        assert row["shared"] <= _SHARED_BYTES, row

@@ -17,10 +17,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_nothing_spills_nor_asks_for_more_than_there_is(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        assert row["registers"] <= 255, row
-        assert row["stack"] == 0, row
-        assert row["shared"] <= compiling.SHARED_BYTES, row
+    compiling.check_means(rows)
 
 
 def test_tiles_of_64_rows_multiply_in_warp_groups(rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from app.engine.core import EngineCore
 from app.kernels.native.library import ISAS, NativeError, best_isa
-from app.runner.model_runner import make_runner
+from app.runner.start import make_runner
 from app.store import ModelFiles
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams
 

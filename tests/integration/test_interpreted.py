@@ -11,7 +11,8 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.types import StepArena
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
+from app.runner.start import make_runner
 from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run

@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
 from app.runner.parallel import ParallelRunner, start_runner
+from app.runner.start import make_runner
 from app.store import ModelFiles
 from app.types import EngineConfig, SamplingParams
 from tests.integration.engines import engine_config

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.engine.core import EngineCore
-from app.runner.model_runner import make_runner
+from app.runner.start import make_runner
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, TokenLogprobs
 from tests.integration.engines import isas
 from tests.models.tiny import make_reference, save

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.kernels.native.program import Program
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
+from app.runner.start import make_runner
 from app.types import SamplingParams, StepResult
 from tests.integration.engines import isas
 from tests.models.tiny import make_reference, save

@@ -21,7 +21,7 @@ from app.kernels.native.abi import ARGS
 from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
 from app.kernels.sample import carry_tokens
-from app.runner.model_runner import make_runner
+from app.runner.start import make_runner
 from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.core import Runner
-from app.runner.model_runner import ModelRunner, make_runner
+from app.runner.model_runner import ModelRunner
+from app.runner.start import make_runner
 from app.types import EngineConfig, LoadProgress, RowOutput, SamplingParams, ScheduledRow, SlotInit, TokenLogprobs
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 

@@ -11,7 +11,8 @@ import torch
 
 from app.kernels.collective import Ranks
 from app.runner.group import connect
-from app.runner.model_runner import ModelRunner, load_runner, warm_up
+from app.runner.model_runner import ModelRunner
+from app.runner.start import load_runner, warm_up
 from app.types import EngineConfig
 from tests.runner.driver import discard
 

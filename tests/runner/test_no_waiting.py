@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import app
-from app.runner.model_runner import make_runner
+from app.runner.start import make_runner
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 from tests.runner.steps import step_of

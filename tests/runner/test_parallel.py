@@ -12,7 +12,8 @@ import pytest
 
 from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner
-from app.runner.parallel import ParallelRunner, RankProcesses, start_runner
+from app.runner.parallel import ParallelRunner, start_runner
+from app.runner.rank_processes import RankProcesses
 from app.types import EngineConfig, SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run, runner_of

@@ -15,7 +15,7 @@ from app.models.config import ConfigError
 from app.models.dummy import fill_dummy_weights
 from app.runner.device import choose_threads
 from app.runner.errors import RunnerError
-from app.runner.model_runner import make_runner
+from app.runner.start import make_runner
 from app.types import LoadProgress
 from tests.models.tiny import CONTEXT, make_reference, save
 from tests.runner.driver import Request, engine_config, run, runner_of

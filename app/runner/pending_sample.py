@@ -1,0 +1,90 @@
+"""A step's samples on their way from the device, and what the engine is told of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.kernels.sample import LogprobsOut, logprobs
+from app.runner.staging import Fetched
+from app.types import RowOutput, TokenLogprobs
+
+_SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
+_PROMPT_FAILED = "the logits of a prompt token are not finite"
+
+
+class Reports:
+    """Log-probabilities under way: tokens by row of logits, with the number of alternatives that each wants."""
+
+    def __init__(self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int]) -> None:
+        count, width, device = rows.numel(), min(max(num_top), logits_LV.shape[1]), logits_LV.device
+        self._num_top = num_top
+        self._token_ids = token_ids
+        self._out = LogprobsOut(
+            logprob=torch.empty(count, device=device),
+            rank=torch.empty(count, dtype=torch.int64, device=device),
+            top_ids=torch.empty(count, width, dtype=torch.int64, device=device),
+            top_logprobs=torch.empty(count, width, device=device),
+        )
+        logprobs(logits_LV, rows, token_ids, self._out)
+
+    def result(self) -> list[TokenLogprobs]:
+        """The records, in the order of the tokens."""
+        columns = zip(
+            self._token_ids.tolist(),
+            self._out.logprob.tolist(),
+            self._out.rank.tolist(),
+            self._out.top_ids.tolist(),
+            self._out.top_logprobs.tolist(),
+            self._num_top,
+            strict=True,
+        )
+        return [
+            TokenLogprobs(token_id, logprob, rank, list(zip(ids[:k], values[:k], strict=True)))
+            for token_id, logprob, rank, ids, values, k in columns
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSample:
+    """A step's samples, perhaps still on their way from the device. Later steps do not touch it."""
+
+    num_rows: int
+    sampled_rows: list[int]
+    """Which rows the tokens belong to."""
+    token_ids: Fetched
+    failed: Fetched
+    reports: Reports | None
+    reported_rows: list[int]
+    prompt_reports: Reports | None
+    prompt_rows: list[int]
+    """Row of each prompt report."""
+
+    def result(self) -> list[RowOutput]:
+        """Waits for the device: one output a row of the step."""
+        token_ids, failures = self.token_ids.tolist(), self.failed.tolist()
+        plain = self.reports is None and self.prompt_reports is None and len(token_ids) == self.num_rows
+        if plain and not any(failures):
+            return [RowOutput(token_ids=[token_id]) for token_id in token_ids]
+        tokens = dict(zip(self.sampled_rows, token_ids, strict=True))
+        failed = {row for row, bad in zip(self.sampled_rows, failures, strict=True) if bad}
+        reports = dict(zip(self.reported_rows, self.reports.result(), strict=True)) if self.reports else {}
+        prompts: dict[int, list[TokenLogprobs]] = {}
+        if self.prompt_reports:
+            for row, report in zip(self.prompt_rows, self.prompt_reports.result(), strict=True):
+                prompts.setdefault(row, []).append(report)
+        outputs = []
+        for row in range(self.num_rows):
+            prompt = prompts.get(row)
+            if row in failed:
+                outputs.append(RowOutput(error=_SAMPLE_FAILED))
+            elif prompt and not all(math.isfinite(report.logprob) for report in prompt):
+                outputs.append(RowOutput(error=_PROMPT_FAILED))
+            else:
+                new = [tokens[row]] if row in tokens else []
+                own = [reports[row]] if row in reports else None
+                outputs.append(RowOutput(token_ids=new, logprobs=own, prompt_logprobs=prompt))
+        return outputs
