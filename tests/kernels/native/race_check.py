@@ -48,7 +48,8 @@ def _run(copy: Path, runtime: str, threads: int) -> int:
     command = [sys.executable, "-m", "tests.kernels.native.race_check", "run", str(threads)]
     code = subprocess.run(command, cwd=copy, env=environment).returncode
     outcome = {0: "no race", _RACES: "races"}.get(code, f"exit code {code}")
-    print(f"{STREAMS} streams on {threads} threads: {outcome}", flush=True)
+    sys.stdout.write(f"{STREAMS} streams on {threads} threads: {outcome}\n")
+    sys.stdout.flush()
     return code
 
 
