@@ -154,6 +154,28 @@ class AttentionMetadata:
     """What :func:`app.kernels.paged_attention.splits.new_split_workspace` made, where Triton attends."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """A step's rows as the host tells of them; all int32.
+
+    What hangs on a slot stays on the device, so that a step brings what is new and no more: a block for every
+    sixteenth token, a token where the host is its source.
+    """
+
+    slots: Tensor
+    """[R]"""
+    carried: Tensor
+    """[R]: 1 where the row's one token is the one that its slot sampled last."""
+    table_lens: Tensor
+    """[R]: blocks that the slot's table holds already."""
+    new_block_loc: Tensor
+    """[R + 1]: where in ``feed`` each row's new blocks begin."""
+    logit_start_loc: Tensor
+    """[R + 1]: where each row's logits begin; they are those of its last tokens."""
+    feed: Tensor
+    """First the token ids of the step, [T], the carried ones left out; somewhere behind them the new blocks."""
+
+
 class StepArena:
     """Activations of one step, each at the same address in every step.
 

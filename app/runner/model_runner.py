@@ -95,7 +95,7 @@ class ModelRunner:
             )
             if on_triton
             else None,
-            trash_block=plan.num_blocks,
+            trash_block=plan.num_blocks if on_triton else None,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
         # A recording would run through where the ranks have to meet.
@@ -138,9 +138,11 @@ class ModelRunner:
 
     def _compute(self, inputs: StepInputs, logits_LV: Tensor, num_samples: int, parts: SampleParts) -> None:
         """All kernels of a step."""
-        hidden_TD = self._model.forward(inputs.token_ids, inputs.positions, self._kv, inputs.meta, self._arena)
+        self._batch.expand(inputs, self._sampler.last_token)
+        tokens = inputs.tokens
+        hidden_TD = self._model.forward(tokens.token_ids, tokens.positions, self._kv, inputs.meta, self._arena)
         if logits_LV.shape[0]:
-            self._model.logits(hidden_TD, inputs.logit_indices, logits_LV, self._arena)
+            self._model.logits(hidden_TD, tokens.logit_indices, logits_LV, self._arena)
         if num_samples:
             self._sampler.launch(logits_LV, num_samples, parts)
 
@@ -252,19 +254,18 @@ class ModelRunner:
     def _run_bucket(self, graphs: DecodeGraphs, bucket: Bucket, step: SchedulerOutput) -> tuple[bool, float]:
         """Computes a step of decodes, padded; returns whether as one recording, and the seconds that launching took."""
         rows = len(step.rows)
-        self._batch.fill(step, self._sampler.last_token)
-        self._batch.pad(rows, bucket.rows)
+        self._batch.fill(step, padded_to=bucket.rows)
         self._sampler.pad(rows, bucket.rows)
         with torch.inference_mode():
-            self._batch.upload(bucket.rows, bucket.rows, bucket.rows, self._sampler.last_token)
-            self._sampler.upload(bucket.rows)
+            self._batch.upload()
+            self._sampler.upload()
         started = time.perf_counter()
         replayed = graphs.run(bucket)
         return replayed, time.perf_counter() - started
 
     def _replay(self, graphs: StepGraphs, step: SchedulerOutput, staged: StagedSamples) -> float:
         """Computes the step by its recording, and returns the seconds that this took."""
-        extent = self._batch.fill(step, self._sampler.last_token)
+        extent = self._batch.fill(step)
         program = graphs.capture(staged.recordable)
         started = time.perf_counter()
         program.run(
@@ -281,8 +282,8 @@ class ModelRunner:
     @torch.inference_mode()
     def _compute_eagerly(self, step: SchedulerOutput, staged: StagedSamples) -> float:
         """Computes the step op by op, and returns the seconds that this took (on a GPU: to launch it)."""
-        inputs = self._batch.prepare(step, self._sampler.last_token)
-        self._sampler.upload(len(staged.sampled))
+        inputs = self._batch.prepare(step)
+        self._sampler.upload()
         started = time.perf_counter()
         self._arena.begin(step.num_tokens)
         self._compute(inputs, self._logits_LV[: step.num_logit_rows], len(staged.sampled), staged.parts)

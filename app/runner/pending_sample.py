@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app.kernels.sample import LogprobsOut, logprobs
-from app.runner.staging import Fetched
+from app.runner.staging import Fetched, Returns
 from app.types import RowOutput, TokenLogprobs
 
+RESULT_BYTES = torch.int64.itemsize + torch.bool.itemsize
+"""Of a sampled row: its token, and whether it failed."""
 _SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
 _PROMPT_FAILED = "the logits of a prompt token are not finite"
 
@@ -19,29 +22,23 @@ _PROMPT_FAILED = "the logits of a prompt token are not finite"
 class Reports:
     """Log-probabilities under way: tokens by row of logits, with the number of alternatives that each wants."""
 
-    def __init__(self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int]) -> None:
+    def __init__(
+        self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int], returns: Returns
+    ) -> None:
         count, width, device = rows.numel(), min(max(num_top), logits_LV.shape[1]), logits_LV.device
         self._num_top = num_top
-        self._token_ids = token_ids
-        self._out = LogprobsOut(
+        out = LogprobsOut(
             logprob=torch.empty(count, device=device),
             rank=torch.empty(count, dtype=torch.int64, device=device),
             top_ids=torch.empty(count, width, dtype=torch.int64, device=device),
             top_logprobs=torch.empty(count, width, device=device),
         )
-        logprobs(logits_LV, rows, token_ids, self._out)
+        logprobs(logits_LV, rows, token_ids, out)
+        self._fetched = returns.fetch(token_ids, out.logprob, out.rank, out.top_ids, out.top_logprobs)
 
     def result(self) -> list[TokenLogprobs]:
         """The records, in the order of the tokens."""
-        columns = zip(
-            self._token_ids.tolist(),
-            self._out.logprob.tolist(),
-            self._out.rank.tolist(),
-            self._out.top_ids.tolist(),
-            self._out.top_logprobs.tolist(),
-            self._num_top,
-            strict=True,
-        )
+        columns = zip(*(array.tolist() for array in self._fetched.arrays()), self._num_top, strict=True)
         return [
             TokenLogprobs(token_id, logprob, rank, list(zip(ids[:k], values[:k], strict=True)))
             for token_id, logprob, rank, ids, values, k in columns
@@ -55,8 +52,8 @@ class PendingSample:
     num_rows: int
     sampled_rows: list[int]
     """Which rows the tokens belong to."""
-    token_ids: Fetched
-    failed: Fetched
+    results: Fetched
+    """Bytes: the tokens of all rows that could be, int64, then for each whether it failed."""
     reports: Reports | None
     reported_rows: list[int]
     prompt_reports: Reports | None
@@ -65,7 +62,11 @@ class PendingSample:
 
     def result(self) -> list[RowOutput]:
         """Waits for the device: one output a row of the step."""
-        token_ids, failures = self.token_ids.tolist(), self.failed.tolist()
+        (results,) = self.results.arrays()
+        tokens_end = len(results) // RESULT_BYTES * torch.int64.itemsize
+        count = len(self.sampled_rows)
+        token_ids: list[int] = results[:tokens_end].view(np.int64)[:count].tolist()
+        failures: list[bool] = results[tokens_end:].view(np.bool_)[:count].tolist()
         plain = self.reports is None and self.prompt_reports is None and len(token_ids) == self.num_rows
         if plain and not any(failures):
             return [RowOutput(token_ids=[token_id]) for token_id in token_ids]

@@ -17,8 +17,8 @@ from torch import Tensor
 from app.kernels.sample import MinTokens, Penalties, SampleParams, record_tokens, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.runner.errors import RunnerError
-from app.runner.pending_sample import PendingSample, Reports
-from app.runner.staging import ReturningBuffer, StagedBuffer
+from app.runner.pending_sample import RESULT_BYTES, PendingSample, Reports
+from app.runner.staging import Returns, StagedPack, to_device
 from app.types import ScheduledRow, SlotInit
 
 _UNSIGNED_64 = (1 << 64) - 1
@@ -47,6 +47,10 @@ class _Int(enum.IntEnum):
     LOGPROBS = 5
     """-1 for none."""
     PROMPT_LOGPROBS = 6
+
+
+_NUM_ROW_INTS = 3
+"""The kernels read the first ones: seed, sample index and top_k."""
 
 
 class _VocabTable:
@@ -139,17 +143,16 @@ class Sampler:
         self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
         self._ints = np.zeros((len(_Int), num_slots), dtype=np.int64)
         # Of the step's sampled rows, at addresses that stay.
-        self._logit_rows = StagedBuffer((num_slots,), torch.int64, device)
-        self._slots = StagedBuffer((num_slots,), torch.int64, device)
-        self._positions = StagedBuffer((num_slots,), torch.int64, device)
-        self._active = StagedBuffer((num_slots,), torch.bool, device)
-        self._row_floats = [StagedBuffer((num_slots,), torch.float32, device) for _ in _Float]
-        self._row_ints = [
-            StagedBuffer((num_slots,), torch.int64, device) for _ in (_Int.SEED, _Int.SAMPLE_INDEX, _Int.TOP_K)
-        ]
-        self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._failed = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self._token_results, self._failed_results = ReturningBuffer(self._tokens), ReturningBuffer(self._failed)
+        dtypes = (*(torch.int64,) * (3 + _NUM_ROW_INTS), *(torch.float32,) * len(_Float), torch.bool)
+        self._pack = StagedPack([(num_slots, dtype) for dtype in dtypes], device)
+        self._logit_rows, self._slots, self._positions, *others = self._pack.buffers
+        self._row_ints, self._row_floats = others[:_NUM_ROW_INTS], others[_NUM_ROW_INTS:-1]
+        self._active = others[-1]
+        # One piece of memory, as the host gets them by one copy.
+        self._results = torch.zeros(num_slots * RESULT_BYTES, dtype=torch.uint8, device=device)
+        self._tokens = self._results[: num_slots * torch.int64.itemsize].view(torch.int64)
+        self._failed = self._results[num_slots * torch.int64.itemsize :].view(torch.bool)
+        self._returns = Returns(device)
         self._decoding: tuple[list[int], StagedSamples] | None = None
         """Slots and samples of the step before if each row had one sample, and none was bound since."""
         shape = (self.last_token.numel(), vocab_size)
@@ -199,23 +202,23 @@ class Sampler:
         for table in (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias):
             table.clear(slot)
         if params.min_tokens and init.stop_token_ids:
-            self._stop_mask.row(slot)[self._ids(init.stop_token_ids)] = True
+            self._stop_mask.row(slot).index_fill_(0, self._ids(init.stop_token_ids), value=True)
         if params.logit_bias:
-            values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=self._device)
-            self._logit_bias.row(slot)[self._ids(list(params.logit_bias))] = values
+            values = to_device(np.array(list(params.logit_bias.values()), dtype=np.float32), self._device)
+            self._logit_bias.row(slot).index_copy_(0, self._ids(list(params.logit_bias)), values)
         if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-            self._prompt_mask.row(slot)[self._ids(init.prompt_token_ids)] = True
+            self._prompt_mask.row(slot).index_fill_(0, self._ids(init.prompt_token_ids), value=True)
             output = self._ids(init.output_token_ids)
             self._output_counts.row(slot).index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def _ids(self, token_ids: list[int]) -> Tensor:
-        return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
+        return to_device(np.array(token_ids, dtype=np.int64), self._device)
 
     def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow]) -> PendingSample:
         """:meth:`stage`, :meth:`launch` and :meth:`finish` in one."""
         staged = self.stage(rows)
         if staged.sampled:
-            self.upload(len(staged.sampled))
+            self.upload()
             self.launch(logits_LV, len(staged.sampled), staged.parts)
         return self.finish(logits_LV, staged)
 
@@ -283,11 +286,9 @@ class Sampler:
         for buffer in (*self._row_floats, *self._row_ints):
             buffer.array[added] = 0
 
-    def upload(self, count: int) -> None:
-        """Brings the first ``count`` staged rows to the device."""
-        staged = (self._logit_rows, self._slots, self._positions, self._active, *self._row_floats, *self._row_ints)
-        for buffer in staged:
-            buffer.upload(count)
+    def upload(self) -> None:
+        """Brings the staged rows to the device."""
+        self._pack.upload(self._num_slots)
 
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
         """Samples the first ``count`` rows on the device and notes their tokens; does not wait for it.
@@ -302,18 +303,15 @@ class Sampler:
 
     def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
         """Starts the log-probabilities that were asked for. ``logits_LV`` may be overwritten once this returns."""
-        sampled, count = staged.sampled, len(staged.sampled)
         prompt_reports, prompt_rows = None, list[int]()
         if any(row.logprob_targets for row in staged.rows):
             prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
         return PendingSample(
             num_rows=len(staged.rows),
-            sampled_rows=sampled,
-            # Copies: the next step writes to the same buffers.
-            token_ids=self._token_results.fetch(count),
-            failed=self._failed_results.fetch(count),
+            sampled_rows=staged.sampled,
+            results=self._returns.snapshot(self._results),
             reports=self._report_samples(logits_LV, staged) if staged.reported else None,
-            reported_rows=[sampled[index] for index in staged.reported],
+            reported_rows=[staged.sampled[index] for index in staged.reported],
             prompt_reports=prompt_reports,
             prompt_rows=prompt_rows,
         )
@@ -349,11 +347,11 @@ class Sampler:
     @torch.inference_mode()
     def _report_samples(self, logits_LV: Tensor, staged: StagedSamples) -> Reports:
         """Log-probabilities of the sampled tokens that want them."""
-        wanted_R = torch.from_numpy(np.array(staged.reported)).to(self._device)
-        count = len(staged.sampled)
-        chosen = self._tokens[:count].index_select(0, wanted_R)
-        logit_rows = self._logit_rows.view(count).index_select(0, wanted_R)
-        return Reports(logits_LV, logit_rows, chosen, self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist())
+        wanted_R = self._ids(staged.reported)
+        chosen = self._tokens.index_select(0, wanted_R)
+        logit_rows = self._logit_rows.whole.index_select(0, wanted_R)
+        num_top = self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist()
+        return Reports(logits_LV, logit_rows, chosen, num_top, self._returns)
 
     @torch.inference_mode()
     def _report_prompts(
@@ -371,7 +369,7 @@ class Sampler:
             logit_rows += range(first, first + count)
             num_top += [max(0, int(self._ints[_Int.PROMPT_LOGPROBS, row.slot]))] * count
             owners += [index] * count
-        return Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top), owners
+        return Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top, self._returns), owners
 
 
 def _is_decode(row: ScheduledRow) -> bool:

@@ -20,7 +20,6 @@ from app.kernels.dispatch import Call
 from app.kernels.native.abi import ARGS
 from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
-from app.kernels.sample import carry_tokens
 from app.runner.start import make_runner
 from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
@@ -176,7 +175,6 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
         Request(1, [7], [5, 9], sampled, seed=3),
     ]
     run(runner, requests, 4, chunk=29)
-    carry_tokens(torch.tensor([1]), torch.tensor([0]), torch.tensor([9]), torch.tensor([5, 6]), torch.tensor([1]))
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"
     subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)

@@ -17,7 +17,7 @@ from app.kernels.dispatch import FallbackError, Mode
 from app.kernels.embed import embed
 from app.kernels.native import library
 from app.kernels.native.program import Program
-from app.kernels.sample import carry_tokens, record_tokens
+from app.kernels.sample import record_tokens
 from tests.kernels.util import poisoned, randn
 
 HERE = Path(__file__).parent
@@ -75,14 +75,14 @@ def test_without_a_compiler_it_installs_without_kernels_and_says_so(tmp_path: Pa
 
 @needs_kernels
 def test_what_follows_an_empty_op_is_run() -> None:
-    """A carry of nothing, then a row-wise op of few rows counted by the same number."""
+    """A step without rows of one kind, then a row-wise op of few rows of another."""
     dispatch.configure(Mode.STRICT, 2)
-    zero, ids = torch.zeros(1, dtype=torch.int64), torch.tensor([2, 1])
+    ids, slots = torch.tensor([2, 1]), torch.zeros(2, dtype=torch.int64)
     table, out = randn(4, 8), poisoned(2, 8)
     with dispatch.recording() as calls:
-        carry_tokens(zero, zero, zero, ids, torch.zeros(1, dtype=torch.int64))
+        record_tokens(ids, slots, torch.zeros(1, dtype=torch.int64))
         embed(ids, table, out)
-    Program(dispatch.pool(), calls).run(tokens=2)
+    Program(dispatch.pool(), calls).run(tokens=2, samples=0)
     assert torch.equal(out, table[ids])
 
 

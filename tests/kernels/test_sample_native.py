@@ -13,7 +13,7 @@ from app.kernels import dispatch
 from app.kernels.dispatch import Mode
 from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.kernels.native.program import Program
-from app.kernels.sample import LogprobsOut, SampleParams, carry_tokens, logprobs, record_tokens, sample
+from app.kernels.sample import LogprobsOut, SampleParams, logprobs, record_tokens, sample
 from app.kernels.sample.reference import logprobs_reference, sample_reference
 from tests.kernels.sampling_oracle import Row
 from tests.kernels.test_sample import make_params
@@ -158,20 +158,6 @@ def test_logprobs_are_those_of_the_reference(vocab_size: int, k: int) -> None:
     exact = logits.double().log_softmax(-1)[rows]
     assert torch.allclose(out.logprob.double(), exact.gather(1, tokens[:, None]).squeeze(1), rtol=1e-6, atol=1e-6)
     assert torch.allclose(out.top_logprobs.double(), exact.gather(1, out.top_ids), rtol=1e-6, atol=1e-6)
-
-
-def test_carry_moves_as_many_as_the_count_says() -> None:
-    token_ids, last = torch.full((6,), 7), torch.tensor([10, 11, 12])
-    destinations, slots = torch.tensor([4, 1, 2**40]), torch.tensor([2, 0, 2**40])
-    for count, expected in ((0, [7] * 6), (2, [7, 10, 7, 7, 12, 7])):
-        carry_tokens(destinations, slots, last, token_ids, torch.tensor([count]))
-        assert token_ids.tolist() == expected
-
-
-def test_carry_refuses_arguments_that_do_not_fit() -> None:
-    one = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"carry_tokens: slots has shape \[2\], expected \[1\]"):
-        carry_tokens(one, torch.zeros(2, dtype=torch.int64), one, one, one)
 
 
 def test_more_alternatives_than_the_native_kernel_lists_are_a_fall_back() -> None:

@@ -145,12 +145,14 @@ class PagedExecution:
     @torch.inference_mode()
     def step(self, rows: Sequence[ScheduledRow]) -> Tensor:
         """[L, V]: logits that the rows ask for."""
-        inputs = self._batch.prepare(step_of(rows), self._last_token)
-        self._arena.begin(inputs.token_ids.numel())
+        inputs = self._batch.prepare(step_of(rows))
+        self._batch.expand(inputs, self._last_token)
+        tokens = inputs.tokens
+        self._arena.begin(tokens.token_ids.numel())
         meta = replace(inputs.meta, split_workspace=self._split_workspace)
-        hidden = self._model.forward(inputs.token_ids, inputs.positions, self.kv, meta, self._arena)
-        logits = torch.full((inputs.logit_indices.numel(), self._vocab_size), torch.nan)
-        self._model.logits(hidden, inputs.logit_indices, logits, self._arena)
+        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, meta, self._arena)
+        logits = torch.full((tokens.logit_indices.numel(), self._vocab_size), torch.nan)
+        self._model.logits(hidden, tokens.logit_indices, logits, self._arena)
         return logits
 
     def sequence(self, token_ids: Sequence[int], chunks: Sequence[int], blocks: Sequence[int], slot: int = 0) -> Tensor:

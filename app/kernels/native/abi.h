@@ -206,15 +206,25 @@ typedef struct {
     int32_t reserved;
 } TuiliRecordArgs;
 
-// token_ids[destinations[i]] = last_token[slots[i]] for the rows whose token was sampled in the step before. Counted
-// by the number that stands at `count`, in one chunk.
+// See app/kernels/expand_rows. Counted by ROWS, row-wise.
 typedef struct {
-    const int64_t* destinations;
-    const int64_t* slots;
+    const int32_t* slots;
+    const int32_t* carried;
+    const int32_t* table_lens;
+    const int32_t* new_block_loc;    // [R + 1]
+    const int32_t* logit_start_loc;  // [R + 1]
+    const int32_t* feed;
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
     const int64_t* last_token;
+    int32_t* tables;  // [S, table_width]
     int64_t* token_ids;
-    const int64_t* count;
-} TuiliCarryArgs;
+    int64_t* positions;
+    int64_t* logit_indices;
+    int32_t* block_tables;  // [R, table_width]
+    int64_t* slot_mapping;
+    int32_t table_width, block_size;
+} TuiliExpandRowsArgs;
 
 // See logprobs. Counted by SAMPLES (an eager program of its own sets it to Q). Row-wise.
 #define TUILI_MAX_TOP_LOGPROBS 1024  // k at most

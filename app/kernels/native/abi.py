@@ -137,10 +137,14 @@ class RecordArgs(ctypes.Structure):
     _fields_: ClassVar[list[Any]] = _args("token_ids slots last_token output_counts", "vocab_size reserved")
 
 
-class CarryArgs(ctypes.Structure):
-    """TuiliCarryArgs."""
+class ExpandRowsArgs(ctypes.Structure):
+    """TuiliExpandRowsArgs."""
 
-    _fields_: ClassVar[list[Any]] = _args("destinations slots last_token token_ids count", "")
+    _fields_: ClassVar[list[Any]] = _args(
+        "slots carried table_lens new_block_loc logit_start_loc feed query_start_loc seq_lens last_token tables "
+        "token_ids positions logit_indices block_tables slot_mapping",
+        "table_width block_size",
+    )
 
 
 class LogprobsArgs(ctypes.Structure):
@@ -159,6 +163,6 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "attention": AttentionArgs,
     "sample": SampleArgs,
     "record": RecordArgs,
-    "carry": CarryArgs,
+    "expand_rows": ExpandRowsArgs,
     "logprobs": LogprobsArgs,
 }

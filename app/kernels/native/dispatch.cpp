@@ -5,7 +5,8 @@
 #include "abi.h"
 
 #define TUILI_OPS(X) \
-    X(embed) X(add_norm) X(quantize) X(gather) X(linear) X(rope_kv) X(attention) X(sample) X(record) X(carry) X(logprobs)
+    X(embed) X(add_norm) X(quantize) X(gather) X(linear) X(rope_kv) X(attention) X(sample) X(record) X(logprobs) \
+    X(expand_rows)
 
 extern "C" {
 

@@ -9,14 +9,12 @@ from app.kernels.check import check_tensor
 from app.kernels.dispatch import fall_back, native, runs_triton
 from app.kernels.sample.cpu import (
     MAX_TOP_LOGPROBS,
-    carry_tokens_cpu,
     logprobs_cpu,
     record_tokens_cpu,
     sample_cpu,
 )
 from app.kernels.sample.params import LogprobsOut, MinTokens, Penalties, SampleParams
 from app.kernels.sample.reference import (
-    carry_tokens_reference,
     logprobs_reference,
     record_tokens_reference,
     sample_reference,
@@ -27,7 +25,6 @@ __all__ = [
     "MinTokens",
     "Penalties",
     "SampleParams",
-    "carry_tokens",
     "logprobs",
     "record_tokens",
     "sample",
@@ -171,31 +168,3 @@ def record_tokens(
         record_tokens_cpu(token_ids_R, slots_R, last_token_S, output_counts_SV)
     else:
         record_tokens_reference(token_ids_R, slots_R, last_token_S, output_counts_SV)
-
-
-def carry_tokens(
-    destinations_R: Tensor, slots_R: Tensor, last_token_S: Tensor, token_ids_T: Tensor, count: Tensor
-) -> None:
-    """Puts tokens sampled in the step before where this step's input wants them.
-
-    ``token_ids[destinations[i]] = last_token[slots[i]]`` for i below ``count``; what stands beyond is not read.
-
-    Args:
-        destinations_R: [R] int64, all different.
-        slots_R: [R] int64.
-        last_token_S: [S] int64.
-        token_ids_T: [T] int64.
-        count: [1] int64, at most R (not checked here: a recording reads it anew each step).
-
-    Raises:
-        ValueError: an argument's shape or dtype does not fit.
-    """
-    check_tensor("carry_tokens", "destinations", destinations_R, (destinations_R.numel(),), torch.int64)
-    check_tensor("carry_tokens", "slots", slots_R, (destinations_R.numel(),), torch.int64)
-    check_tensor("carry_tokens", "last_token", last_token_S, (last_token_S.numel(),), torch.int64)
-    check_tensor("carry_tokens", "token_ids", token_ids_T, (token_ids_T.numel(),), torch.int64)
-    check_tensor("carry_tokens", "count", count, (1,), torch.int64)
-    if native("carry_tokens", token_ids_T):
-        carry_tokens_cpu(destinations_R, slots_R, last_token_S, token_ids_T, count)
-    else:
-        carry_tokens_reference(destinations_R, slots_R, last_token_S, token_ids_T, count)

@@ -494,14 +494,6 @@ static void record_rows(const void* args, const TuiliStep*, int64_t begin, int64
     }
 }
 
-static int64_t carry_chunks(const void*, const TuiliStep*, int32_t) { return 1; }
-
-static void carry_run(const void* args, const TuiliStep*, int64_t, const TuiliThread*) {
-    const TuiliCarryArgs& a = *(const TuiliCarryArgs*)args;
-    const int64_t count = *a.count;
-    for (int64_t i = 0; i < count; i++) a.token_ids[a.destinations[i]] = a.last_token[a.slots[i]];
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // Log-probabilities.
 
@@ -567,5 +559,4 @@ static void logprobs_rows(const void* args, const TuiliStep*, int64_t begin, int
 
 TUILI_DEFINE_KIND(sample) = {"sample", sizeof(TuiliSampleArgs), nullptr, nullptr, TUILI_ISA::sample_rows};
 TUILI_DEFINE_KIND(record) = {"record", sizeof(TuiliRecordArgs), nullptr, nullptr, TUILI_ISA::record_rows};
-TUILI_DEFINE_KIND(carry) = {"carry", sizeof(TuiliCarryArgs), TUILI_ISA::carry_chunks, TUILI_ISA::carry_run, nullptr};
 TUILI_DEFINE_KIND(logprobs) = {"logprobs", sizeof(TuiliLogprobsArgs), nullptr, nullptr, TUILI_ISA::logprobs_rows};

@@ -1,4 +1,4 @@
-"""Bindings of the native ``sample``, ``record``, ``carry`` and ``logprobs``."""
+"""Bindings of the native ``sample``, ``record`` and ``logprobs``."""
 
 from __future__ import annotations
 
@@ -60,21 +60,6 @@ def record_tokens_cpu(
         vocab_size=output_counts_SV.shape[1] if output_counts_SV is not None else 0,
     )
     emit([call], samples=token_ids_R.numel())
-
-
-def carry_tokens_cpu(
-    destinations_R: Tensor, slots_R: Tensor, last_token_S: Tensor, token_ids_T: Tensor, count: Tensor
-) -> None:
-    call = Call(
-        "carry",
-        Dim.TOKENS,
-        destinations=destinations_R,
-        slots=slots_R,
-        last_token=last_token_S,
-        token_ids=token_ids_T,
-        count=count,
-    )
-    emit([call], tokens=token_ids_T.numel())
 
 
 def logprobs_cpu(logits_LV: Tensor, rows_Q: Tensor, token_ids_Q: Tensor, out: LogprobsOut) -> None:

@@ -1,4 +1,4 @@
-"""Specification of ``sample``, ``logprobs``, ``record_tokens`` and ``carry_tokens`` in plain torch.
+"""Specification of ``sample``, ``logprobs`` and ``record_tokens`` in plain torch.
 
 A row's result must not hang on its neighbours, not even in the last bit. Hence: transcendental functions whose
 vectorised and scalar code differ in fp32 are taken in fp64 and rounded, reductions run along whole rows, and the
@@ -156,10 +156,3 @@ def record_tokens_reference(
     last_token_S[slots_R] = token_ids_R
     if output_counts_SV is not None:
         output_counts_SV[slots_R, token_ids_R] += 1
-
-
-def carry_tokens_reference(
-    destinations_R: Tensor, slots_R: Tensor, last_token_S: Tensor, token_ids_T: Tensor, count: Tensor
-) -> None:
-    carried = int(count)
-    token_ids_T[destinations_R[:carried]] = last_token_S[slots_R[:carried]]
