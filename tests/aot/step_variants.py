@@ -39,7 +39,7 @@ MODELS = [
     (QWEN3, WeightFormat.W8A8, "int8"),
 ]
 CHUNK = 512
-SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)
 
 
 def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> ModelRunner:

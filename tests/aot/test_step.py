@@ -37,6 +37,8 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
         "_draws",
         "_choose",
         "_record_tokens",
+        "_pieces",
+        "_report",
     }
 
 

@@ -19,6 +19,7 @@ from app.kernels.sample.reference import (
     record_tokens_reference,
     sample_reference,
 )
+from app.kernels.sample.workspace import MAX_TOP_LOGPROBS_TRITON
 
 __all__ = [
     "LogprobsOut",
@@ -132,9 +133,16 @@ def logprobs(logits_LV: Tensor, rows_Q: Tensor, token_ids_Q: Tensor, out: Logpro
     check_tensor("logprobs", "out.top_logprobs", out.top_logprobs, (count, width), torch.float32)
     if width > logits_LV.shape[1]:
         raise ValueError(f"logprobs: {width} alternatives of a vocabulary of {logits_LV.shape[1]}")
-    if width > MAX_TOP_LOGPROBS:
-        fall_back("logprobs", f"{width} alternatives are more than {MAX_TOP_LOGPROBS}")
-    if width <= MAX_TOP_LOGPROBS and native("logprobs", logits_LV):
+    on_triton = runs_triton(logits_LV)
+    most = MAX_TOP_LOGPROBS_TRITON if on_triton else MAX_TOP_LOGPROBS
+    if width > most:
+        fall_back("logprobs", f"{width} alternatives are more than {most}")
+        logprobs_reference(logits_LV, rows_Q, token_ids_Q, out)
+    elif on_triton:
+        from app.kernels.sample.triton_logprobs import logprobs_triton  # only a GPU needs Triton
+
+        logprobs_triton(logits_LV, rows_Q, token_ids_Q, out)
+    elif native("logprobs", logits_LV):
         logprobs_cpu(logits_LV, rows_Q, token_ids_Q, out)
     else:
         logprobs_reference(logits_LV, rows_Q, token_ids_Q, out)

@@ -111,7 +111,7 @@ def _row_peak(peaks, row, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _ordered(x):
+def ordered(x):
     """Floats as int64 from 0 to 2^32 that order like them; -0.0 like 0.0."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
@@ -161,7 +161,7 @@ def _search(
                 logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
                 output_counts, row, line, slot, piece, peak, heat, V, PIECE,
             )  # fmt: skip
-            reached = (_ordered(scaled)[:, None] >= pivots[None, :]) & inside[:, None]
+            reached = (ordered(scaled)[:, None] >= pivots[None, :]) & inside[:, None]
             if MASS:
                 weights = tl.where(scaled >= least, tl.exp(scaled), 0.0)
                 reach += tl.sum(tl.where(reached, weights[:, None], 0.0), axis=0)

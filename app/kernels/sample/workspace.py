@@ -1,4 +1,4 @@
-"""Where the pieces of a row's vocabulary meet, on a GPU. Torch alone."""
+"""How a row's vocabulary is cut on a GPU, and where the pieces meet. Torch alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 PIECE = 2048
 """Logits that a program looks at."""
+
+MAX_TOP_LOGPROBS_TRITON = 32
+"""Alternatives beside a reported token that Triton lists."""
 
 
 @dataclass(frozen=True, slots=True)
