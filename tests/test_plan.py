@@ -71,9 +71,17 @@ def test_an_8b_model_on_80_gib(llama: Path) -> None:
     assert row["logits"] == 256 * 128256 * 4
     # Keys and values of 32 layers of 8 heads of 128, in bf16: 131,072 bytes a token.
     assert row["kv_cache"] == row["kv_cache_tokens"] * 131_072
-    parts = ("weights", "activations", "logits", "sampling", "inputs", "reserve", "kv_cache")
+    parts = ("weights", "activations", "logits", "sampling", "inputs", "graphs", "reserve", "kv_cache")
     assert row["memory"] == 80 * GIB
     assert 0 <= row["memory"] - sum(row[part] for part in parts) < 16 * 131_072
+
+
+def test_steps_that_are_not_recorded_leave_more_to_the_pages(llama: Path) -> None:
+    recorded = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    eager = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192", "--enforce-eager")
+    few = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192", "--max-num-seqs", "8")
+    assert eager["graphs"] == 0 < few["graphs"] < recorded["graphs"] < GIB
+    assert eager["kv_cache"] - recorded["kv_cache"] == pytest.approx(recorded["graphs"], abs=16 * 131_072)
 
 
 def test_int8_halves_weights_and_pages(llama: Path) -> None:

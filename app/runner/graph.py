@@ -8,6 +8,7 @@ decode steps are padded to the next of a few numbers of rows, everything else is
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.native.program import Program
+
+_log = logging.getLogger(__name__)
 
 
 class StepGraphs:
@@ -59,14 +62,21 @@ class Bucket(NamedTuple):
 
 
 Work = Callable[[], None]
-Capture = Callable[[Work], Work]
-"""Records what a callable launches, without running it; the result runs it again, on the same buffers."""
+Capture = Callable[[Work], Work | None]
+"""Records what a callable launches, without running it; the result runs it again, on the same buffers. None: there is
+no memory for one more."""
 
 _SMALL = (1, 2, 4, 8)
 _STEP = 16
 _MOST_ROWS = 256
-_SHORTEST = 1024
-_LONGER = 4
+_SHORT = 2048
+_FEW_ROWS = 16
+"""With which programs beyond a row's length are too few to be felt."""
+_BYTES_PER_LAYER = 832 << 10
+"""That the driver takes for a recording of a model. Not yet measured here: whole decode steps of 32-layer models have
+been seen to take 24 to 28 MiB (vLLM, pull request 22897)."""
+_SPARE_BYTES = 128 << 20
+"""What a recording leaves free."""
 
 
 def row_buckets(max_rows: int) -> tuple[int, ...]:
@@ -76,12 +86,15 @@ def row_buckets(max_rows: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
-def length_buckets(max_seq_len: int) -> tuple[int, ...]:
-    """1,024 and its multiples by powers of four, as far as ``max_seq_len``, which is the last."""
-    sizes = [_SHORTEST]
-    while sizes[-1] < max_seq_len:
-        sizes.append(sizes[-1] * _LONGER)
-    return (*sizes[:-1], max_seq_len)
+def length_buckets(rows: int, max_seq_len: int) -> tuple[int, ...]:
+    """2,048 and ``max_seq_len``, the latter alone for few rows."""
+    return (max_seq_len,) if rows <= _FEW_ROWS or max_seq_len <= _SHORT else (_SHORT, max_seq_len)
+
+
+def graph_bytes(num_layers: int, max_rows: int, max_seq_len: int) -> int:
+    """What all recordings of a model's decode steps may take of a GPU's memory."""
+    recordings = sum(len(length_buckets(rows, max_seq_len)) for rows in row_buckets(max_rows))
+    return recordings * num_layers * _BYTES_PER_LAYER
 
 
 class DecodeGraphs:
@@ -89,7 +102,8 @@ class DecodeGraphs:
 
     A bucket's first step is launched op by op, which compiles and loads its kernels; its second is recorded, while the
     server serves. Kernels write into buffers that are given to them, so recordings hold no activations of their own;
-    what libraries allocate comes from one pool that all recordings share.
+    what libraries allocate comes from one pool that all recordings share, and what the driver takes is planned for
+    (:func:`graph_bytes`). Should it take more, further buckets are launched op by op.
 
     Args:
         compute: launches a step of a bucket's size over the step buffers.
@@ -102,27 +116,31 @@ class DecodeGraphs:
         self._compute = compute
         self._capture = capture
         self._rows = row_buckets(max_rows)
-        self._lengths = length_buckets(max_seq_len)
+        self._max_seq_len = max_seq_len
         self._recordings: dict[Bucket, Work | None] = {}
+        """Of buckets seen; None where the next step is to be recorded."""
+        self._full = False
 
     def bucket(self, rows: int, max_seq_len: int) -> Bucket | None:
         """The smallest that holds such a step; None where none does."""
         if rows > self._rows[-1]:
             return None
-        return Bucket(
-            next(size for size in self._rows if size >= rows),
-            next(length for length in self._lengths if length >= max_seq_len),
-        )
+        size = next(size for size in self._rows if size >= rows)
+        lengths = length_buckets(size, self._max_seq_len)
+        return Bucket(size, next(length for length in lengths if length >= max_seq_len))
 
     def run(self, bucket: Bucket) -> bool:
         """Launches the padded step that stands in the buffers. Returns whether as one recording."""
-        if bucket not in self._recordings:
+        recording = self._recordings.get(bucket)
+        if recording is None and bucket in self._recordings and not self._full:
+            recording = self._recordings[bucket] = self._capture(lambda: self._compute(bucket))
+            if recording is None:
+                self._full = True
+                _log.warning("no memory for more decode graphs: steps of other sizes are launched op by op")
+        if recording is None:
             self._compute(bucket)
             self._recordings[bucket] = None
             return False
-        recording = self._recordings[bucket]
-        if recording is None:
-            recording = self._recordings[bucket] = self._capture(lambda: self._compute(bucket))
         recording()
         return True
 
@@ -131,7 +149,9 @@ def cuda_capture() -> Capture:
     """CUDA graphs that share one pool of memory. Not yet run on a GPU."""
     pool = torch.cuda.graph_pool_handle()
 
-    def capture(work: Work) -> Work:
+    def capture(work: Work) -> Work | None:
+        if torch.cuda.mem_get_info()[0] < _SPARE_BYTES:
+            return None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             work()

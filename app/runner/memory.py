@@ -1,7 +1,7 @@
 """How a device's memory is spent, from shapes alone: before anything is loaded, and for a GPU that need not be there.
 
-Nothing is estimated by formula: a runner is made on torch's meta device, where tensors have shapes and no memory, and
-its own buffers are added up. What only the driver and its libraries take is a reserve.
+Buffers are not estimated by formula: a runner is made on torch's meta device, where tensors have shapes and no memory,
+and its own are added up. What the driver takes for graphs is estimated, what else it and its libraries take a reserve.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class Footprint:
     """Parameters, tables of tokens and workspaces; those that the first request with penalties asks for, too."""
     inputs: int
     """Token ids, positions, block tables, and where pieces of attention meet."""
+    graphs: int
+    """Recordings of decode steps, all that there may come to be."""
 
     @property
     def total(self) -> int:
         """Of all."""
-        return self.weights + self.activations + self.logits + self.sampling + self.inputs
+        return self.weights + self.activations + self.logits + self.sampling + self.inputs + self.graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class MemoryPlan:
             ("logits", fixed.logits),
             ("sampling", fixed.sampling),
             ("inputs", fixed.inputs),
+            ("graphs", fixed.graphs),
             ("reserve", self.reserve),
             ("KV cache", self.kv_cache),
         ]
@@ -171,6 +174,9 @@ class _Changes:
         fewer = msgspec.structs.replace(config, max_num_batched_tokens=tokens, max_num_seqs=rows, max_logit_rows=rows)
         if fewer != config and self._left(fewer, self.placement) >= wanted:
             yield f"lower max_num_batched_tokens to {tokens}, max_num_seqs and max_logit_rows to {rows}"
+        eager = msgspec.structs.replace(config, enforce_eager=True)
+        if eager != config and self._left(eager, self.placement) >= wanted:
+            yield "set enforce_eager"
         if config.quantization == "none":
             int8 = replace(self.placement, format=WeightFormat.W8A8)
             if self._left(msgspec.structs.replace(config, quantization="int8"), int8) >= wanted:

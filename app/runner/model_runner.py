@@ -18,7 +18,7 @@ from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
-from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, capture_on
+from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, capture_on, graph_bytes
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from app.runner.memory import Footprint, bytes_of
@@ -101,8 +101,11 @@ class ModelRunner:
         # A recording would run through where the ranks have to meet.
         self._graphs = self._capture(config) if native and config.tensor_parallel_size == 1 else None
         self._decode_graphs: DecodeGraphs | None = None
+        self._graph_bytes = 0
+        if on_triton and not config.enforce_eager:
+            self._graph_bytes = graph_bytes(model_config.num_layers, config.max_num_seqs, plan.max_model_len)
         capture = capture_on(device)
-        if on_triton and capture is not None and not config.enforce_eager:
+        if self._graph_bytes and capture is not None:
             self._decode_graphs = DecodeGraphs(
                 self._compute_bucket,
                 capture,
@@ -192,6 +195,7 @@ class ModelRunner:
             logits=self._logits_LV.nbytes,
             sampling=bytes_of(self._sampler, device) + self._sampler.on_demand_bytes,
             inputs=bytes_of(self._batch, device),
+            graphs=self._graph_bytes,
         )
 
     @property

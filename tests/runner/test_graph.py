@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.runner.graph import Bucket, DecodeGraphs, Work, length_buckets, row_buckets
+from app.runner.graph import Bucket, DecodeGraphs, Work, graph_bytes, length_buckets, row_buckets
 
 
 class Device:
@@ -32,16 +32,18 @@ def test_row_buckets(most: int, sizes: tuple[int, ...]) -> None:
 
 def test_the_largest_buckets() -> None:
     assert row_buckets(256)[-3:] == (224, 240, 256)
-    assert length_buckets(512) == (512,)
-    assert length_buckets(1024) == (1024,)
-    assert length_buckets(40_000) == (1024, 4096, 16384, 40_000)
+    assert length_buckets(256, 512) == (512,)
+    assert length_buckets(256, 40_000) == (2048, 40_000)
+    assert length_buckets(16, 40_000) == (40_000,), "of few rows one will do"
 
 
 def test_a_bucket_holds_its_step_and_the_next_smaller_does_not() -> None:
     device = Device()
     graphs = DecodeGraphs(device.compute, device.capture, max_rows=64, max_seq_len=8192)
-    assert graphs.bucket(1, 1) == Bucket(1, 1024)
-    assert graphs.bucket(9, 1025) == Bucket(16, 4096)
+    assert graphs.bucket(1, 1) == Bucket(1, 8192)
+    assert graphs.bucket(9, 2049) == Bucket(16, 8192)
+    assert graphs.bucket(17, 2048) == Bucket(32, 2048)
+    assert graphs.bucket(33, 2049) == Bucket(48, 8192)
     assert graphs.bucket(64, 8192) == Bucket(64, 8192)
     assert graphs.bucket(65, 1) is None
 
@@ -77,3 +79,24 @@ def test_what_failed_is_launched_again() -> None:
     with pytest.raises(RuntimeError, match="record"):
         graphs.run(bucket)
     assert graphs.run(bucket) is True
+
+
+def test_without_memory_for_more_the_others_go_on_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    device = Device()
+
+    def capture(work: Work) -> Work | None:
+        return device.capture(work) if device.captures == 0 else None
+
+    graphs = DecodeGraphs(device.compute, capture, max_rows=4, max_seq_len=16)
+    one, two, four = Bucket(1, 16), Bucket(2, 16), Bucket(4, 16)
+    assert [graphs.run(bucket) for bucket in (one, one, two, two, two, four, four, one)] == [
+        *(False, True, False, False, False, False, False, True)
+    ]
+    assert len(device.computed) == 8
+    assert caplog.text.count("no memory for more decode graphs") == 1
+
+
+def test_memory_is_planned_for_all_that_there_may_be() -> None:
+    assert graph_bytes(32, 1, 8192) == 32 * graph_bytes(1, 1, 8192) > 24 << 20
+    assert graph_bytes(1, 256, 8192) == (5 + 2 * 15) * graph_bytes(1, 1, 8192)
+    assert graph_bytes(1, 256, 2048) == 20 * graph_bytes(1, 1, 8192)
