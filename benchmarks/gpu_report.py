@@ -72,6 +72,16 @@ STAGES = (
         (),
         ("--model", "tiny", "--requests", "4", "--prompt", "16", "--output-tokens", "8"),
     ),
+    *(
+        StageCommand(
+            f"timeline {kind}",
+            "timeline",
+            60,
+            ("--format", kind),
+            ("--model", "tiny", "--batches", "1", "4", "--context", "32", "--format", kind),
+        )
+        for kind in ("bf16", "int8, int8 KV")
+    ),
     StageCommand(
         "transformers",
         "transformers_peer",
@@ -145,6 +155,8 @@ def _headline(written: list[dict[str, Any]]) -> dict[str, Any]:
     for row in written:
         if row.get("stage") == "headline" and "seconds" in row and "requests" in row:
             found["headline_s"] = row["seconds"]
+        if row.get("stage") == "timeline" and "gap_us_p50" in row:
+            found[f"{row['model']} {row['format']} gap_us {row['decode']}"] = row["gap_us_p50"]
         if row.get("stage") == "engine" and "decode" in row:
             found[f"{row['model']} {row['format']} decode {row['decode']}"] = row["tokens_per_s"]
     return found

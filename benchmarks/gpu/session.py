@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -67,18 +68,30 @@ class Session:
         self._drain()
         return Figures(time.perf_counter() - started, length)
 
-    def decode(self, batch: int, context: int, steps: int) -> Figures:
-        """Steady decoding of ``batch`` sequences whose prompts have ``context`` tokens."""
+    def decode(
+        self,
+        batch: int,
+        context: int,
+        steps: int,
+        around: contextlib.AbstractContextManager[object] | None = None,
+    ) -> Figures:
+        """Steady decoding of ``batch`` sequences whose prompts have ``context`` tokens.
+
+        Args:
+            around: entered for the measured steps alone.
+        """
         spare = 8  # steps before and after the measured ones: not every row is in each of those
         names = [self._add(context, steps + 2 * spare) for _ in range(batch)]
         generated = dict.fromkeys(names, 0)
         while min(generated.values()) < spare:
             _count(self._engine.step(), generated)
         self._engine.take_records()
-        before, started = sum(generated.values()), time.perf_counter()
-        for _ in range(steps):
-            _count(self._engine.step(), generated)
-        seconds = time.perf_counter() - started
+        before = sum(generated.values())
+        with around or contextlib.nullcontext():
+            started = time.perf_counter()
+            for _ in range(steps):
+                _count(self._engine.step(), generated)
+            seconds = time.perf_counter() - started
         records = self._engine.take_records()
         self._engine.abort(names)
         self._drain()

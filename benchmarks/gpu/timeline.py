@@ -1,0 +1,110 @@
+"""Where a decode step's time goes on the device: by kernel, and between one step and the next.
+
+The profiler sees every kernel within a graph. A step begins with ``expand_rows``; the gap before it is the time in
+which the device had no kernel to run, whatever the host was doing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.engine import FORMATS
+from benchmarks.gpu.models import MODELS
+from benchmarks.gpu.session import Session
+from benchmarks.gpu.stage import Stage
+
+FIRST_KERNEL = "_expand_rows"
+_STEPS = 24
+_SHOWN = 16
+_COPIES = ("Memcpy", "Memset")
+
+
+class Span(NamedTuple):
+    """A kernel on the device; microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
+    parser.add_argument("--format", choices=FORMATS, default="bf16")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--layers", type=int, help="fewer layers, to try the stage")
+
+
+def main() -> None:
+    """Profiles one model in one format."""
+    stage = Stage("timeline", __doc__, _options)
+    args = stage.args
+    length = args.context + 4 * _STEPS
+    session = Session(
+        args.model,
+        num_tokens=max(args.batches) * length,
+        num_layers=args.layers,
+        device=args.device,
+        max_num_seqs=max(args.batches),
+        max_num_batched_tokens=8192,
+        max_logit_rows=max(args.batches),
+        max_model_len=length,
+        **FORMATS[args.format],
+    )
+    activities = [ProfilerActivity.CUDA] if stage.device.type == "cuda" else [ProfilerActivity.CPU]
+    for batch in args.batches:
+        session.decode(batch, args.context, 2)  # compiles and records
+        profiler = profile(activities=activities)
+        session.decode(batch, args.context, _STEPS, around=profiler)
+        row = {"model": args.model, "format": args.format, "layers": args.layers, "decode": batch}
+        stage.emit({**row, "context": args.context, **summary(spans_of(profiler))})
+
+
+def spans_of(profiler: profile) -> list[Span]:
+    """The device's kernels, without copies, which run beside them."""
+    return [
+        Span(event.name, event.time_range.start, event.time_range.end)
+        for event in profiler.events() or ()  # type: ignore[no-untyped-call]
+        if event.device_type.name == "CUDA" and not event.name.startswith(_COPIES)
+    ]
+
+
+def summary(spans: Sequence[Span]) -> dict[str, Any]:
+    """Of the whole steps among the spans: their time, the gaps between them, and the kernels that take most of it."""
+    ordered = sorted(spans, key=lambda span: span.start)
+    firsts = [index for index, span in enumerate(ordered) if span.name.startswith(FIRST_KERNEL)]
+    if len(firsts) < 2:
+        return {"profiled_steps": 0}
+    whole = ordered[firsts[0] : firsts[-1]]
+    steps = len(firsts) - 1
+    gaps, busy_until = list[float](), whole[0].end
+    for span in (*whole[1:], ordered[firsts[-1]]):
+        if span.name.startswith(FIRST_KERNEL):
+            gaps.append(max(0.0, span.start - busy_until))
+        busy_until = max(busy_until, span.end)
+    took, calls = defaultdict[str, float](float), defaultdict[str, int](int)
+    for span in whole:
+        took[span.name] += span.end - span.start
+        calls[span.name] += 1
+    most = sorted(took, key=lambda name: -took[name])[:_SHOWN]
+    step_us = (ordered[firsts[-1]].start - whole[0].start) / steps
+    return {
+        "profiled_steps": steps,
+        "step_us": round(step_us, 1),
+        "gap_us_p50": round(statistics.median(gaps), 1),
+        "gap_us_max": round(max(gaps), 1),
+        "busy_share": round(sum(took.values()) / steps / step_us, 4),
+        "kernels": {
+            name: {"us": round(took[name] / steps, 1), "calls": round(calls[name] / steps, 2)} for name in most
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
