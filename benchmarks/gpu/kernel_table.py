@@ -12,14 +12,11 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
-from app.kernels.linear import linear
-from app.kernels.paged_attention import paged_attention
-from app.kernels.paged_attention.splits import new_split_workspace
-from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
+from app.kernels.types import Act, SplitKWorkspace
 from benchmarks.gpu.models import MODELS
+from benchmarks.gpu.operands import attention, product
 from benchmarks.gpu.stage import Run, Stage, ceilings, copies_past_l2, seconds
 
-_BLOCK = 16
 _MOST_COPIES = 64
 
 
@@ -72,24 +69,14 @@ def main() -> None:
 def _products(table: Table, device: torch.device, shape: dict[str, int], batch: int, *, int8: bool) -> None:
     width, inner = shape["hidden_size"], shape["intermediate_size"]
     qkv = (shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]) * shape["head_dim"]
-    workspace = SplitKWorkspace.new(device)
-    for name, n, k in (("qkv", qkv, width), ("down", width, inner)):
+    workspace, kind = SplitKWorkspace.new(device), "w8a8" if int8 else "bf16"
+    for name, n, k in (("qkv", qkv, width), ("gate_up", 2 * inner, width), ("down", width, inner)):
+        silu_mul = name == "gate_up"
 
-        def make(n: int = n, k: int = k) -> Run:
-            out = Act(torch.empty(batch, n, dtype=torch.bfloat16, device=device))
-            if int8:
-                values = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
-                scale = torch.rand(n, device=device)
-                weight = LinearWeight(values, scale, None, ActFormat.INT8_TOKEN, workspace)
-                x = torch.randint(-127, 128, (batch, k), dtype=torch.int8, device=device)
-                act = Act(x, torch.rand(batch, 1, device=device))
-            else:
-                weight = LinearWeight(torch.randn(n, k, device=device).bfloat16())
-                act = Act(torch.randn(batch, k, device=device).bfloat16())
-            return lambda: linear(act, weight, out)
+        def make(n: int = n, k: int = k, silu_mul: bool = silu_mul) -> Run:
+            return product(device, kind, batch, n, k, workspace, silu_mul=silu_mul).run
 
         nbytes = n * k * (1 if int8 else 2) + batch * (k * (1 if int8 else 2) + 2 * n)
-        kind = "W8A8" if int8 else "bf16"
         table.row(f"linear {kind} {name} {batch}", make, nbytes, 2 * batch * n * k, int8=int8)
 
 
@@ -97,32 +84,13 @@ def _attention(
     table: Table, device: torch.device, shape: dict[str, int], batch: int, context: int, *, int8: bool
 ) -> None:
     heads, kv_heads, width = shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]
-    blocks = batch * -(-context // _BLOCK)
-    pages = (blocks, 2, kv_heads, _BLOCK, width)
-    workspace = new_split_workspace(batch, heads, width, device)
-
-    def make() -> Run:
-        if int8:
-            values = torch.randint(-127, 128, pages, dtype=torch.int8, device=device)
-            cache = LayerKVCache(values, torch.full(pages[:4], 0.01, dtype=torch.float16, device=device))
-        else:
-            cache = LayerKVCache(torch.randn(pages, device=device).bfloat16())
-        meta = AttentionMetadata(
-            query_start_loc=torch.arange(batch + 1, dtype=torch.int32, device=device),
-            seq_lens=torch.full((batch,), context, dtype=torch.int32, device=device),
-            block_tables=torch.randperm(blocks, device=device).int().view(batch, -1),
-            slot_mapping=torch.zeros(batch, dtype=torch.int64, device=device),
-            max_query_len=1,
-            max_seq_len=context,
-            split_workspace=workspace,
-        )
-        q = torch.randn(batch, heads, width, device=device).bfloat16()
-        out = Act(torch.empty(batch, heads * width, dtype=torch.bfloat16, device=device))
-        return lambda: paged_attention(q, cache, meta, out, scale=width**-0.5)
-
     nbytes = batch * context * 2 * kv_heads * (width + 2 if int8 else 2 * width)
-    operations = 4 * batch * heads * context * width
-    table.row(f"paged_attention {'int8' if int8 else 'bf16'} {batch}x{context}", make, nbytes, operations)
+    table.row(
+        f"paged_attention {'int8' if int8 else 'bf16'} {batch}x{context}",
+        lambda: attention(device, shape, batch, context, 1, int8=int8).run,
+        nbytes,
+        4 * batch * heads * context * width,
+    )
 
 
 def _norm(table: Table, device: torch.device, width: int, batch: int) -> None:
