@@ -9,7 +9,7 @@ PORT   ?=
 MODEL  ?=
 ARGS   ?=
 
-.PHONY: help serve test lint format fuzz fuzz-quick race-check clean
+.PHONY: help serve test lint format fuzz fuzz-quick triton-3.6 race-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
 	@echo "make fuzz                                                thousands of cases from the OpenAPI document, served live"
+	@echo "make triton-3.6                                          the GPU kernels' tests on the oldest Triton that counts"
 	@echo "make race-check                                          the native kernels' threads under ThreadSanitizer"
 	@echo "make dashboard-check                                     ask a real Prometheus every query of the dashboard"
 	@echo "make dashboard-picture                                   draw the dashboard from a real Prometheus"
@@ -45,6 +46,15 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# Its interpreter uses what newer versions of numpy warn of, or no longer have.
+$(VENV)/triton-3.6: $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==3.6.0 'numpy<2.4'
+
+triton-3.6: $(VENV)/triton-3.6
+	PYTHONPATH=$< $(BIN)/python -m pytest -n auto --dist loadfile -W ignore::DeprecationWarning -W ignore::RuntimeWarning \
+	    -k "triton or interpreted or aot or expand_rows or tune" tests/kernels tests/integration/test_interpreted.py tests/aot \
+	    tests/benchmarks
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

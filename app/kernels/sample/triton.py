@@ -112,15 +112,14 @@ def _row_peak(peaks, row, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr):
 
 @triton.jit
 def ordered(x):
-    """Floats as int64 from 0 to 2^32 that order like them; -0.0 like 0.0."""
+    """Floats as int32 that order like them; -0.0 like 0.0."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _from_ordered(key):
-    bits = (key - 2147483648).to(tl.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -154,7 +153,7 @@ def _search(
     prefix = tl.full((), 0, tl.int64)
     for step in range(8):
         shift = 28 - 4 * step
-        pivots = prefix + (digits.to(tl.int64) << shift)
+        pivots = (prefix + (digits.to(tl.int64) << shift) - 2147483648).to(tl.int32)
         reach = tl.zeros((_DIGITS,), tl.float32) if MASS else tl.zeros((_DIGITS,), tl.int32)
         for piece in range(PIECES):
             scaled, inside = _scaled_piece(
@@ -169,7 +168,7 @@ def _search(
                 reach += tl.sum(reached.to(tl.int32), axis=0)
         enough = (reach >= wanted) | (digits == 0)
         prefix += tl.max(tl.where(enough, digits, 0), axis=0).to(tl.int64) << shift
-    return _from_ordered(prefix)
+    return _from_ordered((prefix - 2147483648).to(tl.int32))
 
 
 @triton.jit

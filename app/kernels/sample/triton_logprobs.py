@@ -28,7 +28,7 @@ _LOWEST: tl.constexpr = tl.constexpr(-(2**63))
 @triton.jit
 def _keys(x, ids):
     """Logits with their ids as int64: a greater logit is greater, of equal ones the lower id."""
-    return ((ordered(x) - 2147483648) << 32) | (4294967295 - ids.to(tl.int64))
+    return (ordered(x).to(tl.int64) << 32) | (4294967295 - ids.to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["k"])
