@@ -131,6 +131,15 @@ def test_advice_is_followed_and_works(llama: Path, flags: list[str], advice: str
     assert row_of(llama, *flags, "--" + found[1].replace("_", "-"), found[2])["kv_cache_tokens"] > 0
 
 
+def test_a_little_too_little_is_enough_without_graphs(llama: Path) -> None:
+    length = ("--max-model-len", "131072")
+    found = re.search(r"take (\d+\.\d+) GiB of memory", ask(llama, "--gpu-memory", "20GiB", *length).stderr)
+    assert found
+    memory = str(int((float(found[1]) - 0.2) * GIB))
+    assert "set enforce_eager" in ask(llama, "--gpu-memory", memory, *length).stderr
+    assert row_of(llama, "--gpu-memory", memory, *length, "--enforce-eager")["kv_cache_tokens"] >= 131072
+
+
 def test_the_memory_that_would_do_does(llama: Path) -> None:
     result = ask(llama, "--gpu-memory", "20GiB", "--max-model-len", "131072")
     found = re.search(r"take (\d+\.\d+) GiB of memory", result.stderr)

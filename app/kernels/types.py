@@ -176,6 +176,18 @@ class StepRows:
     """First the token ids of the step, [T], the carried ones left out; somewhere behind them the new blocks."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """What ``expand_rows`` makes of them, beside the metadata's ``block_tables`` and ``slot_mapping``."""
+
+    token_ids: Tensor
+    """[T] int64."""
+    positions: Tensor
+    """[T] int64."""
+    logit_indices: Tensor
+    """[L] int64: tokens whose logits are wanted, row by row."""
+
+
 class StepArena:
     """Activations of one step, each at the same address in every step.
 

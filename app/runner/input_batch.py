@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.kernels.expand_rows import StepTokens, expand_rows
-from app.kernels.types import AttentionMetadata, StepRows
+from app.kernels.expand_rows import expand_rows
+from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from app.runner.errors import RunnerError
 from app.runner.staging import StagedPack
 from app.types import ScheduledRow, SchedulerOutput
@@ -93,7 +93,7 @@ class InputBatch:
         self._decoding: list[int] = []
         """Slots of the step before if it was a decode alone."""
         self._has_new_blocks = False
-        """Whether the step before had new blocks."""
+        """Whether ``new_block_loc`` tells of any."""
 
     def prepare(self, step: SchedulerOutput) -> StepInputs:
         """:meth:`fill`, :meth:`upload` and :meth:`views` of the step as it is.
@@ -189,6 +189,7 @@ class InputBatch:
         self._feed_end = begin
         has_new = any(row.new_block_ids and row.new_block_ids[0] for row in rows)
         if has_new:
+            self._has_new_blocks = True  # first: a step that fails here has written some
             end = begin
             for index, row in enumerate(rows):
                 held = self._num_blocks[row.slot]
@@ -206,7 +207,7 @@ class InputBatch:
             self._feed_end = end
         elif self._has_new_blocks:
             self._new_block_loc.array[:] = 0
-        self._has_new_blocks = has_new
+            self._has_new_blocks = False
 
     def _fill_decode(self, rows: list[ScheduledRow]) -> StepExtent:
         """A step of one token and one row of logits a row, which is nearly every step: as few calls as can be."""

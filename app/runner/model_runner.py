@@ -101,11 +101,12 @@ class ModelRunner:
         # A recording would run through where the ranks have to meet.
         self._graphs = self._capture(config) if native and config.tensor_parallel_size == 1 else None
         self._decode_graphs: DecodeGraphs | None = None
-        self._graph_bytes = 0
-        if on_triton and not config.enforce_eager:
-            self._graph_bytes = graph_bytes(model_config.num_layers, config.max_num_seqs, plan.max_model_len)
+        records = on_triton and not config.enforce_eager
+        self._graph_bytes = (
+            graph_bytes(model_config.num_layers, config.max_num_seqs, plan.max_model_len) if records else 0
+        )
         capture = capture_on(device)
-        if self._graph_bytes and capture is not None:
+        if records and capture is not None:
             self._decode_graphs = DecodeGraphs(
                 self._compute_bucket,
                 capture,

@@ -16,17 +16,27 @@ from torch import Tensor
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
 from app.kernels.embed import embed
+from app.kernels.expand_rows import expand_rows
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
-from app.kernels.sample import SampleParams, sample
+from app.kernels.sample import LogprobsOut, SampleParams, logprobs, sample
 from app.kernels.sample.workspace import new_sample_workspace
-from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
+from app.kernels.types import (
+    Act,
+    ActFormat,
+    AttentionMetadata,
+    LayerKVCache,
+    LinearWeight,
+    SplitKWorkspace,
+    StepRows,
+    StepTokens,
+)
 from benchmarks.gpu.stage import Stage
 
-_BF16, _INT8_KV, _EXACT = 5e-3, 2e-2, 0.0
+_BF16, _INT8_KV, _FP32, _EXACT = 5e-3, 2e-2, 1e-6, 0.0
 _BLOCK = 16
 _CPU = torch.device("cpu")
 
@@ -171,6 +181,43 @@ def run_sample(place: Place) -> list[Tensor]:
     return [tokens, failed]
 
 
+def run_logprobs(place: Place) -> list[Tensor]:
+    """Several pieces of a vocabulary, more tokens than one launch takes."""
+    logits = (torch.randn(5, 5000, generator=place.random) * 3).to(place.device)
+    rows, tokens = place.ints(0, 5, 70), place.ints(0, 5000, 70)
+    values, top_values = torch.zeros(70, device=place.device), torch.zeros(70, 20, device=place.device)
+    rank, top_ids = torch.zeros_like(rows), torch.zeros(70, 20, dtype=torch.int64, device=place.device)
+    logprobs(logits, rows, tokens, LogprobsOut(values, rank, top_ids, top_values))
+    return [values, rank, top_ids, top_values]
+
+
+def run_expand_rows(place: Place) -> list[Tensor]:
+    """A prompt of many blocks, a decode, and one at a new block's first place."""
+    counts, lengths, new = [300, 1, 1], [300, 40, 33], [19, 0, 1]
+    loc = [302 + sum(new[:row]) for row in range(4)]
+    rows = StepRows(
+        slots=place.put([2, 0, 1], torch.int32),
+        carried=place.put([0, 1, 1], torch.int32),
+        table_lens=place.put([0, 3, 2], torch.int32),
+        new_block_loc=place.put(loc, torch.int32),
+        logit_start_loc=place.put([0, 1, 2, 3], torch.int32),
+        feed=place.ints(0, 1000, loc[-1], dtype=torch.int32),
+    )
+    tables = place.ints(0, 1000, 3, 24, dtype=torch.int32)
+    ids, positions, mapping = (torch.zeros(302, dtype=torch.int64, device=place.device) for _ in range(3))
+    meta = AttentionMetadata(
+        query_start_loc=place.put([0, 300, 301, 302], torch.int32),
+        seq_lens=place.put(lengths, torch.int32),
+        block_tables=torch.zeros(3, 24, dtype=torch.int32, device=place.device),
+        slot_mapping=mapping,
+        max_query_len=max(counts),
+        max_seq_len=max(lengths),
+    )
+    out = StepTokens(ids, positions, place.put([0] * 3, torch.int64))
+    expand_rows(rows, tables, place.put([7, 8, 9], torch.int64), out, meta, block_size=_BLOCK)
+    return [ids, positions, out.logit_indices, mapping, meta.block_tables, tables]
+
+
 def cases() -> Iterator[tuple[str, float, Run]]:
     """Name, tolerance and case; the first of each op is the smallest."""
     for rows, width in ((1, 576), (17, 4096)):
@@ -191,6 +238,8 @@ def cases() -> Iterator[tuple[str, float, Run]]:
                 yield f"paged_attention {shape} window {window}", _BF16, run
     yield "embed and gather_lm_head", _BF16, run_head
     yield "sample", _EXACT, run_sample
+    yield "logprobs", _FP32, run_logprobs
+    yield "expand_rows", _EXACT, run_expand_rows
 
 
 def error_of(got: Tensor, expected: Tensor) -> float:

@@ -69,7 +69,8 @@ def main() -> None:
         # Graphs for the most part, and the modules of newly compiled kernels.
         gained = _driver_bytes(stage.device) - outside
         peak = torch.cuda.max_memory_allocated()
-        stage.emit({**common, "peak_memory_bytes": peak, "driver_bytes": gained, "graphs": len(args.batches)})
+        graphs = 0 if args.eager else len(args.batches)
+        stage.emit({**common, "peak_memory_bytes": peak, "driver_bytes": gained, "graphs": graphs})
 
 
 def _driver_bytes(device: torch.device) -> int:

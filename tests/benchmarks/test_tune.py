@@ -30,7 +30,6 @@ def test_every_task_has_candidates_of_the_shape_in_use() -> None:
         assert {frozenset(shape) for shape in task.candidates} <= names, task.op
         assert task.problems
         for where in seen.setdefault(task.op, []):
-            assert not all(where.get(name) == bound for name, bound in task.where.items()) or where != task.where
             assert not where.items() <= task.where.items(), "a row that no problem would reach"
         seen[task.op].append(task.where)
     assert seen.keys() >= {"gemm_w8a8", "gemm_w8a16", "gemv", "paged_attention_decode", "paged_attention_prefill"}

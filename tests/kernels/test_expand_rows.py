@@ -11,8 +11,8 @@ from torch import Tensor
 
 from app.kernels import dispatch
 from app.kernels.dispatch import Mode
-from app.kernels.expand_rows import StepTokens, expand_rows
-from app.kernels.types import AttentionMetadata, StepRows
+from app.kernels.expand_rows import expand_rows
+from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from tests.kernels.util import poisoned
 
 BLOCK, SLOTS, WIDTH = 4, 6, 400

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,21 +9,9 @@ from app.kernels.check import check_tensor
 from app.kernels.dispatch import native, runs_triton
 from app.kernels.expand_rows.cpu import expand_rows_cpu
 from app.kernels.expand_rows.reference import expand_rows_reference
-from app.kernels.types import AttentionMetadata, StepRows
+from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 
-__all__ = ["StepTokens", "expand_rows"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepTokens:
-    """Where ``expand_rows`` writes, beside the metadata's ``block_tables`` and ``slot_mapping``."""
-
-    token_ids: Tensor
-    """[T] int64."""
-    positions: Tensor
-    """[T] int64."""
-    logit_indices: Tensor
-    """[L] int64: tokens whose logits are wanted, row by row."""
+__all__ = ["expand_rows"]
 
 
 def expand_rows(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from app.kernels.dispatch import Call, Dim, emit
-from app.kernels.types import AttentionMetadata, StepRows
-
-if TYPE_CHECKING:
-    from app.kernels.expand_rows import StepTokens
+from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 
 
 def expand_rows_cpu(

@@ -3,17 +3,12 @@
 Not yet run on a GPU; held against its reference in Triton's interpreter and compiled ahead of time for sm_80 to sm_90.
 """
 
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.types import AttentionMetadata, StepRows
-
-if TYPE_CHECKING:
-    from app.kernels.expand_rows import StepTokens
+from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 
 _BLOCK = 256
 
@@ -69,7 +64,7 @@ def expand_rows_triton(
     rows: StepRows,
     tables_SW: Tensor,
     last_token_S: Tensor,
-    out: "StepTokens",
+    out: StepTokens,
     meta: AttentionMetadata,
     block_size: int,
 ) -> None:

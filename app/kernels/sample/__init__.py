@@ -139,7 +139,7 @@ def logprobs(logits_LV: Tensor, rows_Q: Tensor, token_ids_Q: Tensor, out: Logpro
         fall_back("logprobs", f"{width} alternatives are more than {most}")
         logprobs_reference(logits_LV, rows_Q, token_ids_Q, out)
     elif on_triton:
-        from app.kernels.sample.triton_logprobs import logprobs_triton  # only a GPU needs Triton
+        from app.kernels.logprobs.triton import logprobs_triton  # only a GPU needs Triton
 
         logprobs_triton(logits_LV, rows_Q, token_ids_Q, out)
     elif native("logprobs", logits_LV):
