@@ -45,7 +45,7 @@ class StageCommand:
 _TINY_ENGINE = ("--model", "tiny", "--batches", "1", "4", "--context", "32", "--prefills", "64")
 STAGES = (
     StageCommand("ceilings", "ceilings", 45),
-    StageCommand("correctness", "correctness", 90, (), ("--smallest",)),
+    StageCommand("correctness", "correctness", 90, ("--processes", "8"), ("--smallest",)),
     StageCommand("kernels", "kernel_table", 90, (), ("--model", "tiny", "--batches", "1", "--context", "32")),
     *(
         StageCommand(
@@ -78,7 +78,7 @@ STAGES = (
             "timeline",
             60,
             ("--format", kind),
-            ("--model", "tiny", "--batches", "1", "4", "--context", "32", "--format", kind),
+            ("--model", "tiny", "--batches", "1", "4", "--context", "32", "--prefills", "64", "--format", kind),
         )
         for kind in ("bf16", "int8, int8 KV")
     ),

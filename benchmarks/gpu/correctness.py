@@ -6,6 +6,8 @@ The specification is itself within 1e-6 of fp64 (``tests/kernels``); inputs are 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -252,27 +254,48 @@ def error_of(got: Tensor, expected: Tensor) -> float:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smallest", action="store_true", help="one case an op: for the sanitizer")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth case from I")
+    parser.add_argument("--processes", type=int, default=1, help="that share the cases: most of it is compiling")
 
 
 def main() -> None:
     """Emits a row a case; exit code 1 if one is off."""
     stage = Stage("correctness", __doc__, _options)
-    interprets = stage.device.type == "cpu"
-    off, seen = 0, set[str]()
-    for name, tolerance, run in cases():
-        op = name.split()[0]
-        if stage.args.smallest and op in seen:
-            continue
-        seen.add(op)
+    processes = stage.args.processes
+    if processes > 1:
+        command = [sys.executable, "-m", "benchmarks.gpu.correctness", *sys.argv[1:], "--processes", "1", "--part"]
+        parts = [subprocess.Popen([*command, str(part), str(processes)]) for part in range(processes)]
+        codes = [part.wait() for part in parts]
+        raise SystemExit(max(map(abs, codes)))
+    first, step = stage.args.part
+    off = [name for name, tolerance, run in _chosen(stage)[first::step] if not _holds(stage, name, tolerance, run)]
+    if off:
+        raise SystemExit(f"{len(off)} cases are off")
+
+
+def _chosen(stage: Stage) -> list[tuple[str, float, Run]]:
+    chosen = list(cases())
+    if stage.args.smallest:
+        smallest = {name.split()[0]: (name, tolerance, run) for name, tolerance, run in reversed(chosen)}
+        chosen = list(smallest.values())
+    return chosen
+
+
+def _holds(stage: Stage, name: str, tolerance: float, run: Run) -> bool:
+    """Emits a case's row; one that raises costs no other its answer."""
+    mode = dispatch.Mode.INTERPRET if stage.device.type == "cpu" else dispatch.Mode.AUTO
+    row = {"case": name, "tolerance": tolerance}
+    try:
         dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
         expected = run(Place(_CPU, torch.float32, torch.Generator().manual_seed(1)))
-        dispatch.configure(dispatch.Mode.INTERPRET if interprets else dispatch.Mode.AUTO, threads=1)
+        dispatch.configure(mode, threads=1)
         got = run(Place(stage.device, torch.bfloat16, torch.Generator().manual_seed(1)))
         error = max(map(error_of, got, expected))
-        off += error > tolerance
-        stage.emit({"case": name, "error": error, "tolerance": tolerance, "ok": error <= tolerance})
-    if off:
-        raise SystemExit(f"{off} cases are off")
+    except Exception as e:  # noqa: BLE001 whatever it is, it is this case's finding
+        stage.emit({**row, "ok": False, "raised": f"{type(e).__name__}: {e}"[:2000]})
+        return False
+    stage.emit({**row, "error": error, "ok": error <= tolerance})
+    return error <= tolerance
 
 
 if __name__ == "__main__":

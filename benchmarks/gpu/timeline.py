@@ -1,4 +1,4 @@
-"""Where a decode step's time goes on the device: by kernel, and between one step and the next.
+"""Where a step's time goes on the device: by kernel, and between one decode and the next.
 
 The profiler sees every kernel within a graph. A step begins with ``expand_rows``; the gap before it is the time in
 which the device had no kernel to run, whatever the host was doing.
@@ -38,6 +38,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="bf16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--prefills", type=int, nargs="*", default=[8192])
     parser.add_argument("--layers", type=int, help="fewer layers, to try the stage")
 
 
@@ -45,10 +46,10 @@ def main() -> None:
     """Profiles one model in one format."""
     stage = Stage("timeline", __doc__, _options)
     args = stage.args
-    length = args.context + 4 * _STEPS
+    length = max(args.context + 4 * _STEPS, *args.prefills)
     session = Session(
         args.model,
-        num_tokens=max(args.batches) * length,
+        num_tokens=max(max(args.batches) * (args.context + 4 * _STEPS), length),
         num_layers=args.layers,
         device=args.device,
         max_num_seqs=max(args.batches),
@@ -64,6 +65,12 @@ def main() -> None:
         session.decode(batch, args.context, _STEPS, around=profiler)
         row = {"model": args.model, "format": args.format, "layers": args.layers, "decode": batch}
         stage.emit({**row, "context": args.context, **summary(spans_of(profiler))})
+    for length in args.prefills:
+        session.prefill(length)
+        with profile(activities=activities) as profiler:
+            session.prefill(length)
+        row = {"model": args.model, "format": args.format, "layers": args.layers, "prefill": length}
+        stage.emit({**row, "kernels": _largest(spans_of(profiler), 1)})
 
 
 def spans_of(profiler: profile) -> list[Span]:
@@ -88,22 +95,25 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
         if span.name.startswith(FIRST_KERNEL):
             gaps.append(max(0.0, span.start - busy_until))
         busy_until = max(busy_until, span.end)
-    took, calls = defaultdict[str, float](float), defaultdict[str, int](int)
-    for span in whole:
-        took[span.name] += span.end - span.start
-        calls[span.name] += 1
-    most = sorted(took, key=lambda name: -took[name])[:_SHOWN]
     step_us = (ordered[firsts[-1]].start - whole[0].start) / steps
     return {
         "profiled_steps": steps,
         "step_us": round(step_us, 1),
         "gap_us_p50": round(statistics.median(gaps), 1),
         "gap_us_max": round(max(gaps), 1),
-        "busy_share": round(sum(took.values()) / steps / step_us, 4),
-        "kernels": {
-            name: {"us": round(took[name] / steps, 1), "calls": round(calls[name] / steps, 2)} for name in most
-        },
+        "busy_share": round(sum(span.end - span.start for span in whole) / steps / step_us, 4),
+        "kernels": _largest(whole, steps),
     }
+
+
+def _largest(spans: Sequence[Span], steps: int) -> dict[str, dict[str, float]]:
+    """The kernels that take most of the time, each with its share of a step."""
+    took, calls = defaultdict[str, float](float), defaultdict[str, int](int)
+    for span in spans:
+        took[span.name] += span.end - span.start
+        calls[span.name] += 1
+    most = sorted(took, key=lambda name: -took[name])[:_SHOWN]
+    return {name: {"us": round(took[name] / steps, 1), "calls": round(calls[name] / steps, 2)} for name in most}
 
 
 if __name__ == "__main__":
