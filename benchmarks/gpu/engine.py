@@ -38,7 +38,7 @@ def main() -> None:
     """Measures one model in one format."""
     stage = Stage("engine", __doc__, _options)
     args = stage.args
-    longest = max([*args.prefills, args.context + 2 * _STEPS])
+    longest = max([*args.prefills, args.context + 2 * _STEPS]) + 1
     session = Session(
         args.model,
         num_tokens=max(max(args.batches) * (args.context + 2 * _STEPS), longest),
@@ -61,7 +61,7 @@ def main() -> None:
         stage.emit({**common, "prefill": length, **_rates(figures), **limits.prefill(figures)})
     outside = _driver_bytes(stage.device)
     for batch in args.batches:
-        session.decode(batch, args.context, 2)
+        session.decode(batch, 16, 2)  # compiles and records what the longer context takes too
         figures = session.decode(batch, args.context, _STEPS)
         row = {**common, "decode": batch, "context": args.context, **_rates(figures), **_steps(figures)}
         stage.emit({**row, **limits.decode(figures, batch, args.context + _STEPS // 2)})

@@ -81,7 +81,8 @@ class Session:
             around: entered for the measured steps alone.
         """
         spare = 8  # steps before and after the measured ones: not every row is in each of those
-        names = [self._add(context, steps + 2 * spare) for _ in range(batch)]
+        prefills = -(-batch * context // self.config.max_num_batched_tokens)  # through which the first ones decode
+        names = [self._add(context, steps + 2 * spare + prefills) for _ in range(batch)]
         generated = dict.fromkeys(names, 0)
         while min(generated.values()) < spare:
             _count(self._engine.step(), generated)

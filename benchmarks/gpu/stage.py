@@ -15,8 +15,6 @@ import torch
 from benchmarks import rows
 
 Run = Callable[[], object]
-_TARGET_S = 0.05
-"""That a repeat of a measurement is to take."""
 
 
 class Stage:
@@ -53,8 +51,10 @@ def device_context(device: torch.device) -> dict[str, Any]:
     return context
 
 
-def seconds(calls: Sequence[Run], device: torch.device, *, repeats: int = 7) -> dict[str, float]:
-    """p20, p50 and p80 of the time of one call.
+def seconds(
+    calls: Sequence[Run], device: torch.device, *, repeats: int = 7, target_s: float = 0.05
+) -> dict[str, float]:
+    """p20, p50 and p80 of the time of one call, over repeats of about ``target_s`` each.
 
     ``calls`` do the same work on different memory, one after the other, so that none finds its data in the caches. On a
     GPU they are captured in one graph: what is timed is the device, not the launches.
@@ -63,7 +63,7 @@ def seconds(calls: Sequence[Run], device: torch.device, *, repeats: int = 7) -> 
         return _summary([_host_seconds(calls) for _ in range(2)])
     graph = _captured(calls)
     _event_seconds(graph.replay, 1)
-    replays = max(1, int(_TARGET_S / max(_event_seconds(graph.replay, 1), 1e-6)))
+    replays = max(1, int(target_s / max(_event_seconds(graph.replay, 1), 1e-6)))
     return _summary([_event_seconds(graph.replay, replays) / replays / len(calls) for _ in range(repeats)])
 
 

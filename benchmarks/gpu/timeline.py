@@ -46,7 +46,7 @@ def main() -> None:
     """Profiles one model in one format."""
     stage = Stage("timeline", __doc__, _options)
     args = stage.args
-    length = max(args.context + 4 * _STEPS, *args.prefills)
+    length = max(args.context + 4 * _STEPS, *args.prefills) + 1
     session = Session(
         args.model,
         num_tokens=max(max(args.batches) * (args.context + 4 * _STEPS), length),
@@ -60,7 +60,7 @@ def main() -> None:
     )
     activities = [ProfilerActivity.CUDA] if stage.device.type == "cuda" else [ProfilerActivity.CPU]
     for batch in args.batches:
-        session.decode(batch, args.context, 2)  # compiles and records
+        session.decode(batch, 16, 2)  # compiles and records
         profiler = profile(activities=activities)
         session.decode(batch, args.context, _STEPS, around=profiler)
         row = {"model": args.model, "format": args.format, "layers": args.layers, "decode": batch}

@@ -4,14 +4,16 @@
 
 Every task is an op and a class of problems: the rows of a table. Candidates are timed on the model's shapes, operands
 past the caches, and have to give what the shape in use gives. A candidate takes its place if it is faster by more than
-the noise. Where time runs out the best so far counts.
+the noise. Where time runs out the best so far counts. Processes beside each other compile all candidates first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
-import random
+import math
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +41,9 @@ _SAME = 1e-2
 _ROWS = ((16, 16), (32, 32), (64, 64), (256, 256), (None, 4096))
 """Bounds of ``max_m``, and the number of rows that each is tuned with."""
 _MOST_COPIES = 16
+_BELOW = (0, 264, 528, 1056)
+_NONE = 132
+"""What a bound of 0, which is none, counts as among others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", nargs="+", help="the op's names in the tables; all when absent")
     parser.add_argument("--budget", type=float, default=900.0, help="seconds for all tasks together")
     parser.add_argument("--candidates", type=int, default=48, help="tried of a task at most")
+    parser.add_argument("--rows", type=int, nargs="+", help="bounds of max_m to tune products for; all when absent")
     parser.add_argument("--table", type=Path, help="file to write instead of the device's table")
+    parser.add_argument("--processes", type=int, default=1, help="that compile")
+    parser.add_argument("--compile", type=int, nargs=2, metavar=("I", "N"), help="compile every Nth candidate from I")
 
 
 def main() -> None:
@@ -72,7 +80,15 @@ def main() -> None:
     dispatch.configure(dispatch.Mode.AUTO if on_gpu else dispatch.Mode.INTERPRET, threads=1)
     name = table_name(torch.cuda.get_device_name(device)) if on_gpu else ""
     path: Path = args.table or TABLES / f"{name}.json"
-    chosen = [task for task in tasks(MODELS[args.model], device) if not args.ops or task.op in args.ops]
+    chosen = [task for task in tasks(MODELS[args.model], device) if _is_chosen(task, args)]
+    if args.compile is not None:
+        _compile(stage, chosen)
+        return
+    if args.processes > 1:
+        command = [sys.executable, "-m", "benchmarks.gpu.tune", *sys.argv[1:], "--compile"]
+        parts = [subprocess.Popen([*command, str(part), str(args.processes)]) for part in range(args.processes)]
+        for part in parts:
+            part.wait()
     found: Table = {}
     deadline = time.monotonic() + args.budget
     for index, task in enumerate(chosen):
@@ -110,16 +126,16 @@ def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
     for m in (64, 256):
         dims = {"m": m, "n": vocab_size, "k": width, "silu_mul": 0}
         yield Task("gemm", {"max_m": m}, dims, {"head": logits(m)}, _gemm(m, 2, 2))
-    for op, kind in (("gemv", "bf16"), ("gemv_w8a16", "w8a16")):
+    for op, kind in (("gemv", "bf16"), ("gemv_w8a8", "w8a8"), ("gemv_w8a16", "w8a16")):
         both = {**products(kind, 1, silu_mul=False), **products(kind, 1, silu_mul=True)}
         yield Task(op, {}, {"n": width, "k": width, "silu_mul": 0}, both, _gemv())
     for int8 in (False, True):
         dims = {"head_dim": head_dim, "int8": int(int8)}
         decodes = {f"{rows}x{context}": attend(rows, context, 1, int8=int8) for rows, context in _decodes(device)}
-        yield Task("paged_attention_decode", dims, dims, decodes, _tiles((0,), (32, 64, 128), (2, 4, 8), (2, 3, 4)))
+        yield Task("paged_attention_decode", dims, dims, decodes, _tiles((0,), (32, 64, 128), (2, 4, 8), (3, 5, 7)))
         length = 4096 if device.type == "cuda" else 40
         prompts = {f"1x{length}": attend(1, length, length, int8=int8)}
-        yield Task("paged_attention_prefill", dims, dims, prompts, _tiles((64, 128), (32, 64, 128), (4, 8), (2, 3)))
+        yield Task("paged_attention_prefill", dims, dims, prompts, _tiles((64, 128), (32, 64, 128), (4, 8), (2, 3, 5)))
 
 
 def _decodes(device: torch.device) -> list[tuple[int, int]]:
@@ -131,7 +147,7 @@ def _gemm(m: int, x_bytes: int, weight_bytes: int, *, gated: bool = False) -> li
     tall = {16: (16,), 32: (32,), 64: (64,), 256: (64, 128)}.get(m, (128, 256))
     shapes = []
     for block_m, block_n, block_k, warps, stages, below in itertools.product(
-        tall, (32, 64, 128, 256), (64, 128, 256), (4, 8), (3, 4, 5), (0, 264, 528) if m <= 256 else (0,)
+        tall, (16, 32, 64, 128, 256), (64, 128, 256, 512), (4, 8), (3, 4, 5, 6), _BELOW if m <= 256 else (0,)
     ):
         weights = block_n * weight_bytes * (1 + gated)
         sums = block_m * block_n * (1 + gated) // (32 * warps)
@@ -142,8 +158,8 @@ def _gemm(m: int, x_bytes: int, weight_bytes: int, *, gated: bool = False) -> li
 
 
 def _gemv() -> list[dict[str, int]]:
-    sizes = itertools.product((1, 2, 4, 8), (512, 1024, 2048, 4096), (2, 4, 8), (1, 2))
-    return [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": w, "num_stages": s} for n, k, w, s in sizes if n * k <= 16384]
+    sizes = itertools.product((1, 2, 4, 8), (512, 1024, 2048, 4096), (2, 4, 8))
+    return [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": w, "num_stages": 1} for n, k, w in sizes if n * k <= 16384]
 
 
 def _tiles(
@@ -155,23 +171,48 @@ def _tiles(
     ]
 
 
+def _is_chosen(task: Task, args: argparse.Namespace) -> bool:
+    bound = task.where.get("max_m")
+    return (not args.ops or task.op in args.ops) and (not args.rows or bound is None or bound in args.rows)
+
+
+def _candidates(task: Task, most: int) -> list[dict[str, int]]:
+    """Those nearest to the shape in use, each doubling or halving being a step."""
+    in_use = launch_shape(task.op, **task.dims)
+
+    def steps(shape: dict[str, int]) -> float:
+        return sum(abs(math.log2((value or _NONE) / (in_use[name] or _NONE))) for name, value in shape.items())
+
+    return sorted(task.candidates, key=steps)[:most]
+
+
+def _compile(stage: Stage, chosen: list[Task]) -> None:
+    """Runs every Nth candidate once: Triton keeps what it compiles on disk, for the process that measures."""
+    first, step = stage.args.compile
+    for task in chosen:
+        calls = [make() for make in task.problems.values()]
+        for shape in _candidates(task, stage.args.candidates)[first::step]:
+            with contextlib.suppress(TritonError, RuntimeError), trying(task.op, shape):  # said when measured
+                for call in calls:
+                    call.run()
+
+
 def _tune(stage: Stage, task: Task, most: int, deadline: float) -> Row:
     """The row of the fastest candidate, or of the shape in use if none is faster."""
     in_use = launch_shape(task.op, **task.dims)
     calls = {name: _copies(make, stage.device) for name, make in task.problems.items()}
-    baseline = {name: seconds([call.run for call in copies], stage.device)["p50_s"] for name, copies in calls.items()}
+    baseline = {name: _median(copies, stage.device) for name, copies in calls.items()}
     expected = {name: copies[0].out.clone() for name, copies in calls.items()}
     common = {"op": task.op, "where": task.where}
     stage.emit({**common, "in_use": in_use, "in_use_us": _micros(baseline)})
     best, best_time = in_use, _FASTER
-    candidates = random.Random(0).sample(task.candidates, len(task.candidates))
-    for shape in candidates[:most]:
+    for shape in _candidates(task, most):
         if time.monotonic() > deadline:
             stage.emit({**common, "note": "no time for more candidates"})
             break
         try:
             with trying(task.op, shape):
-                taken = {n: seconds([c.run for c in copies], stage.device)["p50_s"] for n, copies in calls.items()}
+                taken = {name: _median(copies, stage.device) for name, copies in calls.items()}
         except (TritonError, RuntimeError) as error:  # too large, or nothing that the compiler can do
             stage.emit({**common, "shape": shape, "error": f"{type(error).__name__}: {error}"[:200]})
             continue
@@ -187,6 +228,10 @@ def _tune(stage: Stage, task: Task, most: int, deadline: float) -> Row:
 def _copies(make: Callable[[], OpCall], device: torch.device) -> list[OpCall]:
     first = make()
     return [first, *(make() for _ in range(min(_MOST_COPIES, copies_past_l2(first.nbytes, device)) - 1))]
+
+
+def _median(copies: list[OpCall], device: torch.device) -> float:
+    return seconds([call.run for call in copies], device, repeats=5, target_s=0.01)["p50_s"]
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:

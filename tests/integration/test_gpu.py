@@ -14,7 +14,8 @@ import torch
 
 from app.engine.core import EngineCore
 from app.kernels import dispatch
-from app.kernels.types import StepArena
+from app.kernels.linear import Activation, linear
+from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace, StepArena
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
 from app.types import EngineRequest, SamplingParams
@@ -122,3 +123,32 @@ def test_an_engine_that_overlaps_and_replays_gives_the_tokens_of_one_on_the_cpu(
     on_cpu, _ = served(tmp_path, "cpu", kernels="reference")
     assert on_gpu == eager == on_cpu
     assert (replayed > 0, none) == (True, 0)
+
+
+@pytest.mark.parametrize("epilogue", ["none", "bias", "residual", "silu_mul"])
+def test_a_row_of_an_int8_product_has_the_same_bits_in_any_batch(epilogue: str) -> None:
+    """One token's product and many tokens' are different kernels."""
+    device, n, k = torch.device("cuda"), 6144, 4096
+    random = torch.Generator(device).manual_seed(1)
+    values = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device, generator=random)
+    bias = torch.randn(n, device=device, generator=random) if epilogue == "bias" else None
+    scale = torch.rand(n, device=device, generator=random) * 1e-3
+    weight = LinearWeight(values, scale, bias, ActFormat.INT8_TOKEN, SplitKWorkspace.new(device))
+    ints = torch.randint(-127, 128, (300, k), dtype=torch.int8, device=device, generator=random)
+    x_scale = torch.rand(300, 1, device=device, generator=random) * 1e-2
+    silu_mul = epilogue == "silu_mul"
+    residual = torch.randn(300, n, device=device, generator=random).bfloat16() if epilogue == "residual" else None
+
+    def product(rows: int) -> torch.Tensor:
+        out = torch.empty(rows, n // 2 if silu_mul else n, dtype=torch.bfloat16, device=device)
+        linear(
+            Act(ints[:rows], x_scale[:rows]),
+            weight,
+            Act(out),
+            residual=None if residual is None else residual[:rows],
+            activation=Activation.SILU_MUL if silu_mul else Activation.NONE,
+        )
+        return out
+
+    whole = product(300)
+    assert all(product(rows).equal(whole[:rows]) for rows in (1, 2, 17, 64, 200))

@@ -55,6 +55,16 @@ def test_vocabularies_of_several_pieces(row: Row) -> None:
     assert run(logits, [row]) == ([oracle.token(logits[0].tolist(), row)], [False])
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize("cut", [Row(top_k=900), Row(top_p=0.5), Row(top_p=0.999), Row(top_k=300, top_p=0.9)])
+def test_thresholds_of_flat_rows_and_of_steep_ones(spread: float, cut: Row) -> None:
+    """Those among a piece's largest logits, and those that have to be looked for among all."""
+    logits = randn(1, 9001, seed=7) * spread
+    for seed in range(3):
+        row = replace(cut, seed=seed)
+        assert run(logits, [row]) == ([oracle.token(logits[0].tolist(), row)], [False])
+
+
 def test_the_lowest_id_among_equals_and_equals_of_the_last_one_kept() -> None:
     logits = torch.zeros(1, 8200)
     logits[0, [100, 5000]] = 2.0

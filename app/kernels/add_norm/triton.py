@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype
+from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -23,7 +23,9 @@ def _add_norm(
     width,
     eps,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 
 
@@ -20,7 +21,9 @@ def _embed(
     first,
     rows,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width

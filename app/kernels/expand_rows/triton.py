@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import wait_for_inputs
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 
 _BLOCK = 256
@@ -26,8 +27,9 @@ def _expand_rows(
     slots, carried, table_lens, new_block_loc, logit_start_loc, feed, query_start_loc, seq_lens,
     last_token, tables, token_ids, positions, logit_indices, block_tables, slot_mapping,
     table_width,
-    B: tl.constexpr, BLOCK: tl.constexpr,
+    B: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)
     table = tables + slot * table_width

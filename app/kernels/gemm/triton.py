@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import dot, dot_int8, dot_int8_weight, silu_mul, to_dtype
+from app.kernels.gpu.lib import dot, dot_int8, dot_int8_weight, let_next_start, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight, SplitKWorkspace
 
@@ -48,7 +48,9 @@ def _gemm(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL, EARLY=False)
     row_block, column_block = _grouped(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -82,6 +84,8 @@ def _gemm(
             up_at += BLOCK_K
         x_at += BLOCK_K
         weight_at += BLOCK_K
+
+    let_next_start(PDL)
 
     # 2. Sums of all parts, in the program that arrives last; then the epilogue.
     if SPLIT_K == 1:

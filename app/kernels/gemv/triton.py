@@ -6,19 +6,24 @@ Not yet run on a GPU; held against a float64 formula in Triton's interpreter and
 sm_90.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import silu_mul, to_dtype
+from app.kernels.gpu.lib import add_products_int8, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
-from app.kernels.types import LinearWeight
+from app.kernels.types import Act, LinearWeight
+
+_WORD = 4
+"""Int8 values that are multiplied at once."""
 
 
 @triton.jit
 def _gemv(
     x,
+    x_scale,
     weight,
     weight_scale,
     bias,
@@ -30,54 +35,96 @@ def _gemv(
     SILU_MUL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    """Program i: BLOCK_N outputs. Of int8 tokens and weights, x and weight are words of four."""
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < n
     # Columns past the end read the last one's weights and are not stored.
     weight_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K
-    y = _product(x, weight_at, K, BLOCK_N, BLOCK_K)
-    y = _scaled(y, weight_scale, bias, columns, inside)
+    # Nobody writes weights: the first ones are under way while other kernels are still at work.
+    part = _load_weights(weight_at, 0, K, BLOCK_K)
+    up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K) if SILU_MUL else part
+    wait_for_inputs(PDL)
+    y = _scaled(_product(x, weight_at, part, K, BLOCK_K), x_scale, weight_scale, bias, columns, inside)
     if SILU_MUL:
-        up = _product(x, weight_at + up_offset, K, BLOCK_N, BLOCK_K)
-        y = silu_mul(y, _scaled(up, weight_scale, bias, n + columns, inside))
+        up = _product(x, weight_at + up_offset, up_part, K, BLOCK_K)
+        y = silu_mul(y, _scaled(up, x_scale, weight_scale, bias, n + columns, inside))
     if residual is not None:
         y += tl.load(residual + columns, mask=inside, other=0).to(tl.float32)
     tl.store(out + columns, to_dtype(y, out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _product(x, weight_at, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """[BLOCK_N] fp32: rows of weights times x, added up across threads only at the end."""
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        depth = start + tl.arange(0, BLOCK_K)
-        x_part = tl.load(x + depth, mask=depth < K, other=0).to(tl.float32)
-        weight_part = tl.load(weight_at + depth[None, :], mask=(depth < K)[None, :], other=0).to(tl.float32)
-        acc += weight_part * x_part[None, :]
-    return tl.sum(acc, axis=1)
+def _load_weights(weight_at, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    depth = start + tl.arange(0, BLOCK_K)
+    return tl.load(weight_at + depth[None, :], mask=(depth < K)[None, :], other=0)
 
 
 @triton.jit
-def _scaled(y, weight_scale, bias, columns, inside):
+def _product(x, weight_at, part, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[BLOCK_N] fp32: rows of weights, which begin with ``part``, times x; added up across threads only at the end."""
+    WORDS: tl.constexpr = x.dtype.element_ty == tl.int32
+    acc = _add_products(part, x, 0, tl.zeros(part.shape, tl.int32 if WORDS else tl.float32), K, BLOCK_K)
+    for start in range(BLOCK_K, K, BLOCK_K):
+        acc = _add_products(_load_weights(weight_at, start, K, BLOCK_K), x, start, acc, K, BLOCK_K)
+    return tl.sum(acc, axis=1).to(tl.float32)
+
+
+@triton.jit
+def _add_products(weights, x, start, acc, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    depth = start + tl.arange(0, BLOCK_K)
+    x_part = tl.load(x + depth, mask=depth < K, other=0)[None, :]
+    if x.dtype.element_ty == tl.int32:
+        acc = add_products_int8(weights, x_part, acc)
+    else:
+        acc += weights.to(tl.float32) * x_part.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def _scaled(y, x_scale, weight_scale, bias, columns, inside):
+    """Sums with the token's and the weights' scales and their bias, in the order and roundings of a matrix product."""
+    if x_scale is not None:
+        y *= tl.load(x_scale)
     if weight_scale is not None:
-        y *= tl.load(weight_scale + columns, mask=inside, other=0.0)
-    if bias is not None:
+        scale = tl.load(weight_scale + columns, mask=inside, other=0.0)
+        if bias is not None:
+            y = tl.fma(y, scale, tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32))
+        else:
+            y *= scale
+    elif bias is not None:
         y += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     return y
 
 
-def gemv_triton(x_1K: Tensor, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, silu_mul: bool) -> None:
-    """``linear`` of one floating token into a floating ``out``; the weight is floating or int8."""
+def takes_gemv(x: Act) -> bool:
+    """Whether :func:`gemv_triton` multiplies these activations: a token, whose int8 values fill words of four."""
+    tokens, width = x.values.shape
+    return tokens == 1 and (x.scale is None or width % _WORD == 0)
+
+
+def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, silu_mul: bool) -> None:
+    """``linear`` of one token into a floating ``out``; the bits of int8 tokens are those of a matrix product."""
     n, k = out_1N.shape[1], weight.values.shape[1]
-    op = "gemv" if weight.scale is None else "gemv_w8a16"
+    op = "gemv" if weight.scale is None else "gemv_w8a16" if x.scale is None else "gemv_w8a8"
     shape = launch_shape(op, n=n, k=k, silu_mul=int(silu_mul))
-    blocks = {name: shape.pop(name) for name in ("BLOCK_N", "BLOCK_K")}
+    block_n, block_k = shape.pop("BLOCK_N"), shape.pop("BLOCK_K")
+    x_values, weights = x.values, weight.values
+    if x.scale is not None:
+        x_values, weights, k, block_k = (
+            x_values.view(torch.int32),
+            weights.view(torch.int32),
+            k // _WORD,
+            block_k // _WORD,
+        )
     launch(
         _gemv,
-        (triton.cdiv(n, blocks["BLOCK_N"]),),
+        (triton.cdiv(n, block_n),),
         {
-            "x": x_1K,
-            "weight": weight.values,
+            "x": x_values,
+            "x_scale": x.scale,
+            "weight": weights,
             "weight_scale": weight.scale,
             "bias": weight.bias,
             "residual": residual,
@@ -85,6 +132,6 @@ def gemv_triton(x_1K: Tensor, weight: LinearWeight, out_1N: Tensor, residual: Te
             "n": n,
             "up_offset": n * k if silu_mul else 0,
         },
-        {"K": k, "SILU_MUL": silu_mul, **blocks},
+        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k},
         **shape,
     )

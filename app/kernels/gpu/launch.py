@@ -20,6 +20,8 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 
+from app.kernels.gpu.tuning import capability
+
 Grid = tuple[int, ...]
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
@@ -29,6 +31,7 @@ _TYPES = {
     torch.bool: "i1",
     torch.int8: "i8",
     torch.uint8: "u8",
+    torch.int16: "i16",
     torch.int32: "i32",
     torch.int64: "i64",
     torch.float16: "fp16",
@@ -37,6 +40,7 @@ _TYPES = {
     torch.float64: "fp64",
 }
 _INT32_MAX = (1 << 31) - 1
+_HOPPER = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +94,22 @@ def launch(
         kernel: a ``@triton.jit`` function.
         grid: programs along up to three axes; with an empty one nothing is started.
         args: by parameter; tensors, integers, floats, or None for a pointer that is not given.
-        constants: ``tl.constexpr`` parameters.
+        constants: ``tl.constexpr`` parameters but for ``PDL``, which every kernel has.
     """
     if 0 in grid:
         return
+    pdl = _overlaps()
+    constants = {**constants, "PDL": pdl}
     if _state.collected is not None:
         _state.collected.append(_describe(kernel, grid, args, constants, num_warps, num_stages))
         return
-    kernel[grid](**args, **constants, num_warps=num_warps, num_stages=num_stages)
+    options = {"launch_pdl": True} if pdl else {}
+    kernel[grid](**args, **constants, num_warps=num_warps, num_stages=num_stages, **options)
+
+
+def _overlaps() -> bool:
+    """Whether a kernel starts before the one ahead of it has ended (:func:`app.kernels.gpu.lib.wait_for_inputs`)."""
+    return not INTERPRETED and capability() >= _HOPPER
 
 
 def _describe(

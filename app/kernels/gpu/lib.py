@@ -6,11 +6,37 @@ Triton's interpreter multiplies and rounds bf16 wrongly without a sign; the func
 # Triton reads annotations: no `from __future__ import annotations` in files with kernels.
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from app.kernels.gpu.launch import INTERPRETED
 
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr, EARLY: tl.constexpr = True):
+    """Every kernel's first words: what the kernels before it write is there from here on.
+
+    With programmatic dependent launch a kernel starts while the one before it still runs, and waits here until that
+    one has ended: its launch costs no time of its own. Nobody may go without, as a kernel that ends without having
+    waited would let the next one overtake what comes before both.
+
+    Args:
+        EARLY: lets the next kernel start at once. One of large programs that just fit the GPU would have its own next
+            launch spread unevenly over what is free, and says :func:`let_next_start` when it is nearly through.
+    """
+    if PDL:
+        if EARLY:
+            gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def let_next_start(PDL: tl.constexpr):
+    """The next kernel may start as soon as every program has come here; see :func:`wait_for_inputs`."""
+    if PDL:
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -35,6 +61,20 @@ def dot_int8(a, b, acc):
 
 
 @triton.jit
+def add_products_int8(a, b, acc):
+    """``acc`` plus the products of the four int8 values in each of the int32 words of ``a`` and ``b``, exact."""
+    a, b = tl.broadcast(a, b)
+    if _INTERPRETED:
+        for byte in tl.static_range(4):
+            acc += ((a << 8 * byte) >> 24) * ((b << 8 * byte) >> 24)
+    else:
+        acc = tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, acc], dtype=tl.int32, is_pure=True, pack=1
+        )
+    return acc
+
+
+@triton.jit
 def dot_int8_weight(a, b, acc):
     """``acc + a @ b`` in fp32, of a floating tile and an int8 one, whose values any floating dtype holds exactly."""
     if _INTERPRETED:
@@ -50,6 +90,56 @@ def widen(x, dtype: tl.constexpr):
     if _INTERPRETED:
         return x.to(tl.float32).to(dtype)
     return x.to(dtype)
+
+
+@triton.jit
+def widen_pairs(pairs, dtype: tl.constexpr):
+    """(low, high) bytes of int16 ``pairs``, each an int8 value, as ``dtype``.
+
+    Without a conversion instruction, of which a GPU makes few: a byte is set into the mantissa of a number whose last
+    bit is worth 1, from which that number is taken away again (for fp16 1024 + 128; bf16 is one bit short, so that the
+    sign chooses between 128 and 256).
+    """
+    if _INTERPRETED or dtype == tl.float32:
+        low = ((pairs << 8) >> 8).to(tl.float32).to(dtype)
+        high = (pairs >> 8).to(tl.float32).to(dtype)
+    elif dtype == tl.float16:
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 low, high, zero;
+            mov.b32 zero, 0x64806480;
+            lop3.b32 low, $2, 0x00ff00ff, 0x64806480, 0x6a;
+            shr.u32 high, $2, 8;
+            lop3.b32 high, high, 0x00ff00ff, 0x64806480, 0x6a;
+            sub.f16x2 $0, low, zero;
+            sub.f16x2 $1, high, zero;
+            }""",
+            "=r,=r,r",
+            [pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 bytes, value, minus, one;
+            mov.b32 one, 0x3f803f80;
+            lop3.b32 value, $2, 0x007f007f, 0x43004300, 0xea;
+            lop3.b32 minus, $2, 0x00800080, 0xc300c300, 0xea;
+            fma.rn.bf16x2 $0, value, one, minus;
+            shr.u32 bytes, $2, 8;
+            lop3.b32 value, bytes, 0x007f007f, 0x43004300, 0xea;
+            lop3.b32 minus, bytes, 0x00800080, 0xc300c300, 0xea;
+            fma.rn.bf16x2 $1, value, one, minus;
+            }""",
+            "=r,=r,r",
+            [pairs],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    return low, high
 
 
 @triton.jit

@@ -111,6 +111,11 @@ def _capability_here() -> int:
     return 10 * major + minor
 
 
+def capability() -> int:
+    """Compute capability of the GPU that is launched or compiled for: 90 for sm_90, and where there is none."""
+    return _state.target if _state.target is not None else _capability_here()
+
+
 def launch_shape(op: str, **dims: int) -> dict[str, Any]:
     """Constants, ``num_warps`` and ``num_stages`` of an op for a problem of these dimensions.
 
@@ -121,5 +126,4 @@ def launch_shape(op: str, **dims: int) -> dict[str, Any]:
     """
     if _state.trial is not None and _state.trial[0] == op:
         return dict(_state.trial[1])
-    capability = _state.target if _state.target is not None else _capability_here()
-    return dict(_shape(op, (("capability", capability), *sorted(dims.items()))))
+    return dict(_shape(op, (("capability", capability()), *sorted(dims.items()))))

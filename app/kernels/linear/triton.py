@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.gemm.triton import gemm_triton
-from app.kernels.gemv.triton import gemv_triton
+from app.kernels.gemv.triton import gemv_triton, takes_gemv
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.silu_mul.triton import silu_mul_triton
 from app.kernels.types import Act, LinearWeight
@@ -22,8 +22,8 @@ def linear_triton(
 ) -> None:
     """As the public ``linear``; int8 activations have one scale a token."""
     target = out.values if out.scale is None else _first(scratch, out.values.shape)
-    if x.scale is None and x.values.shape[0] == 1:
-        gemv_triton(x.values, weight, target, residual, silu_mul)
+    if takes_gemv(x):
+        gemv_triton(x, weight, target, residual, silu_mul)
     elif weight.scale is not None:
         gemm_triton(x, weight, target, residual=residual, silu_mul=silu_mul)
     elif silu_mul:

@@ -15,27 +15,37 @@ sm_90.
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import dot, to_dtype, widen
+from app.kernels.gpu.lib import dot, to_dtype, wait_for_inputs, widen, widen_pairs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.paged_attention.splits import MAX_SPLITS, SPLIT, VECTOR_EXTRA
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
-_UNBOUNDED = 1 << 30
-"""A window that no sequence fills; not the step's longest one, which a graph would keep for good."""
+
+@triton.jit
+def _load_vectors(at, readable, inside, MASKED: tl.constexpr, ALIGNED: tl.constexpr):
+    """A tile of pages: whole ones need no mask, nor do columns that fill their block (``ALIGNED``)."""
+    if MASKED:
+        return tl.load(at, mask=readable[:, None] & inside[None, :], other=0)
+    if ALIGNED:
+        return tl.load(at)
+    return tl.load(at, mask=inside[None, :], other=0)
 
 
 @triton.jit
 def _attend_tile(
     q,
+    q_odd,
     peak,
     mass,
     total,
+    total_odd,
     kv,
     kv_scale,
     table,
@@ -44,57 +54,93 @@ def _attend_tile(
     value_offset,
     first,
     begin,
+    end,
     query_positions,
     factor,
     window,
-    E: tl.constexpr,
-    E_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     B: tl.constexpr,
     TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile of keys, positions ``first`` on: q [M, E] against them, the running softmax taken along.
+    """One tile of keys, positions ``first`` on: q [M, WIDTH] against them, the running softmax taken along.
 
-    ``begin``: the first position that may be read. ``head_offset`` and ``value_offset``: of the KV head within a block,
-    in vectors.
+    Pairs of int8 elements (pages of int16) meet the even columns of the queries in ``q`` and the odd ones in ``q_odd``;
+    the sums are apart likewise.
+
+    Args:
+        head_offset, value_offset: of the KV head within a block, and of its values behind its keys, in vectors.
+        begin, end: the positions that may be read.
+        query_positions: of the lines of q; None where all see what may be read.
     """
+    PAIRED: tl.constexpr = q_odd is not None
+    ALIGNED: tl.constexpr = WIDTH == COLUMNS
     positions = first + tl.arange(0, TILE)
-    columns = tl.arange(0, E_BLOCK)
-    readable = positions >= begin
-    if MASKED:
-        readable &= positions <= tl.max(query_positions, axis=0)
-    blocks = tl.load(table + positions // B, mask=readable, other=0).to(tl.int64)
-    vectors = blocks * block_stride + head_offset + positions % B
-    inside = columns < E
-    keys = tl.load(kv + vectors[None, :] * E + columns[:, None], mask=readable[None, :] & inside[:, None], other=0.0)
-    scores = dot(q, widen(keys, q.dtype), tl.zeros((q.shape[0], TILE), tl.float32)) * factor
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < WIDTH
+    readable = (positions >= begin) & (positions < end)
+    blocks = tl.load(table + positions // B, mask=readable, other=0) if MASKED else tl.load(table + positions // B)
+    vectors = blocks.to(tl.int64) * block_stride + (head_offset + positions % B)
+    at = kv + vectors[:, None] * WIDTH + columns[None, :]
+    keys = _load_vectors(at, readable, inside, MASKED, ALIGNED)
+    scores = tl.zeros((q.shape[0], TILE), tl.float32)
+    if PAIRED:
+        even, odd = widen_pairs(keys, q.dtype)
+        scores = dot(q_odd, tl.trans(odd), dot(q, tl.trans(even), scores))
+    else:
+        scores = dot(q, tl.trans(widen(keys, q.dtype)), scores)
+    scores *= factor
     if kv_scale is not None:
-        scores *= tl.load(kv_scale + vectors, mask=readable, other=0.0).to(tl.float32)[None, :]
+        scores *= _load_scales(kv_scale + vectors, readable, MASKED)[None, :]
     if MASKED:
-        distance = query_positions[:, None] - positions[None, :]
-        visible = (distance >= 0) & (distance < window) & readable[None, :]
+        visible = readable[None, :]
+        if query_positions is not None:
+            distance = query_positions[:, None] - positions[None, :]
+            visible &= distance >= 0
+            if window is not None:
+                visible &= distance < window
         scores = tl.where(visible, scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-    # Nothing visible yet: a peak of -inf would give NaN.
-    base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    base = new_peak
+    if MASKED:  # nothing visible yet: a peak of -inf would give NaN
+        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = tl.exp2(scores - base[:, None])
     decay = tl.exp2(peak - base)
     mass = mass * decay + tl.sum(weights, axis=1)
-    values = tl.load(
-        kv + (vectors + value_offset)[:, None] * E + columns[None, :],
-        mask=readable[:, None] & inside[None, :],
-        other=0.0,
-    )
+    values = _load_vectors(at + value_offset * WIDTH, readable, inside, MASKED, ALIGNED)
     if kv_scale is not None:
-        weights *= tl.load(kv_scale + vectors + value_offset, mask=readable, other=0.0).to(tl.float32)[None, :]
-    total = dot(to_dtype(weights, q.dtype), widen(values, q.dtype), total * decay[:, None])
-    return new_peak, mass, total
+        weights *= _load_scales(kv_scale + vectors + value_offset, readable, MASKED)[None, :]
+    weights = to_dtype(weights, q.dtype)
+    if PAIRED:
+        even, odd = widen_pairs(values, q.dtype)
+        total_odd = dot(weights, odd, total_odd * decay[:, None])
+        total = dot(weights, even, total * decay[:, None])
+    else:
+        total = dot(weights, widen(values, q.dtype), total * decay[:, None])
+    return new_peak, mass, total, total_odd
+
+
+@triton.jit
+def _load_scales(at, readable, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(at, mask=readable, other=0.0).to(tl.float32)
+    return tl.load(at).to(tl.float32)
 
 
 @triton.jit
 def _split_length(seq_len, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
     """Positions of a split: 256, or the least multiple of it with which the sequence has few enough splits."""
     return tl.cdiv(seq_len, SPLIT * MAX_SPLITS) * SPLIT
+
+
+@triton.jit
+def _window_start(seq_len, window):
+    """The first position that the last one sees."""
+    start = seq_len * 0
+    if window is not None:
+        start = tl.maximum(seq_len - window, 0)
+    return start
 
 
 @triton.jit
@@ -118,56 +164,64 @@ def _decode_splits(
     TILE: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Program (r, g, s): row r, KV head g, split s. Leaves sums, peaks and masses in the workspace."""
+    wait_for_inputs(PDL)
     row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(query_start_loc + row)
     if tl.load(query_start_loc + row + 1) - token != 1:
         return
     seq_len = tl.load(seq_lens + row)
     length = _split_length(seq_len, SPLIT, MAX_SPLITS)
-    begin = tl.maximum(seq_len - window, 0)
+    begin = _window_start(seq_len, window)
     first = split * length
     last = tl.minimum(first + length, seq_len)
     if (first >= seq_len) | (last <= begin):
         return
     SHARED: tl.constexpr = H // G
+    PAIRED: tl.constexpr = kv.dtype.element_ty == tl.int16
+    WIDTH: tl.constexpr = E // 2 if PAIRED else E
+    COLUMNS: tl.constexpr = E_BLOCK // 2 if PAIRED else E_BLOCK
     heads = tl.arange(0, M)
-    columns = tl.arange(0, E_BLOCK)
-    inside = (heads < SHARED)[:, None] & (columns < E)[None, :]
+    columns = tl.arange(0, COLUMNS)
+    inside = (heads < SHARED)[:, None] & (columns < WIDTH)[None, :]
     head = group * SHARED + heads
-    queries = tl.load(q + (token.to(tl.int64) * H + head)[:, None] * E + columns[None, :], mask=inside, other=0.0)
+    query_at = q + (token.to(tl.int64) * H + head)[:, None] * E + columns[None, :] * (E // WIDTH)
+    queries = tl.load(query_at, mask=inside, other=0.0)
+    odd_queries = None
+    total = tl.zeros((M, COLUMNS), tl.float32)
+    total_odd = total
+    if PAIRED:
+        odd_queries = tl.load(query_at + 1, mask=inside, other=0.0)
     peak = tl.full((M,), float("-inf"), tl.float32)
     mass = tl.zeros((M,), tl.float32)
-    total = tl.zeros((M, E_BLOCK), tl.float32)
-    query_positions = tl.zeros((M,), tl.int32) + seq_len - 1
     table = block_tables + row.to(tl.int64) * table_width
-    start = tl.maximum(first, begin // TILE * TILE)
-    for tile in range(start, last, TILE):
-        peak, mass, total = _attend_tile(
-            queries,
-            peak,
-            mass,
-            total,
-            kv,
-            kv_scale,
-            table,
-            2 * G * B,
-            group * B,
-            G * B,
-            tile,
-            begin,
-            query_positions,
-            factor,
-            window,
-            E,
-            E_BLOCK,
-            B,
-            TILE,
-            True,
-        )
+    first = tl.maximum(first, begin // TILE * TILE)
+    if window is not None:
+        edge_to = tl.minimum(tl.cdiv(begin, TILE) * TILE, last)
+        for tile in range(first, edge_to, TILE):
+            peak, mass, total, total_odd = _attend_tile(
+                queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
+                tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, True,
+            )  # fmt: skip
+        first = tl.maximum(first, edge_to)
+    whole_to = first + (last - first) // TILE * TILE
+    for tile in range(first, whole_to, TILE):
+        peak, mass, total, total_odd = _attend_tile(
+            queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
+            tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, False,
+        )  # fmt: skip
+    for tile in range(whole_to, last, TILE):
+        peak, mass, total, total_odd = _attend_tile(
+            queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
+            tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, True,
+        )  # fmt: skip
     at = ((row.to(tl.int64) * H + head) * MAX_SPLITS + split) * (E + 2)
-    tl.store(workspace + at[:, None] + columns[None, :], total, mask=inside)
+    total_at = workspace + at[:, None] + columns[None, :] * (E // WIDTH)
+    tl.store(total_at, total, mask=inside)
+    if PAIRED:
+        tl.store(total_at + 1, total_odd, mask=inside)
     tl.store(workspace + at + E, peak, mask=heads < SHARED)
     tl.store(workspace + at + E + 1, mass, mask=heads < SHARED)
 
@@ -184,8 +238,10 @@ def _merge_splits(
     E_BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Program (r, h): the splits of a row's head, in their order."""
+    wait_for_inputs(PDL)
     row, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start_loc + row)
     if tl.load(query_start_loc + row + 1) - token != 1:
@@ -198,7 +254,7 @@ def _merge_splits(
     mass = 0.0
     total = tl.zeros((E_BLOCK,), tl.float32)
     at = workspace + (row.to(tl.int64) * H + head) * MAX_SPLITS * (E + 2)
-    for split in range(tl.maximum(seq_len - window, 0) // length, tl.cdiv(seq_len, length)):
+    for split in range(_window_start(seq_len, window) // length, tl.cdiv(seq_len, length)):
         piece = at + split * (E + 2)
         split_peak = tl.load(piece + E)
         new_peak = tl.maximum(peak, split_peak)
@@ -231,11 +287,13 @@ def _prefill(
     B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Program (i, g): the i-th block of queries, counted over all rows, of KV head g.
 
     Row r's blocks begin at ``query_start_loc[r] // QUERIES + r``, which leaves room for the rest of every row.
     """
+    wait_for_inputs(PDL)
     SHARED: tl.constexpr = H // G
     QUERIES: tl.constexpr = BLOCK_M // SHARED
     block, group = tl.program_id(0), tl.program_id(1)
@@ -268,30 +326,37 @@ def _prefill(
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, E_BLOCK), tl.float32)
+    unpaired = tl.full((), 0.0, tl.float32)
     table = block_tables + row.to(tl.int64) * table_width
     first_position = prefix + first_query
     last_position = prefix + tl.minimum(first_query + QUERIES, num_queries) - 1
-    begin = tl.maximum(first_position - window + 1, 0)
+    end = last_position + 1
+    begin = _window_start(first_position + 1, window)
     # Tiles that all queries of the block see whole need no mask: past every window's edge, before the first query.
-    whole_from = tl.cdiv(tl.maximum(last_position - window + 1, 0), TILE) * TILE
+    whole_from = tl.cdiv(_window_start(end, window), TILE) * TILE
     whole_to = tl.maximum((first_position + 1) // TILE * TILE, whole_from)
-    edge_to = tl.minimum(whole_from, last_position + 1)
-    for tile in range(begin // TILE * TILE, edge_to, TILE):
-        peak, mass, total = _attend_tile(
-            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
-            query_positions, factor, window, E, E_BLOCK, B, TILE, True,
-        )  # fmt: skip
+    if window is not None:
+        for tile in range(begin // TILE * TILE, tl.minimum(whole_from, end), TILE):
+            peak, mass, total, unpaired = _attend_tile(
+                queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+                begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+            )  # fmt: skip
     for tile in range(whole_from, whole_to, TILE):
-        peak, mass, total = _attend_tile(
-            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
-            query_positions, factor, window, E, E_BLOCK, B, TILE, False,
+        peak, mass, total, unpaired = _attend_tile(
+            queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+            begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, False,
         )  # fmt: skip
-    for tile in range(whole_to, last_position + 1, TILE):
-        peak, mass, total = _attend_tile(
-            queries, peak, mass, total, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile, begin,
-            query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+    for tile in range(whole_to, end, TILE):
+        peak, mass, total, unpaired = _attend_tile(
+            queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+            begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
     tl.store(out + place, to_dtype(total / mass[:, None], out.dtype.element_ty), mask=inside)
+
+
+def _pairs(pages: Tensor) -> Tensor:
+    """Int8 pages as int16: tensor cores take their operands from shared memory in no less."""
+    return pages.view(torch.int16) if pages.dtype == torch.int8 else pages
 
 
 def paged_attention_triton(
@@ -310,7 +375,6 @@ def paged_attention_triton(
     target = out.values if out.scale is None else scratch
     if target is None or meta.split_workspace is None:
         raise ValueError("paged_attention: Triton needs meta.split_workspace, and a scratch where out is int8")
-    window = _UNBOUNDED if sliding_window is None else sliding_window
     where = {"query_start_loc": meta.query_start_loc, "seq_lens": meta.seq_lens}
     pages = {
         "q": q,
@@ -319,7 +383,7 @@ def paged_attention_triton(
         "block_tables": meta.block_tables,
         "table_width": meta.block_tables.stride(0),
         "factor": scale * math.log2(math.e),
-        "window": window,
+        "window": sliding_window,
         **where,
     }
     head = {"H": heads, "E": head_dim, "E_BLOCK": triton.next_power_of_2(head_dim)}
@@ -335,14 +399,14 @@ def paged_attention_triton(
     launch(
         _decode_splits,
         (rows, kv_heads, splits),
-        {**pages, "workspace": workspace},
+        {**pages, "kv": _pairs(kv.values), "workspace": workspace},
         {**shape, **cut, "M": max(16, triton.next_power_of_2(shared)), "TILE": tuned.pop("TILE")},
         **tuned,
     )
     launch(
         _merge_splits,
         (rows, heads),
-        {**where, "workspace": workspace, "out": target, "window": window},
+        {**where, "workspace": workspace, "out": target, "window": sliding_window},
         {**head, **cut},
         num_warps=1,
         num_stages=1,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype
+from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import LayerKVCache
 
@@ -35,7 +35,9 @@ def _qk_norm_rope_kv_write(
     PAGE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     HALF: tl.constexpr = ROTARY_DIM // 2
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
     token = tl.program_id(0).to(tl.int64)

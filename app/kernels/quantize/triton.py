@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8
+from app.kernels.gpu.lib import int8_scale, quantize_int8, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -21,7 +21,9 @@ def _quantize(
     out_scale,
     width,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     source = row
     if indices is not None:

@@ -1,10 +1,12 @@
 """``sample`` on a GPU, without a sort: every pass goes over the logits in pieces of a fixed size.
 
 1. A program a piece: the largest penalised logit, its id, and whether a raw logit was a NaN or +inf.
-2. Where a row cuts by top_k, top_p or min_p, a program a row finds the least logit kept, four bits of its ordered form
-   at a time: a pass counts, for 15 values at once, what lies at or above each.
-3. A program a piece: the largest of ``logit + gumbel`` among those kept.
-4. A program a row puts the pieces together.
+2. Where a row cuts by top_k or top_p, a program a piece lists its largest logits: all above a level of its own.
+3. Where it cuts at all, a program a row finds the least logit kept, a bit of its ordered form at a time, among those
+   listed. Where that is below some piece's level (flat rows, high top_k), it looks through all logits, four bits at a
+   time: a pass counts, for 15 values at once, what lies at or above each.
+4. A program a piece: the largest of ``logit + gumbel`` among those kept.
+5. A program a row puts the pieces together.
 
 A row's token hangs on its own arguments alone, and pieces are met in one order. The noise is the reference's, taken in
 fp64 and rounded; the mass of top_p is summed in fp32, in which a token right at the edge may fall on the other side.
@@ -18,15 +20,18 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
+from app.kernels.gpu.lib import wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.sample.params import SampleParams
-from app.kernels.sample.workspace import PIECE, num_pieces
+from app.kernels.sample.workspace import KEPT, PIECE, num_pieces
 
 _NO_ID: tl.constexpr = tl.constexpr(2147483647)
 _DIGITS: tl.constexpr = tl.constexpr(16)
 _STEP = 1024
 """Logits that the search for a threshold takes at once, 16 counts each."""
 _RECORD_ROWS = 64
+_LEVELS: tl.constexpr = tl.constexpr(8)
+"""Below the largest logit, by 0.5 to 32."""
 
 
 @triton.jit
@@ -84,8 +89,9 @@ def _peaks(
     logits, rows, slots,
     token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
     peaks, peak_ids, faults,
-    V: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+    V: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = piece * PIECE + tl.arange(0, PIECE)
     inside = ids < V
@@ -137,6 +143,64 @@ def _scaled_piece(
     )  # fmt: skip
     # Relative to the largest, so that a tiny temperature cannot overflow it.
     return tl.div_rn(value - peak, heat), inside
+
+
+@triton.jit
+def _list_largest(
+    logits, rows, slots,
+    token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
+    peaks, temperature, top_k, top_p, kept, kept_from, left_mass,
+    V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PIECE: tl.constexpr, KEPT: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """All scaled logits of a piece above the lowest of a few levels that leaves at most KEPT; the mass of the rest."""
+    wait_for_inputs(PDL)
+    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    heat = tl.load(temperature + row)
+    if (heat == 0) | _keeps_all(top_k, top_p, row):
+        return
+    line, slot = tl.load(rows + row), tl.load(slots + row)
+    scaled, inside = _scaled_piece(
+        logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
+        row, line, slot, piece, _row_peak(peaks, row, PIECES, PIECES_BLOCK), heat, V, PIECE,
+    )  # fmt: skip
+    level = tl.full((), float("inf"), tl.float32)
+    for step in range(_LEVELS):
+        trial = -0.5 * (step + 1) * (step + 1)
+        reach = tl.sum(((scaled >= trial) & inside).to(tl.int32), axis=0)
+        level = tl.where(reach <= KEPT, trial, level)
+    level = tl.where(tl.sum((inside & (scaled > float("-inf"))).to(tl.int32), axis=0) <= KEPT, -3e38, level)
+    listed = inside & (scaled >= level)
+    place = tl.cumsum(listed.to(tl.int32), axis=0) - 1
+    at = row * PIECES + piece
+    lanes = tl.arange(0, KEPT)
+    tl.store(kept + at * KEPT + lanes, float("-inf"), mask=lanes >= tl.sum(listed.to(tl.int32), axis=0))
+    tl.store(kept + at * KEPT + place, scaled, mask=listed)
+    tl.store(kept_from + at, level)
+    tl.store(left_mass + at, tl.sum(tl.where(inside & (listed == 0), tl.exp(scaled), 0.0), axis=0))
+
+
+@triton.jit
+def _keeps_all(top_k, top_p, row):
+    """Whether neither top_k nor top_p cuts."""
+    cuts = row < 0
+    if top_k is not None:
+        cuts |= tl.load(top_k + row) > 0
+    if top_p is not None:
+        cuts |= tl.load(top_p + row) < 1.0
+    return cuts == 0
+
+
+@triton.jit
+def _search_listed(keys, weights, wanted):
+    """As :func:`_search`, among a row's listed logits: the ordered forms and what each counts for."""
+    prefix = tl.full((), 0, tl.int64)
+    for step in range(32):
+        trial = prefix + (tl.full((), 1, tl.int64) << (31 - step))
+        pivot = (trial - 2147483648).to(tl.int32)
+        reach = tl.sum(tl.where(keys >= pivot, weights, weights * 0), axis=0)
+        prefix = tl.where(reach >= wanted, trial, prefix)
+    return _from_ordered((prefix - 2147483648).to(tl.int32))
 
 
 @triton.jit
@@ -196,43 +260,85 @@ def _mass(
 def _thresholds(
     logits, rows, slots,
     token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
-    peaks, temperature, top_k, top_p, min_p, thresholds,
-    V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr,
+    peaks, temperature, top_k, top_p, min_p, kept, kept_from, left_mass, thresholds,
+    V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, KEPT: tl.constexpr, STEPS: tl.constexpr,
+    STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The least scaled logit that a row keeps."""
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     heat = tl.load(temperature + row)
     if heat == 0:
         return
     line, slot = tl.load(rows + row), tl.load(slots + row)
-    peak = _row_peak(peaks, row, PIECES, PIECES_BLOCK)
     threshold = tl.full((), float("-inf"), tl.float32)
-    k = tl.full((), V, tl.int64)
-    if top_k is not None:
-        given = tl.load(top_k + row)
-        k = tl.where(given > 0, tl.minimum(given, V), k)
-        if k < V:
-            threshold = _search(
-                logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
-                output_counts, row, line, slot, peak, heat, threshold, k, V, STEPS, STEP, False,
-            )  # fmt: skip
-    if top_p is not None:
-        p = tl.load(top_p + row)
-        if p < 1.0:
-            total = _mass(
-                logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
-                output_counts, row, line, slot, peak, heat, threshold, k, V, STEPS, STEP,
-            )  # fmt: skip
-            nucleus = _search(
-                logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
-                output_counts, row, line, slot, peak, heat, threshold, p * total, V, STEPS, STEP, True,
-            )  # fmt: skip
-            threshold = tl.maximum(threshold, nucleus)
+    if (top_k is not None) or (top_p is not None):
+        k = tl.full((), V, tl.int64)
+        p = tl.full((), 1.0, tl.float32)
+        if top_k is not None:
+            given = tl.load(top_k + row)
+            k = tl.where(given > 0, tl.minimum(given, V), k)
+        if top_p is not None:
+            p = tl.load(top_p + row)
+        if (k < V) | (p < 1.0):
+            entries = tl.arange(0, PIECES_BLOCK * KEPT)
+            pieces = tl.arange(0, PIECES_BLOCK)
+            few = tl.load(kept + row * PIECES * KEPT + entries, mask=entries < PIECES * KEPT, other=float("-inf"))
+            levels = tl.load(kept_from + row * PIECES + pieces, mask=pieces < PIECES, other=float("-inf"))
+            level = tl.max(levels, axis=0)
+            keys, masses = ordered(few), tl.exp(few)
+            if k < V:
+                threshold = _search_listed(keys, (few > float("-inf")).to(tl.int32), k)
+            found = threshold
+            if p < 1.0:
+                if k < V:
+                    larger = few > threshold
+                    equal = (k - tl.sum(larger.to(tl.int32), axis=0)).to(tl.float32) * tl.exp(threshold)
+                    total = tl.sum(tl.where(larger, masses, 0.0), axis=0) + equal
+                else:
+                    left = tl.load(left_mass + row * PIECES + pieces, mask=pieces < PIECES, other=0.0)
+                    total = tl.sum(masses, axis=0) + tl.sum(left, axis=0)
+                nucleus = _search_listed(keys, tl.where(few >= threshold, masses, 0.0), p * total)
+                found = tl.where(threshold >= level, nucleus, threshold) if k < V else nucleus
+                threshold = tl.maximum(threshold, nucleus)
+            # A NaN, where the listed ones are not enough, fails too.
+            if (found >= level) == 0:
+                threshold = _search_all(
+                    logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
+                    output_counts, row, line, slot, _row_peak(peaks, row, PIECES, PIECES_BLOCK), heat, k, p,
+                    V, STEPS, STEP,
+                )  # fmt: skip
     if min_p is not None:
         least = tl.load(min_p + row)
         if least > 0:
             threshold = tl.maximum(threshold, tl.log(least.to(tl.float64)).to(tl.float32))
     tl.store(thresholds + row, threshold)
+
+
+@triton.jit
+def _search_all(
+    logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
+    row, line, slot, peak, heat, k, p,
+    V: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """The least scaled logit that top_k and top_p keep, whatever the row looks like."""
+    threshold = tl.full((), float("-inf"), tl.float32)
+    if k < V:
+        threshold = _search(
+            logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
+            output_counts, row, line, slot, peak, heat, threshold, k, V, STEPS, STEP, False,
+        )  # fmt: skip
+    if p < 1.0:
+        total = _mass(
+            logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
+            output_counts, row, line, slot, peak, heat, threshold, k, V, STEPS, STEP,
+        )  # fmt: skip
+        nucleus = _search(
+            logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
+            output_counts, row, line, slot, peak, heat, threshold, p * total, V, STEPS, STEP, True,
+        )  # fmt: skip
+        threshold = tl.maximum(threshold, nucleus)
+    return threshold
 
 
 @triton.jit
@@ -254,8 +360,9 @@ def _draws(
     logits, rows, slots,
     token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
     peaks, temperature, thresholds, seeds, positions, sample_indices, draws, draw_ids,
-    V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PIECE: tl.constexpr,
+    V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
     if heat == 0:
@@ -276,8 +383,9 @@ def _draws(
 @triton.jit
 def _choose(
     peaks, peak_ids, faults, draws, draw_ids, temperature, out, failed,
-    PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr,
+    PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     pieces = tl.arange(0, PIECES_BLOCK)
     inside = pieces < PIECES
@@ -325,12 +433,31 @@ def sample_triton(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed
     thresholds = None
     if params.top_k is not None or params.top_p is not None or params.min_p is not None:
         thresholds = workspace.thresholds
-        filters = {"top_k": params.top_k, "top_p": params.top_p, "min_p": params.min_p}
+        cuts = {"top_k": params.top_k, "top_p": params.top_p}
+        listed = {"kept": workspace.kept, "kept_from": workspace.kept_from, "left_mass": workspace.left_mass}
+        if params.top_k is not None or params.top_p is not None:
+            tables = {**source, **heat, **cuts, **listed, "peaks": workspace.peaks}
+            launch(_list_largest, (count, pieces), tables, {**cut, **block, "KEPT": KEPT}, **tuned)
         launch(
             _thresholds,
             (count,),
-            {**source, **heat, **filters, "peaks": workspace.peaks, "thresholds": thresholds},
-            {"V": vocab_size, "PIECES": pieces, **block, "STEPS": triton.cdiv(vocab_size, _STEP), "STEP": _STEP},
+            {
+                **source,
+                **heat,
+                **cuts,
+                **listed,
+                "min_p": params.min_p,
+                "peaks": workspace.peaks,
+                "thresholds": thresholds,
+            },
+            {
+                "V": vocab_size,
+                "PIECES": pieces,
+                **block,
+                "KEPT": KEPT,
+                "STEPS": triton.cdiv(vocab_size, _STEP),
+                "STEP": _STEP,
+            },
             **launch_shape("sample_row"),
         )
     keys = {"seeds": params.seeds, "positions": params.positions, "sample_indices": params.sample_indices}
@@ -346,7 +473,10 @@ def sample_triton(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed
 
 
 @triton.jit
-def _record_tokens(token_ids, slots, last_token, output_counts, num_rows, V: tl.constexpr, BLOCK: tl.constexpr):
+def _record_tokens(
+    token_ids, slots, last_token, output_counts, num_rows, V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    wait_for_inputs(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     token, slot = tl.load(token_ids + row, mask=inside, other=0), tl.load(slots + row, mask=inside, other=0)

@@ -10,13 +10,16 @@ from torch import Tensor
 PIECE = 2048
 """Logits that a program looks at."""
 
+KEPT = 128
+"""Of a piece's logits, the largest: where a row's threshold is looked for first."""
+
 MAX_TOP_LOGPROBS_TRITON = 32
 """Alternatives beside a reported token that Triton lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleWorkspace:
-    """Flat buffers: a value a piece and row, but for the thresholds, one a row."""
+    """Flat buffers: a value a piece and row, but for ``kept``, ``KEPT`` of each, and the thresholds, one a row."""
 
     peaks: Tensor
     """fp32"""
@@ -28,6 +31,12 @@ class SampleWorkspace:
     """fp32"""
     draw_ids: Tensor
     """int32"""
+    kept: Tensor
+    """fp32"""
+    kept_from: Tensor
+    """fp32"""
+    left_mass: Tensor
+    """fp32"""
     thresholds: Tensor
     """fp32"""
 
@@ -40,7 +49,18 @@ def num_pieces(vocab_size: int) -> int:
 def new_sample_workspace(max_rows: int, vocab_size: int, device: torch.device) -> SampleWorkspace:
     """For steps of up to ``max_rows`` sampled rows."""
     size = max_rows * num_pieces(vocab_size)
-    peaks, draws = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
-    peak_ids, faults, draw_ids = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(3))
-    thresholds = torch.empty(max_rows, dtype=torch.float32, device=device)
-    return SampleWorkspace(peaks, peak_ids, faults, draws, draw_ids, thresholds)
+
+    def new(dtype: torch.dtype, count: int = size) -> Tensor:
+        return torch.empty(count, dtype=dtype, device=device)
+
+    return SampleWorkspace(
+        peaks=new(torch.float32),
+        peak_ids=new(torch.int32),
+        faults=new(torch.int32),
+        draws=new(torch.float32),
+        draw_ids=new(torch.int32),
+        kept=new(torch.float32, size * KEPT),
+        kept_from=new(torch.float32),
+        left_mass=new(torch.float32),
+        thresholds=new(torch.float32, max_rows),
+    )

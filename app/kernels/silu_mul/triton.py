@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, silu_mul, to_dtype
+from app.kernels.gpu.lib import int8_scale, quantize_int8, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -21,7 +21,9 @@ def _silu_mul(
     out_scale,
     width,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
