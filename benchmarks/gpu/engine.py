@@ -19,6 +19,7 @@ from benchmarks.gpu.stage import Stage, ceilings
 FORMATS: dict[str, dict[str, str]] = {
     "bf16": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
+    "int8 weights": {"dtype": "bfloat16", "quantization": "int8_weight_only"},
     "int8, int8 KV": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"},
 }
 _STEPS = 64
@@ -105,7 +106,7 @@ class Limits:
         # A decode step looks up a few rows of the embedding; the head it reads whole.
         self._weight_bytes = session.runner.weight_bytes - (0 if shape["tie_word_embeddings"] else table)
         self._products = session.runner.num_parameters - shape["vocab_size"] * shape["hidden_size"] * 2
-        self._int8 = session.config.quantization == "int8"
+        self._int8 = session.config.quantization == "int8"  # and not of weights alone
         self._measured = measured
 
     def decode(self, figures: Figures, batch: int, context: int) -> dict[str, float]:
