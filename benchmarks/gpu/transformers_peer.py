@@ -45,8 +45,15 @@ def main() -> None:
     version = {"peer_version": transformers.__version__}
     model = _transformers_model(args)
     prompts = torch.randint(10, MODELS[args.model]["vocab_size"], (args.requests, args.prompt))
-    emit("transformers continuous batching", _continuous(model, prompts), **version)
-    emit("transformers generate", _static(model, prompts.to(args.device)), **version)
+    peers = {
+        "transformers continuous batching": _continuous(model, prompts),
+        "transformers generate": _static(model, prompts.to(args.device)),
+    }
+    for system, run in peers.items():
+        try:
+            emit(system, run, **version)
+        except Exception as e:  # noqa: BLE001 whatever the peer raises costs its own row alone
+            stage.emit({**workload, "system": system, "raised": f"{type(e).__name__}: {e}"[:500], **version})
 
 
 def ours(args: argparse.Namespace) -> Callable[[int], int]:

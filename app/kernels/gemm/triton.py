@@ -17,10 +17,23 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import dot, dot_int8, dot_int8_weight, let_next_start, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import (
+    dot,
+    dot_int8,
+    dot_int8_weight,
+    let_next_start,
+    prefetch_rows,
+    silu_mul,
+    to_dtype,
+    wait_for_inputs,
+)
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight, SplitKWorkspace
 
+_LINES: tl.constexpr = tl.constexpr(4)
+"""Cache lines that a program asks for of each row of its weights before its inputs are there."""
+_FEW_ROWS: tl.constexpr = tl.constexpr(64)
+"""Of a tile: those with more are not short of memory bandwidth."""
 _MIN_STEPS = 4
 """Tiles of K that a split keeps at least: fewer do not fill a pipeline."""
 
@@ -50,13 +63,18 @@ def _gemm(
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_inputs(PDL, EARLY=False)
     row_block, column_block = _grouped(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
+    if BLOCK_M <= _FEW_ROWS:
+        rows_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K + tl.program_id(1) * (STEPS * BLOCK_K)
+        prefetch_rows(rows_at, _LINES, PDL)
+        if SILU_MUL:
+            prefetch_rows(rows_at + up_offset, _LINES, PDL)
+    wait_for_inputs(PDL, EARLY=False)
 
     # 1. Sums of this program's part of K.
-    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
     EVEN: tl.constexpr = STEPS * BLOCK_K * SPLIT_K == K
     present = (rows < m)[:, None]
     source = rows.to(tl.int64)

@@ -12,12 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import add_products_int8, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import add_products_int8, prefetch_rows, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight
 
 _WORD = 4
 """Int8 values that are multiplied at once."""
+_LINE_BYTES = 128
+_AHEAD_BYTES = 8192
+"""Of a row of weights, asked for before the token is there."""
 
 
 @triton.jit
@@ -35,6 +38,7 @@ def _gemv(
     SILU_MUL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LINES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program i: BLOCK_N outputs. Of int8 tokens and weights, x and weight are words of four."""
@@ -44,7 +48,11 @@ def _gemv(
     weight_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K
     # Nobody writes weights: the first ones are under way while other kernels are still at work.
     part = _load_weights(weight_at, 0, K, BLOCK_K)
-    up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K) if SILU_MUL else part
+    prefetch_rows(weight_at, LINES, PDL)
+    up_part = part
+    if SILU_MUL:
+        up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K)
+        prefetch_rows(weight_at + up_offset, LINES, PDL)
     wait_for_inputs(PDL)
     y = _scaled(_product(x, weight_at, part, K, BLOCK_K), x_scale, weight_scale, bias, columns, inside)
     if SILU_MUL:
@@ -58,7 +66,8 @@ def _gemv(
 @triton.jit
 def _load_weights(weight_at, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     depth = start + tl.arange(0, BLOCK_K)
-    return tl.load(weight_at + depth[None, :], mask=(depth < K)[None, :], other=0)
+    # Read once: they are not to drive from the L2 what is waiting there for others.
+    return tl.load(weight_at + depth[None, :], mask=(depth < K)[None, :], other=0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -104,6 +113,12 @@ def takes_gemv(x: Act) -> bool:
     return tokens == 1 and (x.scale is None or width % _WORD == 0)
 
 
+def _lines(weight: LinearWeight) -> int:
+    """Cache lines of a row to be asked for ahead: a power of two."""
+    nbytes = min(weight.values.shape[1] * weight.values.itemsize, _AHEAD_BYTES)
+    return 1 << (max(nbytes // _LINE_BYTES, 1).bit_length() - 1)
+
+
 def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, silu_mul: bool) -> None:
     """``linear`` of one token into a floating ``out``; the bits of int8 tokens are those of a matrix product."""
     n, k = out_1N.shape[1], weight.values.shape[1]
@@ -132,6 +147,6 @@ def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor |
             "n": n,
             "up_offset": n * k if silu_mul else 0,
         },
-        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k},
+        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k, "LINES": _lines(weight)},
         **shape,
     )

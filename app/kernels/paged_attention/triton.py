@@ -27,6 +27,9 @@ from app.kernels.paged_attention.splits import MAX_SPLITS, SPLIT, VECTOR_EXTRA
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
+_MIN_COLUMNS = 32
+"""Pairs of int8 elements fill half of them, and a product on tensor cores is of 16 at least."""
+
 
 @triton.jit
 def _load_vectors(at, readable, inside, MASKED: tl.constexpr, ALIGNED: tl.constexpr):
@@ -400,7 +403,13 @@ def paged_attention_triton(
         _decode_splits,
         (rows, kv_heads, splits),
         {**pages, "kv": _pairs(kv.values), "workspace": workspace},
-        {**shape, **cut, "M": max(16, triton.next_power_of_2(shared)), "TILE": tuned.pop("TILE")},
+        {
+            **shape,
+            "E_BLOCK": max(shape["E_BLOCK"], _MIN_COLUMNS),
+            **cut,
+            "M": max(16, triton.next_power_of_2(shared)),
+            "TILE": tuned.pop("TILE"),
+        },
         **tuned,
     )
     launch(

@@ -218,7 +218,8 @@ def _search(
     for step in range(8):
         shift = 28 - 4 * step
         pivots = (prefix + (digits.to(tl.int64) << shift) - 2147483648).to(tl.int32)
-        reach = tl.zeros((_DIGITS,), tl.float32) if MASS else tl.zeros((_DIGITS,), tl.int32)
+        # Added up across threads only at the end.
+        reach = tl.zeros((PIECE, _DIGITS), tl.float32 if MASS else tl.int32)
         for piece in range(PIECES):
             scaled, inside = _scaled_piece(
                 logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask,
@@ -227,10 +228,10 @@ def _search(
             reached = (ordered(scaled)[:, None] >= pivots[None, :]) & inside[:, None]
             if MASS:
                 weights = tl.where(scaled >= least, tl.exp(scaled), 0.0)
-                reach += tl.sum(tl.where(reached, weights[:, None], 0.0), axis=0)
+                reach += tl.where(reached, weights[:, None], 0.0)
             else:
-                reach += tl.sum(reached.to(tl.int32), axis=0)
-        enough = (reach >= wanted) | (digits == 0)
+                reach += reached.to(tl.int32)
+        enough = (tl.sum(reach, axis=0) >= wanted) | (digits == 0)
         prefix += tl.max(tl.where(enough, digits, 0), axis=0).to(tl.int64) << shift
     return _from_ordered((prefix - 2147483648).to(tl.int32))
 
@@ -242,18 +243,18 @@ def _mass(
     V: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Mass of the ``k`` largest, the least of which is ``least``; of equal ones as many as are left."""
-    above = tl.full((), 0.0, tl.float32)
-    count = tl.full((), 0, tl.int32)
+    above = tl.zeros((PIECE,), tl.float32)
+    count = tl.zeros((PIECE,), tl.int32)
     for piece in range(PIECES):
         scaled, inside = _scaled_piece(
             logits, token_mask, stop_mask, active, bias, repetition, presence, frequency, prompt_mask, output_counts,
             row, line, slot, piece, peak, heat, V, PIECE,
         )  # fmt: skip
         larger = (scaled > least) & inside
-        above += tl.sum(tl.where(larger, tl.exp(scaled), 0.0), axis=0)
-        count += tl.sum(larger.to(tl.int32), axis=0)
-    equal = tl.where(k < V, (k - count).to(tl.float32) * tl.exp(least), 0.0)
-    return above + equal
+        above += tl.where(larger, tl.exp(scaled), 0.0)
+        count += larger.to(tl.int32)
+    equal = tl.where(k < V, (k - tl.sum(count, axis=0)).to(tl.float32) * tl.exp(least), 0.0)
+    return tl.sum(above, axis=0) + equal
 
 
 @triton.jit
