@@ -68,7 +68,7 @@ STAGES = (
     _engine("qwen3-8b", "int8, int8 KV"),
     _timeline("bf16"),
     _timeline("int8, int8 KV"),
-    StageCommand("transformers", "transformers_peer", 90, (), _TINY_WORKLOAD),
+    StageCommand("transformers", "transformers_peer", 150, (), _TINY_WORKLOAD),
     *(_engine("llama-3.1-8b", kind) for kind in ("bf16", "int8", "int8, int8 KV")),
     StageCommand("kernels", "kernel_table", 90, (), ("--model", "tiny", "--batches", "1", "--context", "32")),
     _engine("qwen3-8b", "int8 weights"),

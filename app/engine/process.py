@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import selectors
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
+from app.engine.core import Runner
 from app.engine.loop import BadFrame, MakeRunner, serve
 from app.ipc import (
     ChannelClosedError,
@@ -29,6 +32,7 @@ from app.types import (
     EngineFrame,
     EngineOutput,
     FinishReason,
+    LoadProgress,
     StepOutputs,
 )
 
@@ -146,13 +150,29 @@ def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStam
     port = SocketPort(FrameChannel(sock))
     try:
         config = _read_config(port)
-        return 1 if config is None else serve(port, config, make_runner, stamp)
+        return 1 if config is None else serve(port, config, frozen(make_runner), stamp)
     except ChannelClosedError:
         return 0
     except FrameError:
         return 1
     finally:
         port.close()
+
+
+def frozen(make_runner: MakeRunner) -> MakeRunner:
+    """``make_runner`` of a process that is there for its engine alone: what is loaded then is never garbage.
+
+    A full collection walks all objects there are; with torch and Triton among them no step waits for less than that,
+    88 ms where it was measured.
+    """
+
+    def make(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> Runner:
+        runner = make_runner(config, progress)
+        gc.collect()
+        gc.freeze()
+        return runner
+
+    return make
 
 
 def _read_config(port: SocketPort) -> EngineConfig | None:

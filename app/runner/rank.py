@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -65,6 +66,8 @@ def _load(start: RankStart, sock: socket.socket) -> ModelRunner:
     sock.sendall(frame_bytes(encode(RankLoaded(runner.weight_bytes))))
     connect(ranks, torch.device(runner.device), Path(start.meeting))
     warm_up(runner, _ignore)
+    gc.collect()
+    gc.freeze()  # as the engine's process does
     return runner
 
 

@@ -12,6 +12,8 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
+from app.kernels.sample import SampleParams, sample
+from app.kernels.sample.workspace import new_sample_workspace
 from app.kernels.types import Act, SplitKWorkspace
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.operands import attention, product
@@ -55,7 +57,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Products, attention and norms of one layer."""
+    """Products, attention and norms of one layer, and sampling."""
     stage = Stage("kernel_table", __doc__, _options)
     dispatch.configure(dispatch.Mode.INTERPRET if stage.device.type == "cpu" else dispatch.Mode.AUTO, threads=1)
     shape, table = MODELS[stage.args.model], Table(stage)
@@ -64,6 +66,7 @@ def main() -> None:
             _products(table, stage.device, shape, batch, int8=int8)
             _attention(table, stage.device, shape, batch, stage.args.context, int8=int8)
         _norm(table, stage.device, shape["hidden_size"], batch)
+        _sampling(table, stage.device, shape["vocab_size"], batch)
 
 
 def _products(table: Table, device: torch.device, shape: dict[str, int], batch: int, *, int8: bool) -> None:
@@ -100,6 +103,36 @@ def _norm(table: Table, device: torch.device, width: int, batch: int) -> None:
         return lambda: add_norm(x, weight, 1e-6, Act(out), residual=residual)
 
     table.row(f"add_norm {batch}x{width}", make, 8 * batch * width, 0)
+
+
+def _sampling(table: Table, device: torch.device, vocab_size: int, batch: int) -> None:
+    """Of steep rows, as models give them: a few hundred tokens have 0.9 of the mass; and of flat ones, thousands."""
+    index = torch.arange(batch, device=device)
+    for name, spread, top_k, top_p in (
+        ("", 3.0, None, None),
+        (" top_k 40", 3.0, 40, None),
+        (" top_p 0.9", 4.0, None, 0.9),
+        (" top_p 0.9 flat", 3.0, None, 0.9),
+    ):
+
+        def make(spread: float = spread, top_k: int | None = top_k, top_p: float | None = top_p) -> Run:
+            logits = torch.randn(batch, vocab_size, device=device) * spread
+            params = SampleParams(
+                rows=index,
+                slots=index,
+                temperature=torch.ones(batch, device=device),
+                seeds=index,
+                positions=index,
+                sample_indices=torch.zeros_like(index),
+                top_k=None if top_k is None else torch.full_like(index, top_k),
+                top_p=None if top_p is None else torch.full((batch,), top_p, device=device),
+                min_p=None,
+                workspace=new_sample_workspace(batch, vocab_size, device),
+            )
+            tokens, failed = torch.zeros_like(index), torch.zeros(batch, dtype=torch.bool, device=device)
+            return lambda: sample(logits, params, tokens, failed)
+
+        table.row(f"sample{name} {batch}", make, 4 * batch * vocab_size, 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import tempfile
 import time
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ class Session:
             self.config = EngineConfig(model_dir=directory, **values)
             self.runner: ModelRunner = make_runner(self.config, _ignore)
         self._engine = EngineCore(self.runner, self.config)
+        gc.collect()
+        gc.freeze()  # as an engine's process does
         self._vocab_size = int(MODELS[model]["vocab_size"])
         self._rng = np.random.default_rng(0)
         self._count = 0

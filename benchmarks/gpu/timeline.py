@@ -1,7 +1,8 @@
 """Where a step's time goes on the device: by kernel, and between one decode and the next.
 
 The profiler sees every kernel within a graph. A step begins with ``expand_rows``; the gap before it is the time in
-which the device had no kernel to run, whatever the host was doing.
+which the device had no kernel to run, whatever the host was doing. A kernel that starts while the one before it still
+runs (programmatic dependent launch) is charged its waiting too: kernels' times can add up to more than the step's.
 """
 
 from __future__ import annotations
@@ -90,18 +91,20 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
         return {"profiled_steps": 0}
     whole = ordered[firsts[0] : firsts[-1]]
     steps = len(firsts) - 1
-    gaps, busy_until = list[float](), whole[0].end
-    for span in (*whole[1:], ordered[firsts[-1]]):
-        if span.name.startswith(FIRST_KERNEL):
+    gaps, busy, busy_until = list[float](), 0.0, whole[0].start
+    for span in whole:
+        if span.name.startswith(FIRST_KERNEL) and busy:
             gaps.append(max(0.0, span.start - busy_until))
+        busy += max(0.0, span.end - max(span.start, busy_until))
         busy_until = max(busy_until, span.end)
+    gaps.append(max(0.0, ordered[firsts[-1]].start - busy_until))
     step_us = (ordered[firsts[-1]].start - whole[0].start) / steps
     return {
         "profiled_steps": steps,
         "step_us": round(step_us, 1),
         "gap_us_p50": round(statistics.median(gaps), 1),
         "gap_us_max": round(max(gaps), 1),
-        "busy_share": round(sum(span.end - span.start for span in whole) / steps / step_us, 4),
+        "busy_share": round(busy / steps / step_us, 4),
         "kernels": _largest(whole, steps),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from functools import partial
 import pytest
 
 from app.engine import process
-from app.engine.process import run_engine
+from app.engine.process import frozen, run_engine
 from app.ipc import (
     ChannelClosedError,
     FrameAssembler,
@@ -399,3 +400,12 @@ def test_a_reader_that_was_quicker_than_the_engine_is_not_waited_for() -> None:
     with near, far:
         port = process.SocketPort(FrameChannel(near))
         assert port.poll(wait=True, for_room=True) == []
+
+
+def test_an_engines_process_keeps_what_it_loaded_from_the_collector() -> None:
+    gc.unfreeze()  # what engines in this process's threads left
+    try:
+        frozen(make_fake_runner)(fake_config(), lambda _: None)
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()

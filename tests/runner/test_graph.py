@@ -97,6 +97,6 @@ def test_without_memory_for_more_the_others_go_on_as_they_are(caplog: pytest.Log
 
 
 def test_memory_is_planned_for_all_that_there_may_be() -> None:
-    assert graph_bytes(32, 1, 8192) == 32 * graph_bytes(1, 1, 8192) > 24 << 20
+    assert graph_bytes(32, 1, 8192) == 32 * graph_bytes(1, 1, 8192) > 2 << 20
     assert graph_bytes(1, 256, 8192) == (5 + 2 * 15) * graph_bytes(1, 1, 8192)
     assert graph_bytes(1, 256, 2048) == 20 * graph_bytes(1, 1, 8192)

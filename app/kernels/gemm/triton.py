@@ -7,8 +7,7 @@ order: the same shapes give the same bits.
 Where output tiles are fewer than the GPU has room for, K is split. The programs of a tile leave their sums in the
 workspace; the last to arrive adds them up, and sets the tile's count back for the next launch.
 
-Not yet run on a GPU; held against a float64 formula in Triton's interpreter and compiled ahead of time for sm_80 to
-sm_90.
+Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
 """
 
 import torch
@@ -22,7 +21,6 @@ from app.kernels.gpu.lib import (
     dot_int8,
     dot_int8_weight,
     let_next_start,
-    prefetch_rows,
     silu_mul,
     to_dtype,
     wait_for_inputs,
@@ -30,10 +28,6 @@ from app.kernels.gpu.lib import (
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight, SplitKWorkspace
 
-_LINES: tl.constexpr = tl.constexpr(4)
-"""Cache lines that a program asks for of each row of its weights before its inputs are there."""
-_FEW_ROWS: tl.constexpr = tl.constexpr(64)
-"""Of a tile: those with more are not short of memory bandwidth."""
 _MIN_STEPS = 4
 """Tiles of K that a split keeps at least: fewer do not fill a pipeline."""
 
@@ -63,18 +57,12 @@ def _gemm(
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL, EARLY=False)
     row_block, column_block = _grouped(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
-    if BLOCK_M <= _FEW_ROWS:
-        rows_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K + tl.program_id(1) * (STEPS * BLOCK_K)
-        prefetch_rows(rows_at, _LINES, PDL)
-        if SILU_MUL:
-            prefetch_rows(rows_at + up_offset, _LINES, PDL)
-    wait_for_inputs(PDL, EARLY=False)
-
     # 1. Sums of this program's part of K.
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
     EVEN: tl.constexpr = STEPS * BLOCK_K * SPLIT_K == K
     present = (rows < m)[:, None]
     source = rows.to(tl.int64)

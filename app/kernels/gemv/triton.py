@@ -2,8 +2,7 @@
 
 Nothing but memory limits it, so there are no tensor cores and no shared memory in it, only enough loads under way.
 
-Not yet run on a GPU; held against a float64 formula in Triton's interpreter and compiled ahead of time for sm_80 to
-sm_90.
+Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
 """
 
 import torch
@@ -12,15 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import add_products_int8, prefetch_rows, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import add_products_int8, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight
 
 _WORD = 4
 """Int8 values that are multiplied at once."""
-_LINE_BYTES = 128
-_AHEAD_BYTES = 8192
-"""Of a row of weights, asked for before the token is there."""
 
 
 @triton.jit
@@ -38,7 +34,6 @@ def _gemv(
     SILU_MUL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    LINES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program i: BLOCK_N outputs. Of int8 tokens and weights, x and weight are words of four."""
@@ -48,11 +43,9 @@ def _gemv(
     weight_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K
     # Nobody writes weights: the first ones are under way while other kernels are still at work.
     part = _load_weights(weight_at, 0, K, BLOCK_K)
-    prefetch_rows(weight_at, LINES, PDL)
     up_part = part
     if SILU_MUL:
         up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K)
-        prefetch_rows(weight_at + up_offset, LINES, PDL)
     wait_for_inputs(PDL)
     y = _scaled(_product(x, weight_at, part, K, BLOCK_K), x_scale, weight_scale, bias, columns, inside)
     if SILU_MUL:
@@ -113,12 +106,6 @@ def takes_gemv(x: Act) -> bool:
     return tokens == 1 and (x.scale is None or width % _WORD == 0)
 
 
-def _lines(weight: LinearWeight) -> int:
-    """Cache lines of a row to be asked for ahead: a power of two."""
-    nbytes = min(weight.values.shape[1] * weight.values.itemsize, _AHEAD_BYTES)
-    return 1 << (max(nbytes // _LINE_BYTES, 1).bit_length() - 1)
-
-
 def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, silu_mul: bool) -> None:
     """``linear`` of one token into a floating ``out``; the bits of int8 tokens are those of a matrix product."""
     n, k = out_1N.shape[1], weight.values.shape[1]
@@ -147,6 +134,6 @@ def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor |
             "n": n,
             "up_offset": n * k if silu_mul else 0,
         },
-        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k, "LINES": _lines(weight)},
+        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k},
         **shape,
     )

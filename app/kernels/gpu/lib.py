@@ -11,7 +11,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from app.kernels.gpu.launch import INTERPRETED
 
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
-_LINE_BITS: tl.constexpr = tl.constexpr(1024)
 _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 
 
@@ -38,24 +37,6 @@ def let_next_start(PDL: tl.constexpr):
     """The next kernel may start as soon as every program has come here; see :func:`wait_for_inputs`."""
     if PDL:
         gdc_launch_dependents()
-
-
-@triton.jit
-def prefetch_rows(rows_at, LINES: tl.constexpr, PDL: tl.constexpr):
-    """Brings the first LINES cache lines of each row into the L2; for what nobody writes, ahead of waiting for inputs.
-
-    While the kernels ahead do something else than read memory, that is time won.
-
-    Args:
-        rows_at: [N, 1] pointers.
-        LINES: a power of two.
-    """
-    if PDL:
-        per_line: tl.constexpr = _LINE_BITS // rows_at.dtype.element_ty.primitive_bitwidth
-        at = rows_at + (tl.arange(0, LINES) * per_line)[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit

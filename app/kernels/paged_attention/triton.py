@@ -9,8 +9,7 @@ A query's result hangs on its own row: tiles of keys begin at absolute positions
 hidden from a query change nothing. So a chunk gives the bits of the whole prompt, and block numbers do not matter.
 Decode and prefill multiply with different instructions: a query computed by one is not promised the other's bits.
 
-Not yet run on a GPU; held against a float64 formula in Triton's interpreter and compiled ahead of time for sm_80 to
-sm_90.
+Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
 """
 
 import math

@@ -1,6 +1,6 @@
 """``quantize`` on a GPU: a program a token, the whole row in registers.
 
-Not yet run on a GPU; held against the reference in Triton's interpreter and compiled ahead of time for sm_80 to sm_90.
+Held against the reference in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
 """
 
 import triton
