@@ -1,15 +1,15 @@
 """A step of the model recorded once and replayed as one call.
 
 On a CPU a recording is a program of native kernels that read the step's size from its header: one serves every batch,
-prefill and decode alike, nothing is padded. On a GPU it is a CUDA graph, whose launches are of one size for good:
-decode steps are padded to the next of a few numbers of rows, everything else is launched op by op.
+prefill and decode alike, nothing is padded. On a GPU it is a CUDA graph, whose launches are of one size for good: steps
+are padded to the next of a few sizes, large prompts are launched op by op.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,9 +54,12 @@ class StepGraphs:
 
 
 class Bucket(NamedTuple):
-    """A size that decode steps are padded to."""
+    """A size that steps are padded to."""
 
+    tokens: int
     rows: int
+    max_query_len: int
+    """1: decodes alone."""
     max_seq_len: int
     """Tokens of the longest sequence; what lies beyond a row's own length costs a program that ends at once."""
 
@@ -69,13 +72,16 @@ no memory for one more."""
 _SMALL = (1, 2, 4, 8)
 _STEP = 16
 _MOST_ROWS = 256
+_MIXED_ROWS = (4, 16, 64, 256)
+"""Of steps that are not decodes alone: what a row costs that only pads is little beside the tokens of a prompt."""
+_MIXED_TOKENS = (*range(16, 65, 16), 96, 128, 192, 256, *range(384, 1024, 128), *range(1024, 2049, 256))
+"""Steps of more tokens take a GPU longer than the host needs to launch them."""
 _SHORT = 2048
 _FEW_ROWS = 16
 """With which programs beyond a row's length are too few to be felt."""
-_BYTES_PER_LAYER = 128 << 10
-"""That the driver takes for a recording of a model, with room to spare: on an H200 (driver 580) four recordings of 36
-layers took 2 MiB in all (``driver_bytes`` of the GPU report); whole steps of 32 layers have been seen to take 24 to 28
-MiB with other kernels (vLLM, pull request 22897). What does not fit is not recorded."""
+_BYTES_PER_LAYER = 32 << 10
+"""That the driver takes for a recording of a model, twice what was found: on an H200 (driver 580) four recordings of 36
+layers took 2 MiB in all (``driver_bytes`` of the GPU report). What does not fit is not recorded."""
 _SPARE_BYTES = 128 << 20
 """What a recording leaves free."""
 
@@ -92,14 +98,30 @@ def length_buckets(rows: int, max_seq_len: int) -> tuple[int, ...]:
     return (max_seq_len,) if rows <= _FEW_ROWS or max_seq_len <= _SHORT else (_SHORT, max_seq_len)
 
 
-def graph_bytes(num_layers: int, max_rows: int, max_seq_len: int) -> int:
-    """What all recordings of a model's decode steps may take of a GPU's memory."""
-    recordings = sum(len(length_buckets(rows, max_seq_len)) for rows in row_buckets(max_rows))
-    return recordings * num_layers * _BYTES_PER_LAYER
+def mixed_row_buckets(max_rows: int) -> tuple[int, ...]:
+    """4, 16, 64 and 256, as far as ``max_rows``, which is one itself."""
+    most = min(max_rows, _MOST_ROWS)
+    return (*(size for size in _MIXED_ROWS if size < most), most)
 
 
-class DecodeGraphs:
-    """Decode steps of a GPU, one recording a bucket.
+def token_buckets(max_tokens: int) -> tuple[int, ...]:
+    """From 16 to 2,048 in steps of up to a half, as far as ``max_tokens``, which is one itself."""
+    most = min(max_tokens, _MIXED_TOKENS[-1])
+    return (*(size for size in _MIXED_TOKENS if size < most), most)
+
+
+def graph_bytes(num_layers: int, max_rows: int, max_tokens: int, max_seq_len: int) -> int:
+    """What all recordings of a model's steps may take of a GPU's memory."""
+
+    def lengths(sizes: Sequence[int]) -> int:
+        return sum(len(length_buckets(rows, max_seq_len)) for rows in sizes)
+
+    mixed = len(token_buckets(max_tokens)) * lengths(mixed_row_buckets(max_rows))
+    return (lengths(row_buckets(max_rows)) + mixed) * num_layers * _BYTES_PER_LAYER
+
+
+class BucketGraphs:
+    """Steps of a GPU, one recording a bucket.
 
     A bucket's first step is launched op by op, which compiles and loads its kernels; its second is recorded, while the
     server serves. Kernels write into buffers that are given to them, so recordings hold no activations of their own;
@@ -110,25 +132,41 @@ class DecodeGraphs:
         compute: launches a step of a bucket's size over the step buffers.
         capture: of the device.
         max_rows: of one step.
+        max_tokens: of one step.
         max_seq_len: of any sequence.
     """
 
-    def __init__(self, compute: Callable[[Bucket], None], capture: Capture, *, max_rows: int, max_seq_len: int) -> None:
+    def __init__(
+        self, compute: Callable[[Bucket], None], capture: Capture, *, max_rows: int, max_tokens: int, max_seq_len: int
+    ) -> None:
         self._compute = compute
         self._capture = capture
         self._rows = row_buckets(max_rows)
+        self._mixed_rows = mixed_row_buckets(max_rows)
+        self._tokens = token_buckets(max_tokens)
         self._max_seq_len = max_seq_len
         self._recordings: dict[Bucket, Work | None] = {}
         """Of buckets seen; None where the next step is to be recorded."""
         self._full = False
 
-    def bucket(self, rows: int, max_seq_len: int) -> Bucket | None:
-        """The smallest that holds such a step; None where none does."""
-        if rows > self._rows[-1]:
+    def decodes(self, rows: int, max_seq_len: int) -> Bucket | None:
+        """The smallest that holds a step of decodes alone; None where none does."""
+        size = _least(self._rows, rows)
+        return None if size is None else Bucket(size, size, 1, self._length(size, max_seq_len))
+
+    def mixed(self, tokens: int, rows: int, max_seq_len: int) -> Bucket | None:
+        """The smallest that holds a step of other rows too; None where none does.
+
+        The tokens that pad it are one row's, of a sequence that is no longer than any may be.
+        """
+        size = _least(self._tokens, tokens)
+        if size is None or size - tokens > self._max_seq_len:
             return None
-        size = next(size for size in self._rows if size >= rows)
-        lengths = length_buckets(size, self._max_seq_len)
-        return Bucket(size, next(length for length in lengths if length >= max_seq_len))
+        most = _least(self._mixed_rows, rows + (size > tokens))
+        return None if most is None else Bucket(size, most, size, self._length(most, max_seq_len))
+
+    def _length(self, rows: int, max_seq_len: int) -> int:
+        return next(length for length in length_buckets(rows, self._max_seq_len) if length >= max_seq_len)
 
     def run(self, bucket: Bucket) -> bool:
         """Launches the padded step that stands in the buffers. Returns whether as one recording."""
@@ -137,13 +175,18 @@ class DecodeGraphs:
             recording = self._recordings[bucket] = self._capture(lambda: self._compute(bucket))
             if recording is None:
                 self._full = True
-                _log.warning("no memory for more decode graphs: steps of other sizes are launched op by op")
+                _log.warning("no memory for more graphs: steps of other sizes are launched op by op")
         if recording is None:
             self._compute(bucket)
             self._recordings[bucket] = None
             return False
         recording()
         return True
+
+
+def _least(sizes: Sequence[int], needed: int) -> int | None:
+    """The smallest of ascending sizes that will do."""
+    return next((size for size in sizes if size >= needed), None)
 
 
 def cuda_capture() -> Capture:

@@ -18,6 +18,7 @@ from torch import Tensor
 from app.kernels.expand_rows import expand_rows
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from app.runner.errors import RunnerError
+from app.runner.graph import Bucket
 from app.runner.staging import StagedPack
 from app.types import ScheduledRow, SchedulerOutput
 
@@ -68,7 +69,7 @@ class InputBatch:
         padding = 0 if trash_block is None else 1
         self._tables = torch.zeros(num_slots + padding, max_blocks, dtype=torch.int32, device=device)
         if trash_block is not None:
-            self._tables[num_slots, 0] = trash_block
+            self._tables[num_slots] = trash_block
         self._num_blocks = [0] * num_slots
         """Blocks in each slot's table."""
         lengths = (*(num_slots,) * 4, *(num_slots + 1,) * 3, max_tokens + num_slots * max_blocks)
@@ -149,12 +150,11 @@ class InputBatch:
         """
         expand_rows(inputs.rows, self._tables, last_token_S, inputs.tokens, inputs.meta, block_size=self._block_size)
 
-    def fill(self, step: SchedulerOutput, padded_to: int = 0) -> StepExtent:
+    def fill(self, step: SchedulerOutput, bucket: Bucket | None = None) -> StepExtent:
         """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.
 
         Args:
-            padded_to: rows of a step of decodes, counted with those that only pad it: each of them the first token of
-                a sequence in the trash block.
+            bucket: the size that the step is padded to.
 
         Raises:
             RunnerError: the step is larger than the buffers, or a row's blocks than its table.
@@ -163,13 +163,13 @@ class InputBatch:
         rows = step.rows
         for init in step.slots:
             self._num_blocks[init.slot] = 0
-        self._add_blocks(rows, max(step.num_tokens, padded_to))
+        self._add_blocks(rows, bucket.tokens if bucket else step.num_tokens)
         if step.num_tokens == len(rows) == step.num_logit_rows:
             extent = self._fill_decode(rows)
         else:
             extent = self._fill_rows(rows, step.num_logit_rows)
-        if padded_to > len(rows):
-            self._pad(len(rows), padded_to)
+        if bucket:
+            self._pad(step, bucket)
         return extent
 
     def _check_size(self, step: SchedulerOutput) -> None:
@@ -261,11 +261,20 @@ class InputBatch:
             raise RunnerError("a row's tokens reach beyond the blocks of its slot")
         return longest
 
-    def _pad(self, rows: int, to: int) -> None:
-        added = slice(rows, to)
-        self._feed.array[added] = 0
+    def _pad(self, step: SchedulerOutput, bucket: Bucket) -> None:
+        """Adds rows whose tokens go to the trash block: of decodes each the first token of a sequence, of other steps
+        one row with all the tokens that are missing, and empty ones. Nobody asks for their logits."""
+        rows, tokens = len(step.rows), step.num_tokens
+        added, ends = slice(rows, bucket.rows), slice(rows + 1, bucket.rows + 1)
+        self._feed.array[tokens : bucket.tokens] = 0
         self._slots.array[added] = self._num_slots
         self._carried.array[added] = 0
-        self._seq_lens.array[added] = 1
-        self._query_start_loc.array[rows + 1 : to + 1] = self._arange[rows + 1 : to + 1]
-        self._logit_start_loc.array[rows + 1 : to + 1] = self._arange[rows + 1 : to + 1]
+        if bucket.max_query_len == 1:
+            self._seq_lens.array[added] = 1
+            self._query_start_loc.array[ends] = self._arange[ends]
+            self._logit_start_loc.array[ends] = self._arange[ends]
+        elif rows < bucket.rows:
+            self._seq_lens.array[added] = 0
+            self._seq_lens.array[rows] = bucket.tokens - tokens
+            self._query_start_loc.array[ends] = bucket.tokens
+            self._logit_start_loc.array[ends] = step.num_logit_rows

@@ -18,7 +18,7 @@ from app.models.config import ModelConfig
 from app.models.llama import LlamaForCausalLM
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
-from app.runner.graph import Bucket, DecodeGraphs, StepGraphs, capture_on, graph_bytes
+from app.runner.graph import Bucket, BucketGraphs, StepGraphs, capture_on, graph_bytes
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
 from app.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from app.runner.memory import Footprint, bytes_of
@@ -36,8 +36,8 @@ from app.types import (
 
 _log = logging.getLogger(__name__)
 
-_DECODE = SampleParts(top_k=True, top_p=True, min_p=True, penalties=False, min_tokens=False, logit_bias=False)
-"""What sampling a decode graph has: what costs nothing where a row does without."""
+_PADDED = SampleParts(top_k=True, top_p=True, min_p=True, penalties=False, min_tokens=False, logit_bias=False)
+"""What sampling a bucket's graph has: what costs nothing where a row does without."""
 _PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
 
 
@@ -100,19 +100,18 @@ class ModelRunner:
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
         # A recording would run through where the ranks have to meet.
         self._graphs = self._capture(config) if native and config.tensor_parallel_size == 1 else None
-        self._decode_graphs: DecodeGraphs | None = None
-        records = on_triton and not config.enforce_eager
-        self._graph_bytes = (
-            graph_bytes(model_config.num_layers, config.max_num_seqs, plan.max_model_len) if records else 0
-        )
-        capture = capture_on(device)
-        if records and capture is not None:
-            self._decode_graphs = DecodeGraphs(
-                self._compute_bucket,
-                capture,
-                max_rows=config.max_num_seqs,
-                max_seq_len=plan.max_model_len,
-            )
+        self._bucket_graphs: BucketGraphs | None = None
+        self._graph_bytes = 0
+        if on_triton and not config.enforce_eager:
+            sizes = {
+                "max_rows": min(config.max_num_seqs, max_logit_rows),
+                "max_tokens": config.max_num_batched_tokens,
+                "max_seq_len": plan.max_model_len,
+            }
+            self._graph_bytes = graph_bytes(model_config.num_layers, **sizes)
+            capture = capture_on(device)
+            if capture is not None:
+                self._bucket_graphs = BucketGraphs(self._compute_bucket, capture, **sizes)
 
     def _capture(self, config: EngineConfig) -> StepGraphs | None:
         """Recordings of a step, if all its kernels have a native form."""
@@ -134,11 +133,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _compute_bucket(self, bucket: Bucket) -> None:
-        """A decode step of a bucket's size over the buffers on the device."""
+        """A step of a bucket's size over the buffers on the device."""
         rows = bucket.rows
-        self._arena.begin(rows)
-        extent = StepExtent(max_query_len=1, max_seq_len=bucket.max_seq_len)
-        self._compute(self._batch.views(rows, rows, rows, extent), self._logits_LV[:rows], rows, _DECODE)
+        self._arena.begin(bucket.tokens)
+        extent = StepExtent(bucket.max_query_len, bucket.max_seq_len)
+        self._compute(self._batch.views(bucket.tokens, rows, rows, extent), self._logits_LV[:rows], rows, _PADDED)
 
     def _compute(self, inputs: StepInputs, logits_LV: Tensor, num_samples: int, parts: SampleParts) -> None:
         """All kernels of a step."""
@@ -240,27 +239,29 @@ class ModelRunner:
         staged = self._sampler.stage(step.rows)
         if self._graphs is not None:
             replayed, seconds = True, self._replay(self._graphs, step, staged)
-        elif self._decode_graphs is not None and (bucket := self._bucket(self._decode_graphs, step, staged)):
-            replayed, seconds = self._run_bucket(self._decode_graphs, bucket, step)
+        elif self._bucket_graphs is not None and (bucket := self._bucket(self._bucket_graphs, step, staged)):
+            replayed, seconds = self._run_bucket(self._bucket_graphs, bucket, step, staged)
         else:
             replayed, seconds = False, self._compute_eagerly(step, staged)
         pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
         return StepHandle(pending, len(step.rows), replayed=replayed, kernel_seconds=seconds)
 
-    def _bucket(self, graphs: DecodeGraphs, step: SchedulerOutput, staged: StagedSamples) -> Bucket | None:
-        """Which decode graph the step is one for, if any."""
-        rows, parts = len(step.rows), staged.parts
-        decodes = step.num_tokens == step.num_logit_rows == len(staged.sampled) == rows
-        special = parts.penalties or parts.min_tokens or parts.logit_bias
-        if not decodes or special:
+    def _bucket(self, graphs: BucketGraphs, step: SchedulerOutput, staged: StagedSamples) -> Bucket | None:
+        """Which graph the step is one for, if any: each sampled row has one row of logits, and nothing special."""
+        rows, samples, parts = len(step.rows), len(staged.sampled), staged.parts
+        if step.num_logit_rows != samples or parts.penalties or parts.min_tokens or parts.logit_bias:
             return None
-        return graphs.bucket(rows, max(row.start for row in step.rows) + 1)
+        longest = max(row.start + row.num_tokens for row in step.rows)
+        if step.num_tokens == samples == rows:
+            return graphs.decodes(rows, longest)
+        return graphs.mixed(step.num_tokens, rows, longest)
 
-    def _run_bucket(self, graphs: DecodeGraphs, bucket: Bucket, step: SchedulerOutput) -> tuple[bool, float]:
-        """Computes a step of decodes, padded; returns whether as one recording, and the seconds that launching took."""
-        rows = len(step.rows)
-        self._batch.fill(step, padded_to=bucket.rows)
-        self._sampler.pad(rows, bucket.rows)
+    def _run_bucket(
+        self, graphs: BucketGraphs, bucket: Bucket, step: SchedulerOutput, staged: StagedSamples
+    ) -> tuple[bool, float]:
+        """Computes a step, padded; returns whether as one recording, and the seconds that launching took."""
+        self._batch.fill(step, bucket)
+        self._sampler.pad(len(staged.sampled), bucket.rows)
         with torch.inference_mode():
             self._batch.upload()
             self._sampler.upload()

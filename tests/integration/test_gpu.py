@@ -54,7 +54,7 @@ def runner_on(device: str, directory: Path, name: str, **options: Any) -> ModelR
 def specified(runner: ModelRunner) -> None:
     """From here on the reference kernels compute the runner's steps, unpadded, on the same weights and pages."""
     dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
-    runner._decode_graphs = None
+    runner._bucket_graphs = None
     runner._arena = StepArena(MAX_TOKENS, torch.device("cuda"))
 
 

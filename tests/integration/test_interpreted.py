@@ -46,7 +46,7 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelRunn
 def specified(runner: ModelRunner) -> None:
     """From here on the reference kernels compute the runner's steps, unpadded, on the same weights and pages."""
     dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
-    runner._decode_graphs = None
+    runner._bucket_graphs = None
     runner._arena = StepArena(MAX_TOKENS, torch.device("cpu"))
 
 
@@ -99,7 +99,39 @@ def test_decodes_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRu
     assert replayed == [False, True, True]
     assert all(torch.equal(layer.values[others], page) for layer, page in zip(runner._kv, pages, strict=True))
     assert torch.equal(runner._sampler.last_token[others], last_token)
-    runner._decode_graphs = None
+    runner._bucket_graphs = None
     unpadded = [Request(slot, [slot + 1] * 3, [slot], GREEDY) for slot in range(3)]
     run(runner, unpadded, 4)
     assert [sequence.outputs for sequence in sequences] == [sequence.outputs for sequence in unpadded]
+
+
+def served(runner: ModelRunner) -> tuple[list[list[int]], list[bool], list[torch.Tensor]]:
+    """Prompts in chunks beside decodes: tokens, which steps were replayed, and all pages but the trash block's."""
+    for layer in runner._kv:
+        layer.values.zero_()
+    sequences = [Request(slot, [slot + 1] * length, [2 * slot, 2 * slot + 1]) for slot, length in enumerate((3, 21, 9))]
+    replayed = []
+    for step in range(8):
+        rows = []
+        arrived = [sequence for sequence in sequences[: step + 1] if len(sequence.outputs) < 5]
+        slots = [init for sequence in arrived for init in sequence.bind()]
+        for sequence in arrived:
+            decodes = sequence.num_computed >= len(sequence.prompt)
+            rows.append(sequence.next_row(8, from_device=decodes))
+        result = runner.collect(runner.submit(step_of(rows, slots)))
+        replayed.append(result.replayed)
+        for sequence, output in zip(arrived, result.rows, strict=True):
+            sequence.take(output)
+    return [sequence.outputs for sequence in sequences], replayed, [layer.values[:-1].clone() for layer in runner._kv]
+
+
+@pytest.mark.parametrize("runner", ["bfloat16"], indirect=True)
+def test_prompts_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRunner) -> None:
+    """Missing tokens are a row's of their own, which writes to the trash block and samples for no slot."""
+    outputs, replayed, pages = served(runner)
+    assert replayed == [False, True, False, True, False, False, True, True]
+    runner._bucket_graphs = None
+    unpadded, none, expected = served(runner)
+    assert outputs == unpadded
+    assert not any(none)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(pages, expected, strict=True))

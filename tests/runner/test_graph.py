@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from app.runner.graph import Bucket, DecodeGraphs, Work, graph_bytes, length_buckets, row_buckets
+from app.runner.graph import (
+    Bucket,
+    BucketGraphs,
+    Work,
+    graph_bytes,
+    length_buckets,
+    mixed_row_buckets,
+    row_buckets,
+    token_buckets,
+)
 
 
 class Device:
@@ -37,21 +48,49 @@ def test_the_largest_buckets() -> None:
     assert length_buckets(16, 40_000) == (40_000,), "of few rows one will do"
 
 
+def decodes(rows: int, max_seq_len: int) -> Bucket:
+    return Bucket(rows, rows, 1, max_seq_len)
+
+
 def test_a_bucket_holds_its_step_and_the_next_smaller_does_not() -> None:
     device = Device()
-    graphs = DecodeGraphs(device.compute, device.capture, max_rows=64, max_seq_len=8192)
-    assert graphs.bucket(1, 1) == Bucket(1, 8192)
-    assert graphs.bucket(9, 2049) == Bucket(16, 8192)
-    assert graphs.bucket(17, 2048) == Bucket(32, 2048)
-    assert graphs.bucket(33, 2049) == Bucket(48, 8192)
-    assert graphs.bucket(64, 8192) == Bucket(64, 8192)
-    assert graphs.bucket(65, 1) is None
+    graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
+    assert graphs.decodes(1, 1) == decodes(1, 8192)
+    assert graphs.decodes(9, 2049) == decodes(16, 8192)
+    assert graphs.decodes(17, 2048) == decodes(32, 2048)
+    assert graphs.decodes(33, 2049) == decodes(48, 8192)
+    assert graphs.decodes(64, 8192) == decodes(64, 8192)
+    assert graphs.decodes(65, 1) is None
+
+
+def test_a_bucket_of_prompts_has_a_row_for_the_tokens_that_pad_it() -> None:
+    device = Device()
+    graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
+    assert graphs.mixed(5, 1, 5) == Bucket(16, 4, 16, 8192)
+    assert graphs.mixed(15, 4, 9) == Bucket(16, 16, 16, 8192)
+    assert graphs.mixed(16, 4, 9) == Bucket(16, 4, 16, 8192)
+    assert graphs.mixed(257, 17, 2049) == Bucket(384, 64, 384, 8192)
+    assert graphs.mixed(512, 64, 9) == Bucket(512, 64, 512, 2048)
+    assert graphs.mixed(511, 64, 9) is None
+    assert graphs.mixed(513, 1, 9) is None
+    short = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=100)
+    assert short.mixed(258, 1, 9) is None
+    assert short.mixed(284, 1, 9) == Bucket(384, 4, 384, 100)
+
+
+def test_sizes_of_prompts() -> None:
+    assert mixed_row_buckets(256) == (4, 16, 64, 256)
+    assert mixed_row_buckets(20) == (4, 16, 20)
+    assert token_buckets(100) == (16, 32, 48, 64, 96, 100)
+    sizes = token_buckets(1 << 20)
+    assert sizes[-1] == 2048
+    assert all(small < large <= max(32, 1.5 * small) for small, large in pairwise(sizes))
 
 
 def test_launched_first_recorded_then_and_replayed_from_there_on() -> None:
     device = Device()
-    graphs = DecodeGraphs(device.compute, device.capture, max_rows=64, max_seq_len=8192)
-    small, large = Bucket(1, 1024), Bucket(64, 8192)
+    graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
+    small, large = decodes(1, 1024), decodes(64, 8192)
     assert [graphs.run(bucket) for bucket in (small, large, small, small, large)] == [False, False, True, True, True]
     assert device.captures == 2
     assert device.computed == [small, large, small, small, large]
@@ -71,8 +110,8 @@ def test_what_failed_is_launched_again() -> None:
         work()
         return work
 
-    graphs = DecodeGraphs(compute, capture, max_rows=1, max_seq_len=16)
-    bucket = Bucket(1, 16)
+    graphs = BucketGraphs(compute, capture, max_rows=1, max_tokens=16, max_seq_len=16)
+    bucket = decodes(1, 16)
     with pytest.raises(RuntimeError, match="launch"):
         graphs.run(bucket)
     assert graphs.run(bucket) is False
@@ -87,16 +126,18 @@ def test_without_memory_for_more_the_others_go_on_as_they_are(caplog: pytest.Log
     def capture(work: Work) -> Work | None:
         return device.capture(work) if device.captures == 0 else None
 
-    graphs = DecodeGraphs(device.compute, capture, max_rows=4, max_seq_len=16)
-    one, two, four = Bucket(1, 16), Bucket(2, 16), Bucket(4, 16)
+    graphs = BucketGraphs(device.compute, capture, max_rows=4, max_tokens=16, max_seq_len=16)
+    one, two, four = decodes(1, 16), decodes(2, 16), decodes(4, 16)
     assert [graphs.run(bucket) for bucket in (one, one, two, two, two, four, four, one)] == [
         *(False, True, False, False, False, False, False, True)
     ]
     assert len(device.computed) == 8
-    assert caplog.text.count("no memory for more decode graphs") == 1
+    assert caplog.text.count("no memory for more graphs") == 1
 
 
 def test_memory_is_planned_for_all_that_there_may_be() -> None:
-    assert graph_bytes(32, 1, 8192) == 32 * graph_bytes(1, 1, 8192) > 2 << 20
-    assert graph_bytes(1, 256, 8192) == (5 + 2 * 15) * graph_bytes(1, 1, 8192)
-    assert graph_bytes(1, 256, 2048) == 20 * graph_bytes(1, 1, 8192)
+    assert graph_bytes(32, 1, 16, 8192) == 32 * graph_bytes(1, 1, 16, 8192) > 1 << 20
+    one = graph_bytes(1, 1, 16, 8192) // 2  # of decodes, and of prompts
+    assert graph_bytes(1, 256, 16, 8192) == (5 + 2 * 15 + 2 + 2 * 2) * one
+    assert graph_bytes(1, 256, 16, 2048) == (20 + 4) * one
+    assert graph_bytes(1, 256, 100, 2048) == (20 + 6 * 4) * one
