@@ -38,6 +38,7 @@ def main(launches: Callable[[], list[Launch]]) -> None:
                 "stack": made.stack_bytes,
                 "shared": made.shared_bytes,
                 "wgmma": made.uses_wgmma,
+                "waits": made.waits_for_inputs,
             }
             sys.stdout.write(json.dumps(row) + "\n")
 
@@ -52,9 +53,11 @@ def rows_of(module: str) -> list[dict[str, Any]]:
 
 
 def check_means(rows: list[dict[str, Any]]) -> None:
-    """That nothing spills, nor asks for more than a block of sm_90 can have."""
+    """That nothing spills, nor asks for more than a block of sm_90 can have; and that every kernel waits for the one
+    before it, without which the next would not wait for that one either."""
     assert rows
     for row in rows:
         assert row["registers"] <= 255, row
         assert row["stack"] == 0, row
         assert row["shared"] <= _SHARED_BYTES, row
+        assert row["waits"], row

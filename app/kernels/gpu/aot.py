@@ -35,6 +35,11 @@ class Compiled:
         """Whether it multiplies with Hopper's warp-group instructions."""
         return "wgmma.mma_async" in self.ptx
 
+    @property
+    def waits_for_inputs(self) -> bool:
+        """Whether it may start ahead of the end of the kernel before it, and waits for that."""
+        return "griddepcontrol.wait" in self.ptx
+
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
     """Compiles a launch for compute capability ``capability`` (90 for sm_90).
