@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.session import Figures, Session
+from benchmarks.gpu.session import MAX_STEP_TOKENS, Figures, Session, decode_output
 from benchmarks.gpu.stage import Stage, ceilings
 
 FORMATS: dict[str, dict[str, str]] = {
@@ -39,14 +39,16 @@ def main() -> None:
     """Measures one model in one format."""
     stage = Stage("engine", __doc__, _options)
     args = stage.args
-    longest = max([*args.prefills, args.context + 2 * _STEPS]) + 1
+    budget = max([*args.prefills, MAX_STEP_TOKENS])
+    room = args.context + decode_output(max(args.batches), args.context, _STEPS, budget)
+    longest = max([*args.prefills, room]) + 1
     session = Session(
         args.model,
-        num_tokens=max(max(args.batches) * (args.context + 2 * _STEPS), longest),
+        num_tokens=max(max(args.batches) * room, longest),
         num_layers=args.layers,
         device=args.device,
         max_num_seqs=max(args.batches),
-        max_num_batched_tokens=max(args.prefills),
+        max_num_batched_tokens=budget,
         max_logit_rows=max(args.batches),
         max_model_len=longest,
         enforce_eager=args.eager,

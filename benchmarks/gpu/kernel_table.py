@@ -111,6 +111,7 @@ def _sampling(table: Table, device: torch.device, vocab_size: int, batch: int) -
     for name, spread, top_k, top_p in (
         ("", 3.0, None, None),
         (" top_k 40", 3.0, 40, None),
+        (" top_k 40 top_p 0.9", 3.0, 40, 0.9),
         (" top_p 0.9", 4.0, None, 0.9),
         (" top_p 0.9 flat", 3.0, None, 0.9),
     ):

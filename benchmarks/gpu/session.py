@@ -20,7 +20,10 @@ from app.runner.start import make_runner
 from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, StepRecord
 from benchmarks.gpu.models import MODELS, write_config
 
+MAX_STEP_TOKENS = 8192
 _BLOCK = 16
+_SPARE = 8
+"""Steps before and after the measured ones: not every row is in each of those."""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -83,11 +86,10 @@ class Session:
         Args:
             around: entered for the measured steps alone.
         """
-        spare = 8  # steps before and after the measured ones: not every row is in each of those
-        prefills = -(-batch * context // self.config.max_num_batched_tokens)  # through which the first ones decode
-        names = [self._add(context, steps + 2 * spare + prefills) for _ in range(batch)]
+        output = decode_output(batch, context, steps, self.config.max_num_batched_tokens)
+        names = [self._add(context, output) for _ in range(batch)]
         generated = dict.fromkeys(names, 0)
-        while min(generated.values()) < spare:
+        while min(generated.values()) < _SPARE:
             _count(self._engine.step(), generated)
         self._engine.take_records()
         before = sum(generated.values())
@@ -127,6 +129,11 @@ class Session:
                     raise RuntimeError(f"{output.request_id}: {output.error.message}")
 
 
+def decode_output(batch: int, context: int, steps: int, max_num_batched_tokens: int) -> int:
+    """Tokens that a row of :meth:`Session.decode` may generate: the first do while others' prompts are computed."""
+    return steps + 2 * _SPARE + -(-batch * context // max_num_batched_tokens)
+
+
 def workload_options(parser: argparse.ArgumentParser, *, requests: int, output_tokens: int) -> None:
     """Of a stage that has one model answer requests of one size, all at once."""
     parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
@@ -145,7 +152,7 @@ def workload_session(args: argparse.Namespace, **formats: Any) -> Session:
         num_layers=args.layers,
         device=args.device,
         max_num_seqs=args.requests,
-        max_num_batched_tokens=8192,
+        max_num_batched_tokens=MAX_STEP_TOKENS,
         max_logit_rows=args.requests,
         max_model_len=length,
         **formats,

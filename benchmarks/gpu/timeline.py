@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.engine import FORMATS
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.session import Session
+from benchmarks.gpu.session import MAX_STEP_TOKENS, Session, decode_output
 from benchmarks.gpu.stage import Stage
 
 FIRST_KERNEL = "_expand_rows"
@@ -47,16 +47,18 @@ def main() -> None:
     """Profiles one model in one format."""
     stage = Stage("timeline", __doc__, _options)
     args = stage.args
-    length = max(args.context + 4 * _STEPS, *args.prefills) + 1
+    budget = max([*args.prefills, MAX_STEP_TOKENS])
+    room = args.context + decode_output(max(args.batches), args.context, _STEPS, budget)
+    longest = max([*args.prefills, room]) + 1
     session = Session(
         args.model,
-        num_tokens=max(max(args.batches) * (args.context + 4 * _STEPS), length),
+        num_tokens=max(max(args.batches) * room, longest),
         num_layers=args.layers,
         device=args.device,
         max_num_seqs=max(args.batches),
-        max_num_batched_tokens=8192,
+        max_num_batched_tokens=budget,
         max_logit_rows=max(args.batches),
-        max_model_len=length,
+        max_model_len=longest,
         **FORMATS[args.format],
     )
     activities = [ProfilerActivity.CUDA] if stage.device.type == "cuda" else [ProfilerActivity.CPU]

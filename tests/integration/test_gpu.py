@@ -15,19 +15,19 @@ import torch
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.kernels.linear import Activation, linear
-from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace, StepArena
-from app.runner.model_runner import ModelRunner
-from app.runner.start import make_runner
+from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace
 from app.types import EngineRequest, SamplingParams
-from tests.models.tiny import make_reference, save
-from tests.runner.driver import Request, discard, engine_config, run
+from tests.integration.whole_steps import (
+    MAX_TOKENS,
+    gives_the_same_in_a_batch_alone_and_on_a_prefix,
+    gives_the_tokens_of_the_reference,
+    runner_of,
+)
+from tests.runner.driver import engine_config
 
 pytestmark = pytest.mark.gpu
 
 NUM_TOKENS = 4
-MAX_TOKENS = 32
-CHUNK = 11
-GREEDY = SamplingParams(temperature=0.0)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("llama_biases", {"dtype": "float32"}),
     "bfloat16": ("qwen3", {"dtype": "bfloat16"}),
@@ -45,62 +45,25 @@ def restored() -> Iterator[None]:
     dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
-def runner_on(device: str, directory: Path, name: str, **options: Any) -> ModelRunner:
-    checkpoint = save(make_reference(name, num_hidden_layers=2), directory)
-    limits = {"max_num_batched_tokens": MAX_TOKENS, "max_logit_rows": MAX_TOKENS}
-    return make_runner(engine_config(checkpoint, device=device, **limits, **options), discard)
-
-
-def specified(runner: ModelRunner) -> None:
-    """From here on the reference kernels compute the runner's steps, unpadded, on the same weights and pages."""
-    dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
-    runner._bucket_graphs = None
-    runner._arena = StepArena(MAX_TOKENS, torch.device("cuda"))
-
-
-def requests() -> list[Request]:
-    """A prompt of one token, one of two blocks in two chunks, and a sampled one with a penalty."""
-    return [
-        Request(0, [7], [0], GREEDY),
-        Request(1, [(3 * i) % 128 for i in range(20)], [5, 2], GREEDY),
-        Request(2, [1, 2, 3], [3], SamplingParams(top_p=0.9, top_k=40, repetition_penalty=1.3), seed=5),
-    ]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_tokens_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
     name, formats = CASES[case]
-    runner = runner_on("cuda", tmp_path, name, **formats)
+    runner = runner_of(tmp_path, name, device="cuda", **formats)
     assert runner.kernels == "triton"
-    computed, expected = requests(), requests()
-    run(runner, computed, NUM_TOKENS, chunk=CHUNK)
-    specified(runner)
-    run(runner, expected, NUM_TOKENS, chunk=CHUNK)
-    assert [sequence.error for sequence in computed] == [None] * 3
-    assert [sequence.outputs for sequence in computed] == [sequence.outputs for sequence in expected]
+    gives_the_tokens_of_the_reference(runner, NUM_TOKENS)
 
 
 @pytest.mark.parametrize("case", ["W8A8, int8 pages"])
 def test_a_sequence_is_the_same_in_a_batch_alone_and_on_a_prefix(case: str, tmp_path: Path) -> None:
     name, formats = CASES[case]
-    runner = runner_on("cuda", tmp_path, name, **formats)
-    together, alone, hit = requests(), requests()[1], requests()[1]
-    run(runner, together, NUM_TOKENS, chunk=CHUNK)
-    run(runner, [alone], NUM_TOKENS)
-    assert alone.outputs == together[1].outputs
-    hit.blocks, hit.num_computed = [alone.blocks[0], 7], 16
-    run(runner, [hit], NUM_TOKENS)
-    assert hit.outputs == alone.outputs
+    gives_the_same_in_a_batch_alone_and_on_a_prefix(runner_of(tmp_path, name, device="cuda", **formats), NUM_TOKENS)
 
 
 def served(directory: Path, device: str, **options: Any) -> tuple[list[list[int]], int]:
     """Twelve requests through an engine of four slots whose pages do not suffice; their tokens, and steps replayed."""
-    runner = runner_on(
-        device, directory, "llama_biases", dtype="float32", max_num_seqs=4, num_blocks=9, max_model_len=120, **options
-    )
-    engine = EngineCore(
-        runner, engine_config(directory, max_num_seqs=4, num_blocks=9, max_num_batched_tokens=MAX_TOKENS)
-    )
+    small: dict[str, Any] = {"max_num_seqs": 4, "num_blocks": 9}
+    runner = runner_of(directory, "llama_biases", device=device, dtype="float32", max_model_len=120, **small, **options)
+    engine = EngineCore(runner, engine_config(directory, max_num_batched_tokens=MAX_TOKENS, **small))
     outputs = {}
     for index in range(12):
         prompt = [(7 * index + 3 * i) % 128 for i in range(1 + 5 * index)]

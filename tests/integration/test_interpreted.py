@@ -10,20 +10,19 @@ import pytest
 import torch
 
 from app.kernels import dispatch
-from app.kernels.types import StepArena
 from app.runner.model_runner import ModelRunner
-from app.runner.start import make_runner
-from app.types import SamplingParams
-from tests.models.tiny import make_reference, save
-from tests.runner.driver import Request, discard, engine_config, run
+from tests.integration.whole_steps import (
+    GREEDY,
+    gives_the_same_in_a_batch_alone_and_on_a_prefix,
+    gives_the_tokens_of_the_reference,
+    runner_of,
+)
+from tests.runner.driver import Request, run
 from tests.runner.steps import step_of
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 NUM_TOKENS = 3
-MAX_TOKENS = 32
-CHUNK = 11
-GREEDY = SamplingParams(temperature=0.0)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("llama_biases", {}),
     "bfloat16": ("qwen3", {"dtype": "bfloat16"}),
@@ -37,48 +36,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture
 def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelRunner]:
     name, formats = CASES[request.param]
-    checkpoint = save(make_reference(name, num_hidden_layers=2), tmp_path)
-    limits = {"max_num_batched_tokens": MAX_TOKENS, "max_logit_rows": MAX_TOKENS}
-    yield make_runner(engine_config(checkpoint, kernels="interpret", **limits, **formats), discard)
+    yield runner_of(tmp_path, name, kernels="interpret", **formats)
     dispatch.configure(dispatch.Mode.AUTO, threads=1)
-
-
-def specified(runner: ModelRunner) -> None:
-    """From here on the reference kernels compute the runner's steps, unpadded, on the same weights and pages."""
-    dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
-    runner._bucket_graphs = None
-    runner._arena = StepArena(MAX_TOKENS, torch.device("cpu"))
-
-
-def requests() -> list[Request]:
-    """A prompt of one token, one of two blocks in two chunks, and a sampled one with a penalty."""
-    return [
-        Request(0, [7], [0], GREEDY),
-        Request(1, [(3 * i) % 128 for i in range(20)], [5, 2], GREEDY),
-        Request(2, [1, 2, 3], [3], SamplingParams(top_p=0.9, top_k=40, repetition_penalty=1.3), seed=5),
-    ]
 
 
 @pytest.mark.parametrize("runner", CASES, indirect=True)
 def test_the_tokens_are_those_of_the_reference(runner: ModelRunner) -> None:
-    interpreted, expected = requests(), requests()
-    run(runner, interpreted, NUM_TOKENS, chunk=CHUNK)
-    specified(runner)
-    run(runner, expected, NUM_TOKENS, chunk=CHUNK)
-    assert [sequence.error for sequence in interpreted] == [None] * 3
-    assert [sequence.outputs for sequence in interpreted] == [sequence.outputs for sequence in expected]
+    gives_the_tokens_of_the_reference(runner, NUM_TOKENS)
 
 
 @pytest.mark.parametrize("runner", ["W8A8, int8 pages"], indirect=True)
 def test_a_sequence_is_the_same_in_a_batch_alone_and_on_a_prefix(runner: ModelRunner) -> None:
-    together, alone, hit = requests(), requests()[1], requests()[1]
-    run(runner, together, NUM_TOKENS, chunk=CHUNK)
-    run(runner, [alone], NUM_TOKENS)
-    assert alone.outputs == together[1].outputs
-    # The first block of the prompt is there already: only what follows it is computed.
-    hit.blocks, hit.num_computed = [alone.blocks[0], 7], 16
-    run(runner, [hit], NUM_TOKENS)
-    assert hit.outputs == alone.outputs
+    gives_the_same_in_a_batch_alone_and_on_a_prefix(runner, NUM_TOKENS)
 
 
 @pytest.mark.parametrize("runner", ["int8 pages"], indirect=True)

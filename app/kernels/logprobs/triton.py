@@ -18,7 +18,7 @@ from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.sample.params import LogprobsOut
-from app.kernels.sample.triton import ordered
+from app.kernels.sample.scaled import ordered
 from app.kernels.sample.workspace import MAX_TOP_LOGPROBS_TRITON, PIECE, num_pieces
 
 _AT_ONCE = 64

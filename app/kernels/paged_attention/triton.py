@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import dot, to_dtype, wait_for_inputs, widen, widen_pairs
+from app.kernels.gpu.lib import to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.paged_attention.splits import MAX_SPLITS, SPLIT, VECTOR_EXTRA
+from app.kernels.paged_attention.tile import attend_tile, window_start
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
@@ -31,118 +32,9 @@ _MIN_COLUMNS = 32
 
 
 @triton.jit
-def _load_vectors(at, readable, inside, MASKED: tl.constexpr, ALIGNED: tl.constexpr):
-    """A tile of pages: whole ones need no mask, nor do columns that fill their block (``ALIGNED``)."""
-    if MASKED:
-        return tl.load(at, mask=readable[:, None] & inside[None, :], other=0)
-    if ALIGNED:
-        return tl.load(at)
-    return tl.load(at, mask=inside[None, :], other=0)
-
-
-@triton.jit
-def _attend_tile(
-    q,
-    q_odd,
-    peak,
-    mass,
-    total,
-    total_odd,
-    kv,
-    kv_scale,
-    table,
-    block_stride,
-    head_offset,
-    value_offset,
-    first,
-    begin,
-    end,
-    query_positions,
-    factor,
-    window,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    B: tl.constexpr,
-    TILE: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """One tile of keys, positions ``first`` on: q [M, WIDTH] against them, the running softmax taken along.
-
-    Pairs of int8 elements (pages of int16) meet the even columns of the queries in ``q`` and the odd ones in ``q_odd``;
-    the sums are apart likewise.
-
-    Args:
-        head_offset, value_offset: of the KV head within a block, and of its values behind its keys, in vectors.
-        begin, end: the positions that may be read.
-        query_positions: of the lines of q; None where all see what may be read.
-    """
-    PAIRED: tl.constexpr = q_odd is not None
-    ALIGNED: tl.constexpr = WIDTH == COLUMNS
-    positions = first + tl.arange(0, TILE)
-    columns = tl.arange(0, COLUMNS)
-    inside = columns < WIDTH
-    readable = (positions >= begin) & (positions < end)
-    blocks = tl.load(table + positions // B, mask=readable, other=0) if MASKED else tl.load(table + positions // B)
-    vectors = blocks.to(tl.int64) * block_stride + (head_offset + positions % B)
-    at = kv + vectors[:, None] * WIDTH + columns[None, :]
-    keys = _load_vectors(at, readable, inside, MASKED, ALIGNED)
-    scores = tl.zeros((q.shape[0], TILE), tl.float32)
-    if PAIRED:
-        even, odd = widen_pairs(keys, q.dtype)
-        scores = dot(q_odd, tl.trans(odd), dot(q, tl.trans(even), scores))
-    else:
-        scores = dot(q, tl.trans(widen(keys, q.dtype)), scores)
-    scores *= factor
-    if kv_scale is not None:
-        scores *= _load_scales(kv_scale + vectors, readable, MASKED)[None, :]
-    if MASKED:
-        visible = readable[None, :]
-        if query_positions is not None:
-            distance = query_positions[:, None] - positions[None, :]
-            visible &= distance >= 0
-            if window is not None:
-                visible &= distance < window
-        scores = tl.where(visible, scores, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-    base = new_peak
-    if MASKED:  # nothing visible yet: a peak of -inf would give NaN
-        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-    weights = tl.exp2(scores - base[:, None])
-    decay = tl.exp2(peak - base)
-    mass = mass * decay + tl.sum(weights, axis=1)
-    values = _load_vectors(at + value_offset * WIDTH, readable, inside, MASKED, ALIGNED)
-    if kv_scale is not None:
-        weights *= _load_scales(kv_scale + vectors + value_offset, readable, MASKED)[None, :]
-    weights = to_dtype(weights, q.dtype)
-    if PAIRED:
-        even, odd = widen_pairs(values, q.dtype)
-        total_odd = dot(weights, odd, total_odd * decay[:, None])
-        total = dot(weights, even, total * decay[:, None])
-    else:
-        total = dot(weights, widen(values, q.dtype), total * decay[:, None])
-    return new_peak, mass, total, total_odd
-
-
-@triton.jit
-def _load_scales(at, readable, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(at, mask=readable, other=0.0).to(tl.float32)
-    return tl.load(at).to(tl.float32)
-
-
-@triton.jit
 def _split_length(seq_len, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
     """Positions of a split: 256, or the least multiple of it with which the sequence has few enough splits."""
     return tl.cdiv(seq_len, SPLIT * MAX_SPLITS) * SPLIT
-
-
-@triton.jit
-def _window_start(seq_len, window):
-    """The first position that the last one sees."""
-    start = seq_len * 0
-    if window is not None:
-        start = tl.maximum(seq_len - window, 0)
-    return start
 
 
 @triton.jit
@@ -176,7 +68,7 @@ def _decode_splits(
         return
     seq_len = tl.load(seq_lens + row)
     length = _split_length(seq_len, SPLIT, MAX_SPLITS)
-    begin = _window_start(seq_len, window)
+    begin = window_start(seq_len, window)
     first = split * length
     last = tl.minimum(first + length, seq_len)
     if (first >= seq_len) | (last <= begin):
@@ -203,19 +95,19 @@ def _decode_splits(
     if window is not None:
         edge_to = tl.minimum(tl.cdiv(begin, TILE) * TILE, last)
         for tile in range(first, edge_to, TILE):
-            peak, mass, total, total_odd = _attend_tile(
+            peak, mass, total, total_odd = attend_tile(
                 queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
                 tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, True,
             )  # fmt: skip
         first = tl.maximum(first, edge_to)
     whole_to = first + (last - first) // TILE * TILE
     for tile in range(first, whole_to, TILE):
-        peak, mass, total, total_odd = _attend_tile(
+        peak, mass, total, total_odd = attend_tile(
             queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
             tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, False,
         )  # fmt: skip
     for tile in range(whole_to, last, TILE):
-        peak, mass, total, total_odd = _attend_tile(
+        peak, mass, total, total_odd = attend_tile(
             queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
             tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, True,
         )  # fmt: skip
@@ -256,7 +148,7 @@ def _merge_splits(
     mass = 0.0
     total = tl.zeros((E_BLOCK,), tl.float32)
     at = workspace + (row.to(tl.int64) * H + head) * MAX_SPLITS * (E + 2)
-    for split in range(_window_start(seq_len, window) // length, tl.cdiv(seq_len, length)):
+    for split in range(window_start(seq_len, window) // length, tl.cdiv(seq_len, length)):
         piece = at + split * (E + 2)
         split_peak = tl.load(piece + E)
         new_peak = tl.maximum(peak, split_peak)
@@ -328,28 +220,28 @@ def _prefill(
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, E_BLOCK), tl.float32)
-    unpaired = tl.full((), 0.0, tl.float32)
+    unpaired = tl.full((), 0.0, tl.float32)  # in the place of odd columns: Triton 3.6 takes no None through a loop
     table = block_tables + row.to(tl.int64) * table_width
     first_position = prefix + first_query
     last_position = prefix + tl.minimum(first_query + QUERIES, num_queries) - 1
     end = last_position + 1
-    begin = _window_start(first_position + 1, window)
+    begin = window_start(first_position + 1, window)
     # Tiles that all queries of the block see whole need no mask: past every window's edge, before the first query.
-    whole_from = tl.cdiv(_window_start(end, window), TILE) * TILE
+    whole_from = tl.cdiv(window_start(end, window), TILE) * TILE
     whole_to = tl.maximum((first_position + 1) // TILE * TILE, whole_from)
     if window is not None:
         for tile in range(begin // TILE * TILE, tl.minimum(whole_from, end), TILE):
-            peak, mass, total, unpaired = _attend_tile(
+            peak, mass, total, unpaired = attend_tile(
                 queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
                 begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
             )  # fmt: skip
     for tile in range(whole_from, whole_to, TILE):
-        peak, mass, total, unpaired = _attend_tile(
+        peak, mass, total, unpaired = attend_tile(
             queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
             begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, False,
         )  # fmt: skip
     for tile in range(whole_to, end, TILE):
-        peak, mass, total, unpaired = _attend_tile(
+        peak, mass, total, unpaired = attend_tile(
             queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
             begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
