@@ -60,8 +60,6 @@ class Bucket(NamedTuple):
     rows: int
     max_query_len: int
     """1: decodes alone."""
-    max_seq_len: int
-    """Tokens of the longest sequence; what lies beyond a row's own length costs a program that ends at once."""
 
 
 Work = Callable[[], None]
@@ -76,9 +74,6 @@ _MIXED_ROWS = (4, 16, 64, 256)
 """Of steps that are not decodes alone: what a row costs that only pads is little beside the tokens of a prompt."""
 _MIXED_TOKENS = (*range(16, 65, 16), 96, 128, 192, 256, *range(384, 1024, 128), *range(1024, 2049, 256))
 """Steps of more tokens take a GPU longer than the host needs to launch them."""
-_SHORT = 2048
-_FEW_ROWS = 16
-"""With which programs beyond a row's length are too few to be felt."""
 _BYTES_PER_LAYER = 32 << 10
 """That the driver takes for a recording of a model, twice what was found: on an H200 (driver 580) four recordings of 36
 layers took 2 MiB in all (``driver_bytes`` of the GPU report). What does not fit is not recorded."""
@@ -93,11 +88,6 @@ def row_buckets(max_rows: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
-def length_buckets(rows: int, max_seq_len: int) -> tuple[int, ...]:
-    """2,048 and ``max_seq_len``, the latter alone for few rows."""
-    return (max_seq_len,) if rows <= _FEW_ROWS or max_seq_len <= _SHORT else (_SHORT, max_seq_len)
-
-
 def mixed_row_buckets(max_rows: int) -> tuple[int, ...]:
     """4, 16, 64 and 256, as far as ``max_rows``, which is one itself."""
     most = min(max_rows, _MOST_ROWS)
@@ -110,14 +100,10 @@ def token_buckets(max_tokens: int) -> tuple[int, ...]:
     return (*(size for size in _MIXED_TOKENS if size < most), most)
 
 
-def graph_bytes(num_layers: int, max_rows: int, max_tokens: int, max_seq_len: int) -> int:
+def graph_bytes(num_layers: int, max_rows: int, max_tokens: int) -> int:
     """What all recordings of a model's steps may take of a GPU's memory."""
-
-    def lengths(sizes: Sequence[int]) -> int:
-        return sum(len(length_buckets(rows, max_seq_len)) for rows in sizes)
-
-    mixed = len(token_buckets(max_tokens)) * lengths(mixed_row_buckets(max_rows))
-    return (lengths(row_buckets(max_rows)) + mixed) * num_layers * _BYTES_PER_LAYER
+    mixed = len(token_buckets(max_tokens)) * len(mixed_row_buckets(max_rows))
+    return (len(row_buckets(max_rows)) + mixed) * num_layers * _BYTES_PER_LAYER
 
 
 class BucketGraphs:
@@ -149,12 +135,12 @@ class BucketGraphs:
         """Of buckets seen; None where the next step is to be recorded."""
         self._full = False
 
-    def decodes(self, rows: int, max_seq_len: int) -> Bucket | None:
+    def decodes(self, rows: int) -> Bucket | None:
         """The smallest that holds a step of decodes alone; None where none does."""
         size = _least(self._rows, rows)
-        return None if size is None else Bucket(size, size, 1, self._length(size, max_seq_len))
+        return None if size is None else Bucket(size, size, 1)
 
-    def mixed(self, tokens: int, rows: int, max_seq_len: int) -> Bucket | None:
+    def mixed(self, tokens: int, rows: int) -> Bucket | None:
         """The smallest that holds a step of other rows too; None where none does.
 
         The tokens that pad it are one row's, of a sequence that is no longer than any may be.
@@ -163,10 +149,7 @@ class BucketGraphs:
         if size is None or size - tokens > self._max_seq_len:
             return None
         most = _least(self._mixed_rows, rows + (size > tokens))
-        return None if most is None else Bucket(size, most, size, self._length(most, max_seq_len))
-
-    def _length(self, rows: int, max_seq_len: int) -> int:
-        return next(length for length in length_buckets(rows, self._max_seq_len) if length >= max_seq_len)
+        return None if most is None else Bucket(size, most, size)
 
     def run(self, bucket: Bucket) -> bool:
         """Launches the padded step that stands in the buffers. Returns whether as one recording."""

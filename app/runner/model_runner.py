@@ -90,6 +90,7 @@ class ModelRunner:
             split_workspace=new_split_workspace(
                 config.max_num_seqs,
                 model_config.num_heads // config.tensor_parallel_size,
+                model_config.num_kv_heads // config.tensor_parallel_size,
                 model_config.head_dim,
                 device,
             )
@@ -106,12 +107,13 @@ class ModelRunner:
             sizes = {
                 "max_rows": min(config.max_num_seqs, max_logit_rows),
                 "max_tokens": config.max_num_batched_tokens,
-                "max_seq_len": plan.max_model_len,
             }
             self._graph_bytes = graph_bytes(model_config.num_layers, **sizes)
             capture = capture_on(device)
             if capture is not None:
-                self._bucket_graphs = BucketGraphs(self._compute_bucket, capture, **sizes)
+                self._bucket_graphs = BucketGraphs(
+                    self._compute_bucket, capture, max_seq_len=plan.max_model_len, **sizes
+                )
 
     def _capture(self, config: EngineConfig) -> StepGraphs | None:
         """Recordings of a step, if all its kernels have a native form."""
@@ -136,7 +138,7 @@ class ModelRunner:
         """A step of a bucket's size over the buffers on the device."""
         rows = bucket.rows
         self._arena.begin(bucket.tokens)
-        extent = StepExtent(bucket.max_query_len, bucket.max_seq_len)
+        extent = StepExtent(bucket.max_query_len, self._plan.max_model_len)
         self._compute(self._batch.views(bucket.tokens, rows, rows, extent), self._logits_LV[:rows], rows, _PADDED)
 
     def _compute(self, inputs: StepInputs, logits_LV: Tensor, num_samples: int, parts: SampleParts) -> None:
@@ -251,10 +253,9 @@ class ModelRunner:
         rows, samples, parts = len(step.rows), len(staged.sampled), staged.parts
         if step.num_logit_rows != samples or parts.penalties or parts.min_tokens or parts.logit_bias:
             return None
-        longest = max(row.start + row.num_tokens for row in step.rows)
         if step.num_tokens == samples == rows:
-            return graphs.decodes(rows, longest)
-        return graphs.mixed(step.num_tokens, rows, longest)
+            return graphs.decodes(rows)
+        return graphs.mixed(step.num_tokens, rows)
 
     def _run_bucket(
         self, graphs: BucketGraphs, bucket: Bucket, step: SchedulerOutput, staged: StagedSamples

@@ -143,7 +143,7 @@ def run_attention(
         slot_mapping=place.put([0] * tokens, torch.int64),
         max_query_len=max(queries),
         max_seq_len=max(lengths),
-        split_workspace=new_split_workspace(len(queries), heads, width, place.device),
+        split_workspace=new_split_workspace(len(queries), heads, kv_heads, width, place.device),
     )
     out = Act(place.empty(tokens, heads * width))
     q = place.randn(tokens, heads, width)

@@ -83,7 +83,7 @@ def attention(
         slot_mapping=torch.zeros(rows * queries, dtype=torch.int64, device=device),
         max_query_len=queries,
         max_seq_len=context,
-        split_workspace=new_split_workspace(rows, heads, width, device),
+        split_workspace=new_split_workspace(rows, heads, kv_heads, width, device),
     )
     q = torch.randn(rows * queries, heads, width, device=device).bfloat16()
     out = torch.empty(rows * queries, heads * width, dtype=torch.bfloat16, device=device)

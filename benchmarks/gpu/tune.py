@@ -132,14 +132,16 @@ def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
     for int8 in (False, True):
         dims = {"head_dim": head_dim, "int8": int(int8)}
         decodes = {f"{rows}x{context}": attend(rows, context, 1, int8=int8) for rows, context in _decodes(device)}
-        yield Task("paged_attention_decode", dims, dims, decodes, _tiles((0,), (32, 64, 128), (2, 4, 8), (3, 5, 7)))
+        yield Task(
+            "paged_attention_decode", dims, dims, decodes, _tiles((0,), (32, 64, 128), (1, 2, 4, 8), (3, 5, 7, 9))
+        )
         length = 4096 if device.type == "cuda" else 40
         prompts = {f"1x{length}": attend(1, length, length, int8=int8)}
         yield Task("paged_attention_prefill", dims, dims, prompts, _tiles((64, 128), (32, 64, 128), (4, 8), (2, 3, 5)))
 
 
 def _decodes(device: torch.device) -> list[tuple[int, int]]:
-    return [(1, 8192), (16, 2048), (256, 1024)] if device.type == "cuda" else [(2, 40)]
+    return [(1, 1024), (1, 8192), (16, 2048), (64, 1056), (256, 1056)] if device.type == "cuda" else [(2, 40)]
 
 
 def _gemm(m: int, x_bytes: int, weight_bytes: int, *, gated: bool = False) -> list[dict[str, int]]:

@@ -35,7 +35,7 @@ def attend(heads: int, kv_heads: int, width: int, dtype: torch.dtype, *, int8: b
         slot_mapping=empty(TOKENS, dtype=torch.int64),
         max_query_len=100,
         max_seq_len=1000,
-        split_workspace=new_split_workspace(ROWS, heads, width, META),
+        split_workspace=new_split_workspace(ROWS, heads, kv_heads, width, META),
     )
     out = Act(empty(TOKENS, heads * width, dtype=dtype))
     paged_attention(empty(TOKENS, heads, width, dtype=dtype), cache, meta, out, scale=1.0)

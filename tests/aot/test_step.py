@@ -29,7 +29,7 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
         "_quantize",
         "_gemm",
         "_qk_norm_rope_kv_write",
-        "_decode_splits",
+        "_decode",
         "_merge_splits",
         "_prefill",
         "_peaks",

@@ -15,7 +15,9 @@ import torch
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.kernels.linear import Activation, linear
-from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace
+from app.kernels.paged_attention import paged_attention
+from app.kernels.paged_attention.splits import new_split_workspace
+from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
 from app.types import EngineRequest, SamplingParams
 from tests.integration.whole_steps import (
     MAX_TOKENS,
@@ -115,3 +117,37 @@ def test_a_row_of_an_int8_product_has_the_same_bits_in_any_batch(epilogue: str) 
 
     whole = product(300)
     assert all(product(rows).equal(whole[:rows]) for rows in (1, 2, 17, 64, 200))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_a_decode_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+    """Of few rows several programs share one, of many each has one."""
+    device, rows, heads, kv_heads, width = torch.device("cuda"), 80, 32, 8, 128
+    random = torch.Generator(device).manual_seed(1)
+    lengths = torch.randint(1, 5000, (rows,), dtype=torch.int32, device=device, generator=random)
+    pages = (rows * 320, 2, kv_heads, 16)
+    if dtype is torch.int8:
+        values = torch.randint(-127, 128, (*pages, width), dtype=dtype, device=device, generator=random)
+        cache = LayerKVCache(values, torch.rand(pages, device=device, generator=random).half() * 0.02)
+    else:
+        cache = LayerKVCache(torch.randn(*pages, width, device=device, generator=random).to(dtype))
+    tables = torch.randperm(rows * 320, device=device, generator=random).int().view(rows, 320)
+    q = torch.randn(rows, heads, width, device=device, generator=random).bfloat16()
+
+    def attend(first: int, last: int) -> torch.Tensor:
+        count = last - first
+        meta = AttentionMetadata(
+            query_start_loc=torch.arange(count + 1, dtype=torch.int32, device=device),
+            seq_lens=lengths[first:last],
+            block_tables=tables[first:last],
+            slot_mapping=torch.zeros(count, dtype=torch.int64, device=device),
+            max_query_len=1,
+            max_seq_len=5000,
+            split_workspace=new_split_workspace(count, heads, kv_heads, width, device),
+        )
+        out = torch.empty(count, heads * width, dtype=torch.bfloat16, device=device)
+        paged_attention(q[first:last], cache, meta, Act(out), scale=width**-0.5)
+        return out
+
+    whole = attend(0, rows)
+    assert all(attend(first, last).equal(whole[first:last]) for first, last in ((0, 1), (7, 9), (3, 40), (20, 80)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.paged_attention import paged_attention
-from app.kernels.paged_attention.splits import new_split_workspace
+from app.kernels.paged_attention.splits import new_split_workspace, programs_of_row
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 from tests.kernels.test_paged_attention import SCALE, attend64
 from tests.kernels.util import TOLERANCE, Pages, dequantize, make_pages, poisoned, randn, relative_error
@@ -20,7 +20,8 @@ HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 
 
 def attend(q: Tensor, kv: LayerKVCache, meta: AttentionMetadata, window: int | None = None) -> Tensor:
-    workspace = new_split_workspace(meta.seq_lens.numel(), q.shape[1], q.shape[2], q.device).fill_(float("nan"))
+    rows, (_, heads, width), kv_heads = meta.seq_lens.numel(), q.shape, kv.values.shape[2]
+    workspace = new_split_workspace(rows, heads, kv_heads, width, q.device).fill_(torch.nan)
     out = poisoned(len(q), q.shape[1] * q.shape[2], dtype=q.dtype)
     meta = replace(meta, split_workspace=workspace)
     paged_attention(q, kv, meta, Act(out), scale=SCALE, sliding_window=window)
@@ -85,12 +86,29 @@ def test_sequences_beyond_the_most_splits() -> None:
     check([256 * 32 + 1], [1], heads=(1, 1), width=16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize("window", [None, 300])
+def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(dtype: torch.dtype, window: int | None) -> None:
+    lens = [1, 200, 129, 128 * 32 + 5]
+    pages = make_pages(lens, kv_heads=2, head_dim=16, dtype=dtype)
+    q, meta = queries(4, heads=4, width=16), pages.metadata([1] * 4)
+    idle = 512 // 2 - 4  # rows without queries: with them a launch is large enough
+    many = replace(
+        meta,
+        query_start_loc=torch.nn.functional.pad(meta.query_start_loc, (0, idle), value=4),
+        seq_lens=torch.nn.functional.pad(meta.seq_lens, (0, idle)),
+        block_tables=torch.nn.functional.pad(meta.block_tables, (0, 0, 0, idle), value=2**30),
+    )
+    assert (programs_of_row(4, 2), programs_of_row(4 + idle, 2)) == (32, 1)
+    assert torch.equal(attend(q, pages.kv, meta, window), attend(q, pages.kv, many, window))
+
+
 def test_int8_has_a_scale_a_token() -> None:
     pages = make_pages([40, 20])
     q = queries(21)
     out = Act(poisoned(21, HEADS * HEAD_DIM, dtype=torch.int8), poisoned(21, 1))
     meta = pages.metadata([1, 20])
-    workspace = new_split_workspace(2, HEADS, HEAD_DIM, q.device)
+    workspace = new_split_workspace(2, HEADS, KV_HEADS, HEAD_DIM, q.device)
     paged_attention(
         q.clone(), pages.kv, replace(meta, split_workspace=workspace), out, scale=SCALE, scratch=q.view(21, -1)
     )
@@ -100,7 +118,7 @@ def test_int8_has_a_scale_a_token() -> None:
 def test_the_scratch_may_be_the_queries_memory() -> None:
     pages = make_pages([40, 20])
     meta = replace(
-        pages.metadata([1, 20]), split_workspace=new_split_workspace(2, HEADS, HEAD_DIM, torch.device("cpu"))
+        pages.metadata([1, 20]), split_workspace=new_split_workspace(2, HEADS, KV_HEADS, HEAD_DIM, torch.device("cpu"))
     )
     outs = list[Act]()
     for q in (queries(21), queries(21)):

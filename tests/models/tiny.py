@@ -139,7 +139,8 @@ class PagedExecution:
         )
         shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
-        self._split_workspace = new_split_workspace(8, config.num_heads, config.head_dim, CPU).fill_(torch.nan)
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        self._split_workspace = new_split_workspace(8, *heads, CPU).fill_(torch.nan)
         self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
 
     @torch.inference_mode()

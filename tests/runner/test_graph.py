@@ -11,7 +11,6 @@ from app.runner.graph import (
     BucketGraphs,
     Work,
     graph_bytes,
-    length_buckets,
     mixed_row_buckets,
     row_buckets,
     token_buckets,
@@ -43,39 +42,36 @@ def test_row_buckets(most: int, sizes: tuple[int, ...]) -> None:
 
 def test_the_largest_buckets() -> None:
     assert row_buckets(256)[-3:] == (224, 240, 256)
-    assert length_buckets(256, 512) == (512,)
-    assert length_buckets(256, 40_000) == (2048, 40_000)
-    assert length_buckets(16, 40_000) == (40_000,), "of few rows one will do"
 
 
-def decodes(rows: int, max_seq_len: int) -> Bucket:
-    return Bucket(rows, rows, 1, max_seq_len)
+def decodes(rows: int) -> Bucket:
+    return Bucket(rows, rows, 1)
 
 
 def test_a_bucket_holds_its_step_and_the_next_smaller_does_not() -> None:
     device = Device()
     graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
-    assert graphs.decodes(1, 1) == decodes(1, 8192)
-    assert graphs.decodes(9, 2049) == decodes(16, 8192)
-    assert graphs.decodes(17, 2048) == decodes(32, 2048)
-    assert graphs.decodes(33, 2049) == decodes(48, 8192)
-    assert graphs.decodes(64, 8192) == decodes(64, 8192)
-    assert graphs.decodes(65, 1) is None
+    assert graphs.decodes(1) == decodes(1)
+    assert graphs.decodes(9) == decodes(16)
+    assert graphs.decodes(17) == decodes(32)
+    assert graphs.decodes(33) == decodes(48)
+    assert graphs.decodes(64) == decodes(64)
+    assert graphs.decodes(65) is None
 
 
 def test_a_bucket_of_prompts_has_a_row_for_the_tokens_that_pad_it() -> None:
     device = Device()
     graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
-    assert graphs.mixed(5, 1, 5) == Bucket(16, 4, 16, 8192)
-    assert graphs.mixed(15, 4, 9) == Bucket(16, 16, 16, 8192)
-    assert graphs.mixed(16, 4, 9) == Bucket(16, 4, 16, 8192)
-    assert graphs.mixed(257, 17, 2049) == Bucket(384, 64, 384, 8192)
-    assert graphs.mixed(512, 64, 9) == Bucket(512, 64, 512, 2048)
-    assert graphs.mixed(511, 64, 9) is None
-    assert graphs.mixed(513, 1, 9) is None
+    assert graphs.mixed(5, 1) == Bucket(16, 4, 16)
+    assert graphs.mixed(15, 4) == Bucket(16, 16, 16)
+    assert graphs.mixed(16, 4) == Bucket(16, 4, 16)
+    assert graphs.mixed(257, 17) == Bucket(384, 64, 384)
+    assert graphs.mixed(512, 64) == Bucket(512, 64, 512)
+    assert graphs.mixed(511, 64) is None
+    assert graphs.mixed(513, 1) is None
     short = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=100)
-    assert short.mixed(258, 1, 9) is None
-    assert short.mixed(284, 1, 9) == Bucket(384, 4, 384, 100)
+    assert short.mixed(258, 1) is None
+    assert short.mixed(284, 1) == Bucket(384, 4, 384)
 
 
 def test_sizes_of_prompts() -> None:
@@ -90,7 +86,7 @@ def test_sizes_of_prompts() -> None:
 def test_launched_first_recorded_then_and_replayed_from_there_on() -> None:
     device = Device()
     graphs = BucketGraphs(device.compute, device.capture, max_rows=64, max_tokens=512, max_seq_len=8192)
-    small, large = decodes(1, 1024), decodes(64, 8192)
+    small, large = decodes(1), decodes(64)
     assert [graphs.run(bucket) for bucket in (small, large, small, small, large)] == [False, False, True, True, True]
     assert device.captures == 2
     assert device.computed == [small, large, small, small, large]
@@ -111,7 +107,7 @@ def test_what_failed_is_launched_again() -> None:
         return work
 
     graphs = BucketGraphs(compute, capture, max_rows=1, max_tokens=16, max_seq_len=16)
-    bucket = decodes(1, 16)
+    bucket = decodes(1)
     with pytest.raises(RuntimeError, match="launch"):
         graphs.run(bucket)
     assert graphs.run(bucket) is False
@@ -127,7 +123,7 @@ def test_without_memory_for_more_the_others_go_on_as_they_are(caplog: pytest.Log
         return device.capture(work) if device.captures == 0 else None
 
     graphs = BucketGraphs(device.compute, capture, max_rows=4, max_tokens=16, max_seq_len=16)
-    one, two, four = decodes(1, 16), decodes(2, 16), decodes(4, 16)
+    one, two, four = decodes(1), decodes(2), decodes(4)
     assert [graphs.run(bucket) for bucket in (one, one, two, two, two, four, four, one)] == [
         *(False, True, False, False, False, False, False, True)
     ]
@@ -136,8 +132,7 @@ def test_without_memory_for_more_the_others_go_on_as_they_are(caplog: pytest.Log
 
 
 def test_memory_is_planned_for_all_that_there_may_be() -> None:
-    assert graph_bytes(32, 1, 16, 8192) == 32 * graph_bytes(1, 1, 16, 8192) > 1 << 20
-    one = graph_bytes(1, 1, 16, 8192) // 2  # of decodes, and of prompts
-    assert graph_bytes(1, 256, 16, 8192) == (5 + 2 * 15 + 2 + 2 * 2) * one
-    assert graph_bytes(1, 256, 16, 2048) == (20 + 4) * one
-    assert graph_bytes(1, 256, 100, 2048) == (20 + 6 * 4) * one
+    assert graph_bytes(32, 1, 16) == 32 * graph_bytes(1, 1, 16) > 1 << 20
+    one = graph_bytes(1, 1, 16) // 2  # of decodes, and of prompts
+    assert graph_bytes(1, 256, 16) == (20 + 4) * one
+    assert graph_bytes(1, 256, 100) == (20 + 6 * 4) * one

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import int8_scale, let_next_start, quantize_int8, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -25,10 +25,12 @@ def _add_norm(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_inputs(PDL)
+    let_next_start(PDL)
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
+    norm_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL, EARLY=False)
     value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
         value += tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
@@ -37,7 +39,7 @@ def _add_norm(
         value = rounded.to(tl.float32)
     mean_square = tl.sum(value * value, axis=0) / width
     normed = value * (1.0 / tl.sqrt_rn(mean_square + eps))
-    normed *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    normed *= norm_weight
     if out_scale is not None:
         scale = int8_scale(normed)
         tl.store(out_scale + tl.program_id(0), scale)

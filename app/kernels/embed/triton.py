@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 
 
@@ -23,7 +23,9 @@ def _embed(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_inputs(PDL)
+    # Nobody behind this one starts before the step's first kernel has ended: they may read at once what that one wrote.
+    wait_for_inputs(PDL, EARLY=False)
+    let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width

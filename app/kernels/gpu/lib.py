@@ -22,6 +22,9 @@ def wait_for_inputs(PDL: tl.constexpr, EARLY: tl.constexpr = True):
     one has ended: its launch costs no time of its own. Nobody may go without, as a kernel that ends without having
     waited would let the next one overtake what comes before both.
 
+    What nobody writes once ``embed`` has waited may be read before: weights, constants, where rows and tokens stand.
+    The latter past the L1, which may still have what stood there in the step before.
+
     Args:
         EARLY: lets the next kernel start at once. One of large programs that just fit the GPU would have its own next
             launch spread unevenly over what is free, and says :func:`let_next_start` when it is nearly through.

@@ -7,20 +7,27 @@ from app.kernels.gpu.lib import dot, to_dtype, widen, widen_pairs
 
 
 @triton.jit
-def _load_vectors(at, readable, inside, MASKED: tl.constexpr, ALIGNED: tl.constexpr):
-    """A tile of pages: whole ones need no mask, nor do columns that fill their block (``ALIGNED``)."""
-    if MASKED:
-        return tl.load(at, mask=readable[:, None] & inside[None, :], other=0)
+def row_before_waiting(query_start_loc, seq_lens, row):
+    """(first token, tokens, length of the sequence) of a row, past the L1: see :func:`wait_for_inputs`."""
+    token = tl.load(query_start_loc + row, cache_modifier=".cg")
+    next_token = tl.load(query_start_loc + row + 1, cache_modifier=".cg")
+    return token, next_token - token, tl.load(seq_lens + row, cache_modifier=".cg")
+
+
+@triton.jit
+def _load_vectors(at, inside, ALIGNED: tl.constexpr):
+    """A tile of pages; columns that fill their block (``ALIGNED``) need no mask."""
     if ALIGNED:
         return tl.load(at)
     return tl.load(at, mask=inside[None, :], other=0)
 
 
 @triton.jit
-def _load_scales(at, readable, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(at, mask=readable, other=0.0).to(tl.float32)
-    return tl.load(at).to(tl.float32)
+def _load_scales(words, vectors, positions, B: tl.constexpr):
+    """fp32 scales of vectors, out of words of two fp16 each: no less can be copied while other tiles are at work."""
+    parity = vectors % 2 if B % 2 else positions % 2  # of whole blocks the one has the other's, known without a table
+    halves = tl.load(words + vectors // 2) >> (parity * 16).to(tl.int32)
+    return halves.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -55,6 +62,7 @@ def attend_tile(
     the sums are apart likewise.
 
     Args:
+        kv_scale: in words of two.
         head_offset, value_offset: of the KV head within a block, and of its values behind its keys, in vectors.
         begin, end: the positions that may be read.
         query_positions: of the lines of q; None where all see what may be read.
@@ -64,11 +72,12 @@ def attend_tile(
     positions = first + tl.arange(0, TILE)
     columns = tl.arange(0, COLUMNS)
     inside = columns < WIDTH
-    readable = (positions >= begin) & (positions < end)
-    blocks = tl.load(table + positions // B, mask=readable, other=0) if MASKED else tl.load(table + positions // B)
-    vectors = blocks.to(tl.int64) * block_stride + (head_offset + positions % B)
+    near = positions
+    if MASKED:  # what may not be read has the nearest that may in its place, and no weight
+        near = tl.minimum(tl.maximum(positions, begin), end - 1)
+    vectors = tl.load(table + near // B).to(tl.int64) * block_stride + (head_offset + near % B)
     at = kv + vectors[:, None] * WIDTH + columns[None, :]
-    keys = _load_vectors(at, readable, inside, MASKED, ALIGNED)
+    keys = _load_vectors(at, inside, ALIGNED)
     scores = tl.zeros((q.shape[0], TILE), tl.float32)
     if PAIRED:
         even, odd = widen_pairs(keys, q.dtype)
@@ -77,9 +86,9 @@ def attend_tile(
         scores = dot(q, tl.trans(widen(keys, q.dtype)), scores)
     scores *= factor
     if kv_scale is not None:
-        scores *= _load_scales(kv_scale + vectors, readable, MASKED)[None, :]
+        scores *= _load_scales(kv_scale, vectors, near, B)[None, :]
     if MASKED:
-        visible = readable[None, :]
+        visible = ((positions >= begin) & (positions < end))[None, :]
         if query_positions is not None:
             distance = query_positions[:, None] - positions[None, :]
             visible &= distance >= 0
@@ -93,9 +102,9 @@ def attend_tile(
     weights = tl.exp2(scores - base[:, None])
     decay = tl.exp2(peak - base)
     mass = mass * decay + tl.sum(weights, axis=1)
-    values = _load_vectors(at + value_offset * WIDTH, readable, inside, MASKED, ALIGNED)
+    values = _load_vectors(at + value_offset * WIDTH, inside, ALIGNED)
     if kv_scale is not None:
-        weights *= _load_scales(kv_scale + vectors + value_offset, readable, MASKED)[None, :]
+        weights *= _load_scales(kv_scale, vectors + value_offset, value_offset + near, B)[None, :]
     weights = to_dtype(weights, q.dtype)
     if PAIRED:
         even, odd = widen_pairs(values, q.dtype)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import int8_scale, let_next_start, quantize_int8, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import LayerKVCache
 
@@ -37,36 +37,41 @@ def _qk_norm_rope_kv_write(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_inputs(PDL)
+    let_next_start(PDL)
     HALF: tl.constexpr = ROTARY_DIM // 2
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     column = tl.arange(0, BLOCK)
     inside = (head < ALL)[:, None] & (column < HEAD_DIM)[None, :]
-    start = (token * ALL + head) * HEAD_DIM
-    value = tl.load(qkv + start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
-
     turned = column < ROTARY_DIM
     partner = tl.where(column < HALF, column + HALF, column - HALF)
     is_query, is_turned = head < HEADS, head < HEADS + KV_HEADS
     both = is_turned[:, None] & turned[None, :]
-    other = tl.load(qkv + start[:, None] + partner[None, :], mask=both, other=0.0).to(tl.float32)
-    if q_norm is not None:
-        inverse = 1.0 / tl.sqrt_rn(tl.sum(value * value, axis=1) / HEAD_DIM + eps)
-        weight = _norm_weight(q_norm, k_norm, is_query, column, column < HEAD_DIM)
-        other *= inverse[:, None] * _norm_weight(q_norm, k_norm, is_query, partner, turned)
-        value = tl.where(is_turned[:, None], value * (inverse[:, None] * weight), value)
-    frequency = rope + tl.load(positions + token) * ROTARY_DIM + tl.where(column < HALF, column, column - HALF)
+    # Before waiting: where the token stands, and what never changes.
+    slot = tl.load(slots + token, cache_modifier=".cg")
+    position = tl.load(positions + token, cache_modifier=".cg")
+    frequency = rope + position * ROTARY_DIM + tl.where(column < HALF, column, column - HALF)
     cos = tl.load(frequency, mask=turned, other=1.0)
     sin = tl.load(frequency + HALF, mask=turned, other=0.0)
     sin = tl.where(column < HALF, -sin, sin)
+    if q_norm is not None:
+        weight = _norm_weight(q_norm, k_norm, is_query, column, column < HEAD_DIM)
+        partner_weight = _norm_weight(q_norm, k_norm, is_query, partner, turned)
+    wait_for_inputs(PDL, EARLY=False)
+
+    start = (token * ALL + head) * HEAD_DIM
+    value = tl.load(qkv + start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(qkv + start[:, None] + partner[None, :], mask=both, other=0.0).to(tl.float32)
+    if q_norm is not None:
+        inverse = 1.0 / tl.sqrt_rn(tl.sum(value * value, axis=1) / HEAD_DIM + eps)
+        other *= inverse[:, None] * partner_weight
+        value = tl.where(is_turned[:, None], value * (inverse[:, None] * weight), value)
     value = tl.where(both, value * cos[None, :] + other * sin[None, :], value)
 
     query_at = q_out + ((token * HEADS + head) * HEAD_DIM)[:, None] + column[None, :]
     tl.store(query_at, to_dtype(value, q_out.dtype.element_ty), mask=inside & is_query[:, None])
 
-    slot = tl.load(slots + token)
     # Keys, then values, of all KV heads: [2, KV_HEADS] of a page are one axis.
     row = ((slot // PAGE) * (2 * KV_HEADS) + head - HEADS) * PAGE + slot % PAGE
     kept = inside & (head >= HEADS)[:, None]
