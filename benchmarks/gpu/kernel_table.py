@@ -12,6 +12,7 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
+from app.kernels.quantize.triton import quantize_triton
 from app.kernels.sample import SampleParams, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.kernels.types import Act, SplitKWorkspace
@@ -66,6 +67,8 @@ def main() -> None:
             _products(table, stage.device, shape, batch, int8=int8)
             _attention(table, stage.device, shape, batch, stage.args.context, int8=int8)
         _norm(table, stage.device, shape["hidden_size"], batch)
+        for width in (shape["hidden_size"], shape["intermediate_size"]):
+            _quantize(table, stage.device, width, batch)
         _sampling(table, stage.device, shape["vocab_size"], batch)
 
 
@@ -103,6 +106,15 @@ def _norm(table: Table, device: torch.device, width: int, batch: int) -> None:
         return lambda: add_norm(x, weight, 1e-6, Act(out), residual=residual)
 
     table.row(f"add_norm {batch}x{width}", make, 8 * batch * width, 0)
+
+
+def _quantize(table: Table, device: torch.device, width: int, batch: int) -> None:
+    def make() -> Run:
+        x = torch.randn(batch, width, device=device).bfloat16()
+        out = Act(torch.empty_like(x, dtype=torch.int8), torch.empty(batch, 1, device=device))
+        return lambda: quantize_triton(x, out)
+
+    table.row(f"quantize {batch}x{width}", make, 3 * batch * width, 0)
 
 
 def _sampling(table: Table, device: torch.device, vocab_size: int, batch: int) -> None:

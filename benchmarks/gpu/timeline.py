@@ -2,7 +2,7 @@
 
 The profiler sees every kernel within a graph. A step begins with ``expand_rows``; the gap before it is the time in
 which the device had no kernel to run, whatever the host was doing. A kernel that starts while the one before it still
-runs (programmatic dependent launch) is charged its waiting too: kernels' times can add up to more than the step's.
+runs (programmatic dependent launch) is charged from that one's end: kernels' times and gaps add up to the step's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile
@@ -73,7 +73,8 @@ def main() -> None:
         with profile(activities=activities) as profiler:
             session.prefill(length)
         row = {"model": args.model, "format": args.format, "layers": args.layers, "prefill": length}
-        stage.emit({**row, "kernels": _largest(spans_of(profiler), 1)})
+        spans = sorted(spans_of(profiler), key=lambda span: span.start)
+        stage.emit({**row, "kernels": _largest(spans, 1)})
 
 
 def spans_of(profiler: profile) -> list[Span]:
@@ -93,11 +94,10 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
         return {"profiled_steps": 0}
     whole = ordered[firsts[0] : firsts[-1]]
     steps = len(firsts) - 1
-    gaps, busy, busy_until = list[float](), 0.0, whole[0].start
+    gaps, busy_until = list[float](), whole[0].start
     for span in whole:
-        if span.name.startswith(FIRST_KERNEL) and busy:
+        if span.name.startswith(FIRST_KERNEL) and span is not whole[0]:
             gaps.append(max(0.0, span.start - busy_until))
-        busy += max(0.0, span.end - max(span.start, busy_until))
         busy_until = max(busy_until, span.end)
     gaps.append(max(0.0, ordered[firsts[-1]].start - busy_until))
     step_us = (ordered[firsts[-1]].start - whole[0].start) / steps
@@ -106,16 +106,25 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
         "step_us": round(step_us, 1),
         "gap_us_p50": round(statistics.median(gaps), 1),
         "gap_us_max": round(max(gaps), 1),
-        "busy_share": round(busy / steps / step_us, 4),
+        "busy_share": round(sum(_charged(whole)) / steps / step_us, 4),
         "kernels": _largest(whole, steps),
     }
+
+
+def _charged(spans: Sequence[Span]) -> Iterator[float]:
+    """Of each of the spans, which come as they start: the time from its start, or the end of those before it, to its
+    end."""
+    busy_until = spans[0].start if spans else 0.0
+    for span in spans:
+        yield max(0.0, span.end - max(span.start, busy_until))
+        busy_until = max(busy_until, span.end)
 
 
 def _largest(spans: Sequence[Span], steps: int) -> dict[str, dict[str, float]]:
     """The kernels that take most of the time, each with its share of a step."""
     took, calls = defaultdict[str, float](float), defaultdict[str, int](int)
-    for span in spans:
-        took[span.name] += span.end - span.start
+    for span, charged in zip(spans, _charged(spans), strict=True):
+        took[span.name] += charged
         calls[span.name] += 1
     most = sorted(took, key=lambda name: -took[name])[:_SHOWN]
     return {name: {"us": round(took[name] / steps, 1), "calls": round(calls[name] / steps, 2)} for name in most}

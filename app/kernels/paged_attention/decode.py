@@ -9,12 +9,13 @@ Held against a float64 formula in Triton's interpreter and on an H200; compiled 
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import let_next_start, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, round_even, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.paged_attention.splits import MAX_SPLITS, VECTOR_EXTRA, programs_of_row, workspace_size
 from app.kernels.paged_attention.tile import attend_tile, row_before_waiting, window_start
@@ -50,7 +51,8 @@ def _fold(peak, mass, total, split_peak, split_mass, split_total):
 @triton.jit
 def _decode(
     q,
-    kv,
+    keys,
+    values,
     kv_scale,
     query_start_loc,
     seq_lens,
@@ -90,18 +92,17 @@ def _decode(
     if (num_queries != 1) | (first >= last):
         return
     SHARED: tl.constexpr = H // G
-    PAIRED: tl.constexpr = kv.dtype.element_ty == tl.int16
-    WIDTH: tl.constexpr = E // 2 if PAIRED else E
+    PAIRED: tl.constexpr = values.dtype.element_ty == tl.int16
     COLUMNS: tl.constexpr = E_BLOCK // 2 if PAIRED else E_BLOCK
     heads = tl.arange(0, M)
-    columns = tl.arange(0, COLUMNS)
-    inside = (heads < SHARED)[:, None] & (columns < WIDTH)[None, :]
     head = group * SHARED + heads
-    query_at = q + (token.to(tl.int64) * H + head)[:, None] * E + columns[None, :] * (E // WIDTH)
-    queries = tl.load(query_at, mask=inside, other=0.0)
-    odd_queries = None
-    if PAIRED:
-        odd_queries = tl.load(query_at + 1, mask=inside, other=0.0)
+    columns = tl.arange(0, E_BLOCK)
+    query_at = q + (token.to(tl.int64) * H + head)[:, None] * E + columns[None, :]
+    queries = tl.load(query_at, mask=(heads < SHARED)[:, None] & (columns < E)[None, :], other=0.0)
+    low_queries = None
+    if PAIRED and q.dtype.element_ty != tl.float32:
+        queries, low_queries, query_scale = _to_two_int8(queries.to(tl.float32))
+        factor *= query_scale
     table = block_tables + row.to(tl.int64) * table_width
     at = ((row.to(tl.int64) * H + head) * MAX_SPLITS + split) * (E + _EXTRA)
     split_end = (split + 1) * length
@@ -111,18 +112,15 @@ def _decode(
     total_odd, all_peak, all_mass, all_total, all_odd = total, peak, mass, total, total
     for tile in range(first, last, TILE):
         peak, mass, total, total_odd = attend_tile(
-            queries, odd_queries, peak, mass, total, total_odd, kv, kv_scale, table, 2 * G * B, group * B, G * B,
-            tile, begin, last, None, factor, None, WIDTH, COLUMNS, B, TILE, True,
+            queries, low_queries, peak, mass, total, total_odd, keys, values, kv_scale, table, 2 * G * B, group * B,
+            G * B, tile, begin, last, None, factor, None, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
         ends = tile + TILE >= tl.minimum(split_end, last)
         if ALONE:
-            new_peak, new_mass, new_total = _fold(all_peak, all_mass, all_total, peak, mass, total)
+            split_peak = tl.where(ends, peak, float("-inf"))  # with that, one that goes on adds nothing
             if PAIRED:
-                _, _, new_odd = _fold(all_peak, all_mass, all_odd, peak, mass, total_odd)
-                all_odd = tl.where(ends, new_odd, all_odd)
-            all_peak = tl.where(ends, new_peak, all_peak)
-            all_mass = tl.where(ends, new_mass, all_mass)
-            all_total = tl.where(ends, new_total, all_total)
+                _, _, all_odd = _fold(all_peak, all_mass, all_odd, split_peak, mass, total_odd)
+            all_peak, all_mass, all_total = _fold(all_peak, all_mass, all_total, split_peak, mass, total)
         else:
             stored = heads < tl.where(ends, SHARED, 0)
             _store_vectors(workspace + at, total, total_odd, stored, E, PAIRED)
@@ -130,14 +128,19 @@ def _decode(
             tl.store(workspace + at + E + 1, mass, mask=stored)
             at += tl.where(ends, E + _EXTRA, 0)
         split_end += tl.where(ends, length, 0)
-        peak = tl.where(ends, float("-inf"), peak)
-        mass = tl.where(ends, 0.0, mass)
-        total = tl.where(ends, 0.0, total)
-        if PAIRED:
-            total_odd = tl.where(ends, 0.0, total_odd)
+        peak = tl.where(ends, float("-inf"), peak)  # with that, the next tile lets go of mass and sums
     if ALONE:
         all_total, all_odd = all_total / all_mass[:, None], all_odd / all_mass[:, None]
         _store_vectors(out + (token.to(tl.int64) * H + head) * E, all_total, all_odd, heads < SHARED, E, PAIRED)
+
+
+@triton.jit
+def _to_two_int8(x):
+    """(high, low, scale) of fp32 lines: ``x = (128 * high + low) * scale`` to 15 bits of the line's largest element."""
+    scale = tl.max(tl.abs(x), axis=1) / (127 * 128)
+    steps = round_even(x / tl.where(scale == 0, 1.0, scale)[:, None])
+    high = round_even(steps / 128)
+    return high.to(tl.int8), (steps - 128 * high).to(tl.int8), scale
 
 
 @triton.jit
@@ -214,10 +217,19 @@ def launch_decode(
     programs = min(programs_of_row(rows, kv_heads), triton.cdiv(max_seq_len, cut["TILE"]))
     if programs > 1 and workspace.numel() < workspace_size(rows, heads, head_dim):
         raise ValueError(f"paged_attention: meta.split_workspace of {workspace.numel()} is too small for {rows} rows")
+    kv, scale = pages["kv"], pages["kv_scale"]
+    # The second operand of a product comes out of shared memory in two bytes along the sum: int8 keys lie that way,
+    # values do not, and are taken in pairs of columns.
+    operands = {
+        **{name: value for name, value in pages.items() if name != "kv"},
+        "keys": kv,
+        "values": kv if scale is None else kv.view(torch.int16),
+        "kv_scale": None if scale is None else scale.view(-1).view(torch.int32),
+    }
     launch(
         _decode,
         (rows, kv_heads, programs),
-        {**pages, "workspace": workspace, "out": out},
+        {**operands, "workspace": workspace, "out": out},
         {
             **shape,
             "E_BLOCK": max(shape["E_BLOCK"], _MIN_COLUMNS),

@@ -87,18 +87,18 @@ def _prefill(
     if window is not None:
         for tile in range(begin // TILE * TILE, tl.minimum(whole_from, end), TILE):
             peak, mass, total, unpaired = attend_tile(
-                queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-                begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+                queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+                begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
             )  # fmt: skip
     for tile in range(whole_from, whole_to, TILE):
         peak, mass, total, unpaired = attend_tile(
-            queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-            begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, False,
+            queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+            begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, False,
         )  # fmt: skip
     for tile in range(whole_to, end, TILE):
         peak, mass, total, unpaired = attend_tile(
-            queries, None, peak, mass, total, unpaired, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-            begin, end, query_positions, factor, window, E, E_BLOCK, B, TILE, True,
+            queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
+            begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
     tl.store(out + place, to_dtype(total / mass[:, None], out.dtype.element_ty), mask=inside)
 

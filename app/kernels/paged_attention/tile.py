@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from app.kernels.gpu.lib import dot, to_dtype, widen, widen_pairs
+from app.kernels.gpu.lib import dot, dot_int8, to_dtype, widen, widen_pairs
 
 
 @triton.jit
@@ -15,30 +15,37 @@ def row_before_waiting(query_start_loc, seq_lens, row):
 
 
 @triton.jit
-def _load_vectors(at, inside, ALIGNED: tl.constexpr):
-    """A tile of pages; columns that fill their block (``ALIGNED``) need no mask."""
-    if ALIGNED:
+def _load_vectors(base, vectors, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """[TILE, COLUMNS]: vectors of pages; columns that fill their block need no mask."""
+    columns = tl.arange(0, COLUMNS)
+    at = base + vectors[:, None] * WIDTH + columns[None, :]
+    if WIDTH == COLUMNS:
         return tl.load(at)
-    return tl.load(at, mask=inside[None, :], other=0)
+    return tl.load(at, mask=(columns < WIDTH)[None, :], other=0)
 
 
 @triton.jit
-def _load_scales(words, vectors, positions, B: tl.constexpr):
-    """fp32 scales of vectors, out of words of two fp16 each: no less can be copied while other tiles are at work."""
-    parity = vectors % 2 if B % 2 else positions % 2  # of whole blocks the one has the other's, known without a table
-    halves = tl.load(words + vectors // 2) >> (parity * 16).to(tl.int32)
-    return halves.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+def _load_scales(kv_scale, vectors, positions, B: tl.constexpr):
+    """fp32 scales of vectors; out of words of two fp16 each they can be copied while other tiles are at work."""
+    if kv_scale.dtype.element_ty == tl.int32:
+        parity = vectors % 2 if B % 2 else positions % 2  # the same in whole blocks, and known without a table
+        halves = tl.load(kv_scale + vectors // 2) >> (parity * 16).to(tl.int32)
+        scales = halves.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        scales = tl.load(kv_scale + vectors).to(tl.float32)
+    return scales
 
 
 @triton.jit
 def attend_tile(
     q,
-    q_odd,
+    q_low,
     peak,
     mass,
     total,
     total_odd,
-    kv,
+    all_keys,
+    all_values,
     kv_scale,
     table,
     block_stride,
@@ -50,41 +57,40 @@ def attend_tile(
     query_positions,
     factor,
     window,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    E: tl.constexpr,
+    E_BLOCK: tl.constexpr,
     B: tl.constexpr,
     TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile of keys, positions ``first`` on: q [M, WIDTH] against them, the running softmax taken along.
-
-    Pairs of int8 elements (pages of int16) meet the even columns of the queries in ``q`` and the odd ones in ``q_odd``;
-    the sums are apart likewise.
+    """One tile of keys, positions ``first`` on: q [M, E] against them, the running softmax taken along.
 
     Args:
-        kv_scale: in words of two.
+        q, q_low: queries; int8 ones, for int8 keys, are ``128 * q + q_low``, otherwise ``q_low`` is None.
+        total, total_odd: sums of all columns of the values, or of even and odd ones apart where those come in pairs.
+        all_keys, all_values: the pages, as they are; int8 ones to take values from in pairs (int16) if at all.
+        kv_scale: as fp16, or in words of two.
         head_offset, value_offset: of the KV head within a block, and of its values behind its keys, in vectors.
         begin, end: the positions that may be read.
         query_positions: of the lines of q; None where all see what may be read.
+        factor: of the products; of int8 queries one a line.
+        DTYPE: that floating factors of products have.
     """
-    PAIRED: tl.constexpr = q_odd is not None
-    ALIGNED: tl.constexpr = WIDTH == COLUMNS
+    PAIRED: tl.constexpr = all_values.dtype.element_ty == tl.int16
     positions = first + tl.arange(0, TILE)
-    columns = tl.arange(0, COLUMNS)
-    inside = columns < WIDTH
     near = positions
     if MASKED:  # what may not be read has the nearest that may in its place, and no weight
         near = tl.minimum(tl.maximum(positions, begin), end - 1)
     vectors = tl.load(table + near // B).to(tl.int64) * block_stride + (head_offset + near % B)
-    at = kv + vectors[:, None] * WIDTH + columns[None, :]
-    keys = _load_vectors(at, inside, ALIGNED)
-    scores = tl.zeros((q.shape[0], TILE), tl.float32)
-    if PAIRED:
-        even, odd = widen_pairs(keys, q.dtype)
-        scores = dot(q_odd, tl.trans(odd), dot(q, tl.trans(even), scores))
+    keys = _load_vectors(all_keys, vectors, E, E_BLOCK)
+    if q_low is not None:
+        sums = tl.zeros((q.shape[0], TILE), tl.int32)
+        high, low = dot_int8(q, tl.trans(keys), sums), dot_int8(q_low, tl.trans(keys), sums)
+        scores = (high * 128 + low).to(tl.float32) * factor[:, None]
     else:
-        scores = dot(q, tl.trans(widen(keys, q.dtype)), scores)
-    scores *= factor
+        sums = tl.zeros((q.shape[0], TILE), tl.float32)
+        scores = dot(q, tl.trans(widen(keys, DTYPE)), sums) * factor
     if kv_scale is not None:
         scores *= _load_scales(kv_scale, vectors, near, B)[None, :]
     if MASKED:
@@ -102,16 +108,17 @@ def attend_tile(
     weights = tl.exp2(scores - base[:, None])
     decay = tl.exp2(peak - base)
     mass = mass * decay + tl.sum(weights, axis=1)
-    values = _load_vectors(at + value_offset * WIDTH, inside, ALIGNED)
     if kv_scale is not None:
         weights *= _load_scales(kv_scale, vectors + value_offset, value_offset + near, B)[None, :]
-    weights = to_dtype(weights, q.dtype)
+    weights = to_dtype(weights, DTYPE)
     if PAIRED:
-        even, odd = widen_pairs(values, q.dtype)
+        pairs = _load_vectors(all_values, vectors + value_offset, E // 2, E_BLOCK // 2)
+        even, odd = widen_pairs(pairs, DTYPE)
         total_odd = dot(weights, odd, total_odd * decay[:, None])
         total = dot(weights, even, total * decay[:, None])
     else:
-        total = dot(weights, widen(values, q.dtype), total * decay[:, None])
+        values = _load_vectors(all_values, vectors + value_offset, E, E_BLOCK)
+        total = dot(weights, widen(values, DTYPE), total * decay[:, None])
     return new_peak, mass, total, total_odd
 
 

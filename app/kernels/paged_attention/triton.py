@@ -10,7 +10,6 @@ Decode and prefill multiply with different instructions: a query computed by one
 
 import math
 
-import torch
 import triton
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def paged_attention_triton(
     pages = {
         "q": q,
         "kv": kv.values,
-        "kv_scale": None if kv.scale is None else kv.scale.view(-1).view(torch.int32),
+        "kv_scale": kv.scale,
         "query_start_loc": meta.query_start_loc,
         "seq_lens": meta.seq_lens,
         "block_tables": meta.block_tables,
@@ -47,14 +46,8 @@ def paged_attention_triton(
         "window": sliding_window,
     }
     shape = {"H": heads, "G": kv_heads, "E": head_dim, "E_BLOCK": triton.next_power_of_2(head_dim), "B": block_size}
-    decoded = {**pages, "kv": _pairs(kv.values)}
-    launch_decode(decoded, shape, target, meta.split_workspace, max_seq_len=meta.max_seq_len)
+    launch_decode(pages, shape, target, meta.split_workspace, max_seq_len=meta.max_seq_len)
     if meta.max_query_len > 1:
         launch_prefill(pages, shape, target)
     if out.scale is not None:
         quantize_triton(target, out)
-
-
-def _pairs(pages: Tensor) -> Tensor:
-    """Int8 pages as int16: tensor cores take their operands from shared memory in no less."""
-    return pages.view(torch.int16) if pages.dtype == torch.int8 else pages
