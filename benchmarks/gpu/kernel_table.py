@@ -12,12 +12,11 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
-from app.kernels.quantize.triton import quantize_triton
 from app.kernels.sample import SampleParams, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.kernels.types import Act, SplitKWorkspace
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.operands import attention, product
+from benchmarks.gpu.operands import attention, product, quantized
 from benchmarks.gpu.stage import Run, Stage, ceilings, copies_past_l2, seconds
 
 _MOST_COPIES = 64
@@ -109,12 +108,7 @@ def _norm(table: Table, device: torch.device, width: int, batch: int) -> None:
 
 
 def _quantize(table: Table, device: torch.device, width: int, batch: int) -> None:
-    def make() -> Run:
-        x = torch.randn(batch, width, device=device).bfloat16()
-        out = Act(torch.empty_like(x, dtype=torch.int8), torch.empty(batch, 1, device=device))
-        return lambda: quantize_triton(x, out)
-
-    table.row(f"quantize {batch}x{width}", make, 3 * batch * width, 0)
+    table.row(f"quantize {batch}x{width}", lambda: quantized(device, batch, width).run, 3 * batch * width, 0)
 
 
 def _sampling(table: Table, device: torch.device, vocab_size: int, batch: int) -> None:

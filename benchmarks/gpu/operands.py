@@ -11,6 +11,7 @@ from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
+from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
 from benchmarks.gpu.stage import Run
 
@@ -62,6 +63,13 @@ def head(device: torch.device, m: int, vocab_size: int, k: int) -> OpCall:
     weight = LinearWeight((torch.randn(vocab_size, k, device=device) * 0.02).bfloat16())
     out, rows = torch.empty(m, vocab_size, device=device), torch.arange(m, device=device)
     return OpCall(lambda: gather_lm_head(hidden, rows, weight, out), out, weight.values.nbytes)
+
+
+def quantized(device: torch.device, rows: int, width: int) -> OpCall:
+    """Int8 of rows of activations."""
+    x = torch.randn(rows, width, device=device).bfloat16()
+    out = Act(torch.empty_like(x, dtype=torch.int8), torch.empty(rows, 1, device=device))
+    return OpCall(lambda: quantize_triton(x, out), out.values, x.nbytes)
 
 
 def attention(

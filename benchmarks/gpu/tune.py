@@ -30,7 +30,7 @@ from app.kernels import dispatch
 from app.kernels.gpu.tuning import TABLES, Row, Table, launch_shape, read_table, table_name, trying
 from app.kernels.types import SplitKWorkspace
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.operands import OpCall, attention, head, product
+from benchmarks.gpu.operands import OpCall, attention, head, product, quantized
 from benchmarks.gpu.stage import Stage, copies_past_l2, seconds
 
 _SHARED_BYTES = 227 << 10
@@ -118,6 +118,9 @@ def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
     def attend(rows: int, context: int, queries: int, *, int8: bool) -> Callable[[], OpCall]:
         return lambda: attention(device, model, rows, context, queries, int8=int8)
 
+    def quantize(rows: int, columns: int) -> Callable[[], OpCall]:
+        return lambda: quantized(device, rows, columns)
+
     for kind, (bound, m), silu_mul in itertools.product(("w8a8", "w8a16"), _ROWS, (True, False)):
         where = {**({"max_m": bound} if bound else {}), **({"silu_mul": 1} if silu_mul else {})}
         sizes = (1, 1) if kind == "w8a8" else (2, 1)
@@ -129,6 +132,10 @@ def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
     for op, kind in (("gemv", "bf16"), ("gemv_w8a8", "w8a8"), ("gemv_w8a16", "w8a16")):
         both = {**products(kind, 1, silu_mul=False), **products(kind, 1, silu_mul=True)}
         yield Task(op, {}, {"n": width, "k": width, "silu_mul": 0}, both, _gemv())
+    for bound, columns in ((4096, width), (None, inner)):
+        rows = {f"{count}x{columns}": quantize(count, columns) for count in (1, 64, 256)}
+        shapes = [{"num_warps": warps, "num_stages": 1} for warps in (4, 8, 16, 32)]
+        yield Task("quantize", {"max_width": bound} if bound else {}, {"width": columns}, rows, shapes)
     for int8 in (False, True):
         dims = {"head_dim": head_dim, "int8": int(int8)}
         decodes = {f"{rows}x{context}": attend(rows, context, 1, int8=int8) for rows, context in _decodes(device)}

@@ -14,9 +14,11 @@ import torch
 
 from app.engine.core import EngineCore
 from app.kernels import dispatch
+from app.kernels.int8 import quantize_tokens
 from app.kernels.linear import Activation, linear
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
+from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
 from app.types import EngineRequest, SamplingParams
 from tests.integration.whole_steps import (
@@ -117,6 +119,24 @@ def test_a_row_of_an_int8_product_has_the_same_bits_in_any_batch(epilogue: str) 
 
     whole = product(300)
     assert all(product(rows).equal(whole[:rows]) for rows in (1, 2, 17, 64, 200))
+
+
+@pytest.mark.parametrize("width", [576, 4096, 12288])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantised_rows_are_those_of_the_reference_bit_for_bit(width: int, dtype: torch.dtype) -> None:
+    """Values half between two integers included: of them there are many in rows that themselves are int8."""
+    random = torch.Generator().manual_seed(1)
+    magnitudes = torch.exp2(torch.linspace(-120, 100, 64)).unsqueeze(1)
+    x = torch.randn(64, width, generator=random)
+    halves = torch.randint(-254, 255, (64, width), generator=random) / 2
+    halves[:, 0] = 127
+    rows = (torch.cat([x, halves]) * magnitudes.repeat(2, 1)).to(dtype)
+    expected, scales = quantize_tokens(rows)
+    out = Act(torch.empty(128, width, dtype=torch.int8, device="cuda"), torch.empty(128, 1, device="cuda"))
+    quantize_triton(rows.cuda(), out)
+    assert out.values.cpu().equal(expected)
+    assert out.scale is not None
+    assert out.scale.cpu().equal(scales)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

@@ -179,9 +179,24 @@ def int8_scale(x, axis: tl.constexpr = 0):
 
 
 @triton.jit
+def _quotient(x, divisor):
+    """``x / divisor`` correctly rounded, which leaves values that lie half between two integers where they are.
+
+    As Markstein does it ("Computation of elementary functions on the IBM RISC System/6000 processor", 1990): a product
+    with the reciprocal, and a correction by what it leaves of x; a division takes a GPU ten times the instructions.
+    """
+    if _INTERPRETED:  # has no fused product
+        return tl.div_rn(x, divisor)
+    lift = tl.where(divisor < 2.0**-100, 2.0**64, 1.0)  # what is left over must not be too small for a float
+    x, divisor = x * lift, divisor * lift
+    inverse = tl.broadcast_to(tl.div_rn(1.0, divisor), x.shape)
+    divisor = tl.broadcast_to(divisor, x.shape)
+    quotient = x * inverse
+    return tl.fma(tl.fma(-quotient, divisor, x), inverse, quotient)
+
+
+@triton.jit
 def quantize_int8(x, scale):
     """int8 of fp32 ``x`` and its scale (broadcast against it), as ``app.kernels.int8.quantize``; scale 0 gives 0."""
-    divisor = tl.where(scale == 0, 1.0, scale)
-    # Exact division: a reciprocal would move values that lie half between two integers.
-    scaled = tl.div_rn(x, divisor)
+    scaled = _quotient(x, tl.where(scale == 0, 1.0, scale))
     return round_even(tl.minimum(tl.maximum(scaled, -127.0), 127.0)).to(tl.int8)
