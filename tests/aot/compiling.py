@@ -39,6 +39,7 @@ def main(launches: Callable[[], list[Launch]]) -> None:
                 "shared": made.shared_bytes,
                 "wgmma": made.uses_wgmma,
                 "waits": made.waits_for_inputs,
+                "starts_next_first": made.lets_next_start_first,
             }
             sys.stdout.write(json.dumps(row) + "\n")
 

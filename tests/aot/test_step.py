@@ -44,3 +44,9 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
 
 def test_attention_over_prompts_multiplies_in_warp_groups(rows: list[dict[str, Any]]) -> None:
     assert all(row["wgmma"] for row in rows if row["name"] == "_prefill")
+
+
+def test_embed_lets_nobody_read_what_the_first_kernel_has_not_written(rows: list[dict[str, Any]]) -> None:
+    """Kernels behind it read where rows and tokens stand before they wait."""
+    assert not any(row["starts_next_first"] for row in rows if row["name"] == "_embed")
+    assert all(row["starts_next_first"] for row in rows if row["name"] in ("_decode", "_qk_norm_rope_kv_write"))

@@ -40,6 +40,11 @@ class Compiled:
         """Whether it may start ahead of the end of the kernel before it, and waits for that."""
         return "griddepcontrol.wait" in self.ptx
 
+    @property
+    def lets_next_start_first(self) -> bool:
+        """Whether it lets the next kernel start before it has waited itself."""
+        return "griddepcontrol.launch_dependents" in self.ptx.partition("griddepcontrol.wait")[0]
+
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
     """Compiles a launch for compute capability ``capability`` (90 for sm_90).

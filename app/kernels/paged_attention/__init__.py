@@ -31,7 +31,8 @@ def paged_attention(
     One call serves a step's decodes, prefills, chunks behind a cached prefix and any mixture. The step's own keys
     and values are in the pages already. A page entry at or past a row's ``seq_len`` is never read, nor one that has
     left the window of every query. Softmax and sums are fp32. Over packed pages queries and probabilities are rounded
-    to bf16 before they are multiplied, and a query's result hangs on its own row alone, bit for bit.
+    to bf16 before they are multiplied; on a GPU a decode's 16-bit queries of int8 keys have 15 bits of the largest
+    element. A query's result hangs on its own row alone, bit for bit.
 
     Args:
         q: [T, H, E] floating; query head h reads KV head h // (H / G).
