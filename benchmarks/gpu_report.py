@@ -149,7 +149,8 @@ def _headline(written: list[dict[str, Any]]) -> dict[str, Any]:
         if row.get("stage") == "timeline" and "gap_us_p50" in row:
             found[f"{row['model']} {row['format']} gap_us {row['decode']}"] = row["gap_us_p50"]
         if row.get("stage") == "engine" and "decode" in row:
-            found[f"{row['model']} {row['format']} decode {row['decode']}"] = row["tokens_per_s"]
+            eager = " eager" if row["eager"] else ""
+            found[f"{row['model']} {row['format']}{eager} decode {row['decode']}"] = row["tokens_per_s"]
     return found
 
 

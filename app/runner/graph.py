@@ -73,7 +73,7 @@ _MOST_ROWS = 256
 _MIXED_ROWS = (4, 16, 64, 256)
 """Of steps that are not decodes alone: what a row costs that only pads is little beside the tokens of a prompt."""
 _MIXED_TOKENS = (*range(16, 65, 16), 96, 128, 192, 256, *range(384, 1024, 128), *range(1024, 2049, 256))
-"""Steps of more tokens take a GPU longer than the host needs to launch them."""
+"""Steps of more tokens take a GPU longer than even a slow host needs to launch them."""
 _BYTES_PER_LAYER = 32 << 10
 """That the driver takes for a recording of a model, twice what was found: on an H200 (driver 580) four recordings of 36
 layers took 2 MiB in all (``driver_bytes`` of the GPU report). What does not fit is not recorded."""

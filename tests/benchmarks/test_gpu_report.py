@@ -11,8 +11,16 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
+from benchmarks import gpu_report
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["ceilings", "correctness", "headline", "qwen3-8b int8, int8 KV", "timeline bf16"]
+
+
+def test_the_summary_keeps_steps_with_and_without_graphs_apart() -> None:
+    row = {"stage": "engine", "model": "tiny", "format": "bf16", "decode": 4, "tokens_per_s": 9.0, "eager": False}
+    summary = gpu_report._headline([row, {**row, "tokens_per_s": 3.0, "eager": True}])
+    assert summary == {"tiny bf16 decode 4": 9.0, "tiny bf16 eager decode 4": 3.0}
 
 
 def test_a_trial_runs_its_stages_and_sums_them_up(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_formats(dtype: torch.dtype) -> None:
     check([70, 33, 1], [1, 33, 1], dtype=dtype)
 
 
+def test_int8_keys_lose_nothing_to_16_bit_queries() -> None:
+    """Queries so large that 8 bits of them would show in the probabilities; fp16, whose tolerance is narrow."""
+    pages = make_pages([70, 33, 1, 300], dtype=torch.int8)
+    q = queries(4, torch.float16) * 20
+    actual, expected = attend(q, pages.kv, pages.metadata([1] * 4)), attend64(q, pages, [1] * 4)
+    assert relative_error(actual, expected) <= TOLERANCE[torch.float16]
+
+
 @pytest.mark.parametrize("width", [16, 80, 96, 128, 256])
 def test_head_widths(width: int) -> None:
     check([40, 20], [1, 20], width=width, heads=(2, 1))
@@ -86,12 +94,17 @@ def test_sequences_beyond_the_most_splits() -> None:
     check([256 * 32 + 1], [1], heads=(1, 1), width=16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize(
+    ("query", "page"),
+    [(torch.float32, torch.float32), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)],
+)
 @pytest.mark.parametrize("window", [None, 300])
-def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(dtype: torch.dtype, window: int | None) -> None:
+def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(
+    query: torch.dtype, page: torch.dtype, window: int | None
+) -> None:
     lens = [1, 200, 129, 128 * 32 + 5]
-    pages = make_pages(lens, kv_heads=2, head_dim=16, dtype=dtype)
-    q, meta = queries(4, heads=4, width=16), pages.metadata([1] * 4)
+    pages = make_pages(lens, kv_heads=2, head_dim=16, dtype=page)
+    q, meta = queries(4, query, heads=4, width=16), pages.metadata([1] * 4)
     idle = 512 // 2 - 4  # rows without queries: with them a launch is large enough
     many = replace(
         meta,

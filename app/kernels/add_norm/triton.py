@@ -30,7 +30,7 @@ def _add_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     norm_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
         value += tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)

@@ -24,7 +24,7 @@ def _embed(
     PDL: tl.constexpr,
 ):
     # Nobody behind this one starts before the step's first kernel has ended: they may read at once what that one wrote.
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, wait_for_inputs
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 
 _BLOCK = 256
@@ -29,6 +29,7 @@ def _expand_rows(
     table_width,
     B: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)

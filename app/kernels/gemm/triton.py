@@ -57,7 +57,7 @@ def _gemm(
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     row_block, column_block = _grouped(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N), GROUP_M)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import add_products_int8, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import add_products_int8, let_next_start, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight
 
@@ -46,6 +46,7 @@ def _gemv(
     up_part = part
     if SILU_MUL:
         up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K)
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     y = _scaled(_product(x, weight_at, part, K, BLOCK_K), x_scale, weight_scale, bias, columns, inside)
     if SILU_MUL:

@@ -15,8 +15,8 @@ _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def wait_for_inputs(PDL: tl.constexpr, EARLY: tl.constexpr = True):
-    """Every kernel's first words: what the kernels before it write is there from here on.
+def wait_for_inputs(PDL: tl.constexpr):
+    """What the kernels before this one write is there from here on.
 
     With programmatic dependent launch a kernel starts while the one before it still runs, and waits here until that
     one has ended: its launch costs no time of its own. Nobody may go without, as a kernel that ends without having
@@ -24,20 +24,18 @@ def wait_for_inputs(PDL: tl.constexpr, EARLY: tl.constexpr = True):
 
     What nobody writes once ``embed`` has waited may be read before: weights, constants, where rows and tokens stand.
     The latter past the L1, which may still have what stood there in the step before.
-
-    Args:
-        EARLY: lets the next kernel start at once. One of large programs that just fit the GPU would have its own next
-            launch spread unevenly over what is free, and says :func:`let_next_start` when it is nearly through.
     """
     if PDL:
-        if EARLY:
-            gdc_launch_dependents()
         gdc_wait()
 
 
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
-    """The next kernel may start as soon as every program has come here; see :func:`wait_for_inputs`."""
+    """The next kernel may start, to wait for this one, as soon as every program has come here.
+
+    For most kernels that is at once. One of large programs that just fit the GPU would have its own next launch spread
+    unevenly over what is free, and says so when it is nearly through.
+    """
     if PDL:
         gdc_launch_dependents()
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, empty, float32, float64, int32, int64
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.sample.params import LogprobsOut
 from app.kernels.sample.scaled import ordered
@@ -37,6 +37,7 @@ def _pieces(
     logits, rows, token_ids, peaks, masses, greater, faults, keys, k,
     V: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, TOP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     query, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = piece * PIECE + tl.arange(0, PIECE)
@@ -66,6 +67,7 @@ def _report(
     logits, rows, token_ids, peaks, masses, greater, faults, keys, logprob, rank, top_ids, top_logprobs, k,
     V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, TOP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     query = tl.program_id(0).to(tl.int64)
     pieces = tl.arange(0, PIECES_BLOCK)

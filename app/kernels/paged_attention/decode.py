@@ -88,7 +88,7 @@ def _decode(
     split = begin // length + program * run
     first = tl.maximum(split * length, begin // TILE * TILE)
     last = tl.minimum((split + run) * length, seq_len)
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     if (num_queries != 1) | (first >= last):
         return
     SHARED: tl.constexpr = H // G
@@ -174,7 +174,7 @@ def _merge_splits(
     token, num_queries, seq_len = row_before_waiting(query_start_loc, seq_lens, row)
     length = _split_length(seq_len, TILE, MAX_SPLITS)
     first, last = window_start(seq_len, window) // length, tl.cdiv(seq_len, length)
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     if num_queries != 1:
         return
     columns = tl.arange(0, E_BLOCK)

@@ -58,7 +58,7 @@ def _prefill(
     row = low
     token, num_queries, seq_len = row_before_waiting(query_start_loc, seq_lens, row)
     first_query = (block - token // QUERIES - row) * QUERIES
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
     if (num_queries <= 1) | (first_query >= num_queries):
         return
     lines = tl.arange(0, BLOCK_M)

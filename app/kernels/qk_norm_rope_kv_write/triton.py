@@ -58,7 +58,7 @@ def _qk_norm_rope_kv_write(
     if q_norm is not None:
         weight = _norm_weight(q_norm, k_norm, is_query, column, column < HEAD_DIM)
         partner_weight = _norm_weight(q_norm, k_norm, is_query, partner, turned)
-    wait_for_inputs(PDL, EARLY=False)
+    wait_for_inputs(PDL)
 
     start = (token * ALL + head) * HEAD_DIM
     value = tl.load(qkv + start[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, wait_for_inputs
+from app.kernels.gpu.lib import int8_scale, let_next_start, quantize_int8, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -23,6 +23,7 @@ def _quantize(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     source = row

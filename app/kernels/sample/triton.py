@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.sample.params import SampleParams
 from app.kernels.sample.scaled import penalized, row_peak, scaled_piece
@@ -42,6 +42,7 @@ def _peaks(
     peaks, peak_ids, faults,
     V: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = piece * PIECE + tl.arange(0, PIECE)
@@ -80,6 +81,7 @@ def _draws(
     peaks, temperature, thresholds, seeds, positions, sample_indices, draws, draw_ids,
     V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PIECE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
@@ -103,6 +105,7 @@ def _choose(
     peaks, peak_ids, faults, draws, draw_ids, temperature, out, failed,
     PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     pieces = tl.arange(0, PIECES_BLOCK)
@@ -167,6 +170,7 @@ def sample_triton(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed
 def _record_tokens(
     token_ids, slots, last_token, output_counts, num_rows, V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows

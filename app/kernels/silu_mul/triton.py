@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, quantize_int8, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import int8_scale, let_next_start, quantize_int8, silu_mul, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -22,6 +22,7 @@ def _silu_mul(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.sample.params import SampleParams
 from app.kernels.sample.scaled import from_ordered, ordered, row_peak, scaled_piece
@@ -40,6 +40,7 @@ def _list_largest(
     PDL: tl.constexpr,
 ):  # fmt: skip
     """All scaled logits of a piece above the lowest of a few levels that leaves at most KEPT; the mass of the rest."""
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
@@ -152,6 +153,7 @@ def _thresholds(
     STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The least scaled logit that a row keeps."""
+    let_next_start(PDL)
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     heat = tl.load(temperature + row)
