@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -164,6 +165,6 @@ class Interleaved:
     def copy_(self, source: Tensor, /) -> None:
         """Stores each part's rows."""
         sizes = [part.shape[0] // self._groups for part in self.parts]
-        rows = source.unflatten(0, (self._groups, sum(sizes))).split(sizes, dim=1)
+        rows = torch.split(source.reshape(self._groups, sum(sizes), *source.shape[1:]), sizes, dim=1)
         for part, of_part in zip(self.parts, rows, strict=True):
             part.copy_(of_part.flatten(0, 1))

@@ -113,7 +113,9 @@ SPANS = [(0, 1), (5, 3), (0, 0), (16, 1), (15, 1), (3, 15), (16, 16), (0, 17), (
 DECODES = [(0, 1), (1, 1), (15, 1), (16, 1), (17, 1), (300, 1)]
 
 
-def check_pages(actual: Tensor, before: Tensor, rows: Rows, states: Sequence[dict[int, Tensor]], tolerance: float) -> None:
+def check_pages(
+    actual: Tensor, before: Tensor, rows: Rows, states: Sequence[dict[int, Tensor]], tolerance: float
+) -> None:
     """Blocks that rows leave their states in hold them (position -> fp64 state, a row), all others what was there."""
     written = set()
     for row, by_position in enumerate(states):

@@ -14,7 +14,17 @@ from app.kernels.causal_conv import causal_conv
 from app.kernels.dispatch import FallbackError, Mode
 from app.kernels.native.program import Program
 from app.kernels.types import LayerState
-from tests.kernels.delta import BLOCK, DECODES, IMPLEMENTATIONS, SPANS, Rows, check_pages, make_rows, native_isas, running
+from tests.kernels.delta import (
+    BLOCK,
+    DECODES,
+    IMPLEMENTATIONS,
+    SPANS,
+    Rows,
+    check_pages,
+    make_rows,
+    native_isas,
+    running,
+)
 from tests.kernels.util import TOLERANCE, poisoned, randn, relative_error
 
 TAPS = 4
@@ -76,9 +86,7 @@ class Case:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [8, 33, 600])
 @pytest.mark.parametrize("spans", [SPANS, DECODES], ids=["mixed", "decodes"])
-def test_against_fp64(
-    implementation: str, dtype: torch.dtype, channels: int, spans: list[tuple[int, int]]
-) -> None:
+def test_against_fp64(implementation: str, dtype: torch.dtype, channels: int, spans: list[tuple[int, int]]) -> None:
     if implementation == "triton":
         spans = [(start, min(count, 17)) for start, count in spans]
     case = Case(make_rows(spans), channels, dtype)

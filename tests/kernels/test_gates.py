@@ -52,7 +52,8 @@ def norm64(x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
     heads = x.double().unflatten(1, (-1, weight.numel()))
     normed = heads / (heads.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight.double()
     z = gate.double()
-    return normed.flatten(1) * (z / (1 + (-z).exp()))
+    gated: Tensor = normed.flatten(1) * (z / (1 + (-z).exp()))
+    return gated
 
 
 def sigmoid64(x: Tensor, gate: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def _leave_conv_state(
     )
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     left = channel < tl.where(target >= 0, C, 0)
+    ahead = tl.where(checkpoint >= 0, before, 0)  # without a boundary any tokens: they are not stored
     left_middle = channel < tl.where(checkpoint >= 0, C, 0)
     wait_for_inputs(PDL)
     if tokens > 0:
@@ -107,8 +108,7 @@ def _leave_conv_state(
         for kept in tl.static_range(K - 1):
             index = kept - (K - 1)
             last = _input(x, x_stride, state, token, tokens + index, source, channel, C, K)
-            # Without a boundary its own first tokens, which are not stored.
-            middle = _input(x, x_stride, state, token, tl.where(checkpoint >= 0, before, 0) + index, source, channel, C, K)
+            middle = _input(x, x_stride, state, token, ahead + index, source, channel, C, K)
             at = state + kept * C + channel
             tl.store(at + checkpoint * ((K - 1) * C), to_dtype(middle, state.dtype.element_ty), mask=left_middle)
             tl.store(at + target * ((K - 1) * C), to_dtype(last, state.dtype.element_ty), mask=left)

@@ -25,7 +25,7 @@ def gated_delta_reference(
     tokens, channels = qkv_TC.shape
     _, heads, k_dim, v_dim = state.recurrent.shape
     keys = (channels - heads * v_dim) // 2
-    q, k, v = qkv_TC.float().split([keys, keys, heads * v_dim], dim=1)
+    q, k, v = torch.split(qkv_TC.float(), [keys, keys, heads * v_dim], dim=1)
     shared = heads * k_dim // keys
     q_THK = _normalised(q.view(tokens, -1, k_dim)).mul(k_dim**-0.5).repeat_interleave(shared, dim=1)
     k_THK = _normalised(k.view(tokens, -1, k_dim)).repeat_interleave(shared, dim=1)

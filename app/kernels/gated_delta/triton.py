@@ -3,7 +3,8 @@
 A mixed step starts the kernels of both, each of which leaves the other's rows alone. A program has some columns of a
 value head's state, which know nothing of each other.
 
-In a chunk (Yang et al. 2024, arXiv:2412.06464), with G_i the sum of its log decays up to token i and S its first state::
+In a chunk (Yang et al. 2024, arXiv:2412.06464), with G_i the sum of its log decays up to token i and S the state that
+it begins with::
 
     A[i, j] = beta_i (k_i . k_j) exp(G_i - G_j)  for j < i
     U = (I + A)^-1 diag(beta) (V - diag(exp G) K S)
@@ -12,6 +13,9 @@ In a chunk (Yang et al. 2024, arXiv:2412.06464), with G_i the sum of its log dec
 
 Chunks begin at absolute positions and, where a state is left, at that boundary: how a prompt is cut into rows moves a
 result by rounding alone.
+
+Between chunks the state stands in the block that the row leaves it in, which a row of several tokens always has: with
+chunks of 32 tokens and pieces of keys at a time nothing spills, while a state or a chunk of 64 in registers does.
 
 Held against a float64 formula in Triton's interpreter; compiled ahead of time for sm_90. No GPU has run it yet.
 """
@@ -109,7 +113,9 @@ def _load_piece(at, token_stride, place, live, piece, DK: tl.constexpr):
 def _load_state(state, block, head, piece, column, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
     """[piece, columns] fp32 of a head's state; zeros where there is no block."""
     mask = (piece < tl.where(block >= 0, DK, 0))[:, None] & (column < DV)[None, :]
-    return tl.load(state + (block * HV + head) * (DK * DV) + piece[:, None] * DV + column[None, :], mask=mask, other=0.0)
+    return tl.load(
+        state + (block * HV + head) * (DK * DV) + piece[:, None] * DV + column[None, :], mask=mask, other=0.0
+    )
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from app.kernels.types import Act
 
 
 def gated_norm_reference(x_TN: Tensor, weight_E: Tensor, gate_TN: Tensor, eps: float, out: Act) -> None:
-    x_THE = x_TN.float().unflatten(1, (-1, weight_E.numel()))
+    tokens, width = x_TN.shape[0], weight_E.numel()
+    x_THE = x_TN.float().view(tokens, x_TN.shape[1] // width, width)
     inverse_rms_TH1 = x_THE.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
     store_act((x_THE * inverse_rms_TH1 * weight_E.float()).flatten(1) * F.silu(gate_TN.float()), out)
