@@ -14,7 +14,7 @@ from typing import NamedTuple
 from app.engine.kv.chain import PrefixChain
 from app.engine.kv.full import FullPolicy
 from app.engine.kv.group import GroupPolicy
-from app.engine.kv.pool import BlockPool
+from app.engine.kv.pool import BlockPool, IntegrityError
 from app.engine.kv.sliding import SlidingPolicy
 from app.engine.kv.state import StatePolicy
 from app.engine.kv.table import BlockTable
@@ -152,6 +152,8 @@ class KVManager:
         """
         if self.covers(request, end):
             return [[] for _ in self._pools]
+        if not all_fit(missing := self.missing(request, end), self.num_free):
+            raise IntegrityError(f"{missing} blocks wanted, {self.num_free} free")
         gained = []
         for policy, pool, table in zip(self._policies, self._pools, request.tables, strict=True):
             first = len(table.entries)

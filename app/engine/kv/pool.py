@@ -46,13 +46,7 @@ class BlockPool:
     # -- holds --------------------------------------------------------------------------------------------------
 
     def take(self) -> int:
-        """A free block, held from here on; what it held is forgotten.
-
-        Raises:
-            IntegrityError: there is none: callers ask :attr:`num_free` first.
-        """
-        if not self._free:
-            raise IntegrityError("a block is wanted, none is free")
+        """A free block, held from here on; what it held is forgotten. Callers ask :attr:`num_free` first."""
         block_id, _ = self._free.popitem(last=False)
         self._forget(block_id)
         self._ref_counts[block_id] = 1

@@ -95,9 +95,11 @@ def test_equal_contents_stay_on_offer_once() -> None:
 
 
 def test_too_many_blocks_are_an_error_not_a_wrong_table() -> None:
-    kv = manager(num_blocks=2)
+    kv = manager(kv_group("full", 8), kv_group("sliding", 2, window=3))
+    new = request(kv, [1] * 9)
     with pytest.raises(IntegrityError):
-        kv.allocate(request(kv, [1] * 9), 9)
+        kv.allocate(new, 9)
+    kv.check_integrity([new.tables])
 
 
 def _leak(kv: KVManager, held: Request) -> None:
