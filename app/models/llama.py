@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -145,8 +146,8 @@ class LlamaForCausalLM:
         self,
         token_ids_T: Tensor,
         positions_T: Tensor,
-        kv: list[LayerKVCache],
-        meta: AttentionMetadata,
+        kv: Sequence[LayerKVCache],
+        metas: Sequence[AttentionMetadata],
         arena: StepArena,
     ) -> Tensor:
         """Final hidden states [T, D] of the step's tokens, a buffer of ``arena``; writes their keys and values.
@@ -155,11 +156,12 @@ class LlamaForCausalLM:
             token_ids_T: [T] int64.
             positions_T: [T] int64.
             kv: one cache a layer.
+            metas: one a layer; layers of a KV cache group share theirs.
             arena: begun with T rows.
         """
         acts = self._take_activations(arena)
         self.embedding(token_ids_T, acts.residual)
-        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
+        for index, (layer, layer_kv, meta) in enumerate(zip(self.layers, kv, metas, strict=True)):
             layer.forward(acts, positions_T, layer_kv, meta, first=index == 0)
         self.final_norm(acts.delta, Act(acts.final), residual_TD=acts.residual)
         return acts.final

@@ -12,7 +12,7 @@ import torch
 from app.kernels.gpu.launch import Launch, collecting
 from app.models.registry import model_class
 from app.quant.placement import Placement, WeightFormat
-from app.runner.kv_cache import plan_kv_cache
+from app.runner.kv_plan import plan_kv_cache
 from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner
 from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput

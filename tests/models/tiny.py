@@ -29,6 +29,7 @@ from app.models.registry import model_class
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
 from app.types import ScheduledRow
+from tests.fakes import kv_group
 from tests.runner.steps import row_of, step_of
 
 CPU = torch.device("cpu")
@@ -130,6 +131,7 @@ class PagedExecution:
         self._arena = StepArena(CONTEXT, CPU)
         self._last_token = torch.zeros(8, dtype=torch.int64)
         self._batch = InputBatch(
+            [kv_group("full", num_blocks)],
             num_slots=8,
             max_tokens=CONTEXT,
             max_logit_rows=CONTEXT,
@@ -150,8 +152,8 @@ class PagedExecution:
         self._batch.expand(inputs, self._last_token)
         tokens = inputs.tokens
         self._arena.begin(tokens.token_ids.numel())
-        meta = replace(inputs.meta, split_workspace=self._split_workspace)
-        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, meta, self._arena)
+        metas = [replace(inputs.metas[0], split_workspace=self._split_workspace)] * len(self.kv)
+        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, metas, self._arena)
         logits = torch.full((tokens.logit_indices.numel(), self._vocab_size), torch.nan)
         self._model.logits(hidden, tokens.logit_indices, logits, self._arena)
         return logits
