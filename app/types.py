@@ -380,8 +380,8 @@ class ScheduledRow(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: list[int] | None
     """Ids from the host, or None: the one token that the slot sampled last, still on the device."""
     new_block_ids: list[list[int]]
-    """Entries appended to the slot's table, a list for each KV cache group: blocks, and ``NO_BLOCK`` for places that the
-    group keeps nothing at."""
+    """Entries appended to the slot's table, a list for each KV cache group: blocks, and ``NO_BLOCK`` where it keeps
+    nothing."""
     logits_start: int
     """Logits are needed for the row's tokens [logits_start, num_tokens); equal to num_tokens when for none."""
     num_samples: int

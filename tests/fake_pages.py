@@ -32,10 +32,10 @@ class Node:
     before: Node | None
 
     def context(self) -> list[int]:
-        tokens, node = [], self
-        while node is not None:
-            tokens.append(node.token)
-            node = node.before  # type: ignore[assignment]
+        tokens, before = [self.token], self.before
+        while before is not None:
+            tokens.append(before.token)
+            before = before.before
         return tokens[::-1]
 
 

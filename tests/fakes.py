@@ -110,10 +110,8 @@ def kv_group(kind: str = "full", num_blocks: int = 64, *, window: int | None = N
 def make_fake_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> FakeRunner:
     """A ``make_runner`` for :func:`app.engine.process.run_engine` and ``InprocConnection``."""
     progress(LoadProgress(phase="weights", done=1, total=1))
-    num_blocks = config.num_blocks or 64
-    assert isinstance(num_blocks, int)
     return FakeRunner(
-        num_blocks=num_blocks, block_size=config.block_size, max_model_len=config.max_model_len or 512
+        num_blocks=config.num_blocks or 64, block_size=config.block_size, max_model_len=config.max_model_len or 512
     )
 
 
@@ -147,7 +145,7 @@ class FakeRunner:
     def __init__(
         self,
         *,
-        num_blocks: int = 64,
+        num_blocks: int | tuple[int, ...] = 64,
         groups: Sequence[KVCacheGroup] | None = None,
         block_size: int = 16,
         vocab_size: int = VOCAB_SIZE,
@@ -162,7 +160,7 @@ class FakeRunner:
     ) -> None:
         """
         Args:
-            num_blocks: of the one full group that there is if no ``groups`` are given.
+            num_blocks: of the full group, or each of the full groups, that there are if no ``groups`` are given.
             next_token: the model.
             draft: guesses for the tokens that follow a context, offered after each sample.
             withhold: rows that sample nothing this time.
@@ -170,7 +168,11 @@ class FakeRunner:
             fail_submit, fail_collect: steps that raise.
             delay: seconds that a step takes.
         """
-        groups = [kv_group("full", num_blocks)] if groups is None else list(groups)
+        if groups is None:
+            groups = [
+                kv_group("full", count) for count in ([num_blocks] if isinstance(num_blocks, int) else num_blocks)
+            ]
+        groups = list(groups)
         self.kv_cache_spec = KVCacheSpec(block_size=block_size, groups=groups)
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
@@ -363,4 +365,3 @@ class FakeRunner:
     def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
         top = [((token_id + i) % self.vocab_size, -0.5 - i) for i in range(num_top)]
         return TokenLogprobs(token_id=token_id, logprob=-0.5, rank=1, top=top)
-

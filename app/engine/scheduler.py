@@ -6,9 +6,9 @@ on by as many tokens as budget and blocks allow, so chunked prefill and mixed ba
 * **Order** is (priority, arrival), in both queues; waiting requests are admitted strictly in that order.
 * **Fairness**: a row ahead in the order leaves one token and one logits row to every request behind it that decodes,
   and no more requests run than could each get a token, so neither prefills nor decodes starve.
-* **Short of blocks** of any KV group, a running request preempts those behind it, last first; with none behind it, it waits for those
-  ahead, who always get on. A preempted request keeps its place in the order and computes again what the prefix cache
-  has lost. Nobody preempts itself, and admission has refused whatever does not fit alone.
+* **Short of blocks**, of whichever KV group, a running request preempts those behind it, last first; with none behind
+  it, it waits for those ahead, who always get on. A preempted request keeps its place in the order and computes again
+  what the prefix cache has lost. Nobody preempts itself, and admission has refused whatever does not fit alone.
 * **Short of blocks or slots**, a waiting request of strictly better priority preempts running ones of worse priority.
 * **What a sequence no longer reads** (a window's past) comes back when the rows that read it are collected.
 * **Steps in flight** still read and write the blocks of a request that leaves: its blocks and its slot come back when

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from app.runner.errors import RunnerError
 from app.runner.staging import StagedBuffer

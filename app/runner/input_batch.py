@@ -92,9 +92,7 @@ class InputBatch:
         ]
         self._feed_end = 0
         self._arange = np.arange(num_slots + 1)
-        self._token_ids, self._positions = (
-            torch.zeros(max_tokens, dtype=torch.int64, device=device) for _ in range(2)
-        )
+        self._token_ids, self._positions = (torch.zeros(max_tokens, dtype=torch.int64, device=device) for _ in range(2))
         self._logit_indices = torch.zeros(max_logit_rows, dtype=torch.int64, device=device)
         self._decoding: list[int] = []
         """Slots of the step before if it was a decode alone."""

@@ -160,9 +160,9 @@ class Sizes:
             least = (0,) * len(least)
         counts, open_groups = list(least), list(range(len(self.groups)))
         while open_groups:
-            given = sum(counts[i] * group.bytes_per_block for i, group in enumerate(self.groups) if i not in open_groups)
+            left = memory - self.nbytes(0 if i in open_groups else count for i, count in enumerate(counts))
             wanted = sum(shares[i] * self.groups[i].bytes_per_block for i in open_groups)
-            portions = {i: (memory - given) * shares[i] // wanted for i in open_groups}
+            portions = {i: left * shares[i] // wanted for i in open_groups}
             short = [i for i in open_groups if portions[i] < least[i]]
             if not short:
                 for i, count in portions.items():
@@ -179,8 +179,7 @@ class Sizes:
             for count, need in zip(counts, self.least(self._context), strict=True)
         )
         groups = [
-            msgspec.structs.replace(group, num_blocks=count)
-            for group, count in zip(self.groups, counts, strict=True)
+            msgspec.structs.replace(group, num_blocks=count) for group, count in zip(self.groups, counts, strict=True)
         ]
         return KVCachePlan(KVCacheSpec(block_size=size, groups=groups), self._asked or min(self._context, capacity))
 

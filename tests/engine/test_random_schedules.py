@@ -226,7 +226,11 @@ def test_the_scenarios_reach_what_they_are_meant_to_test(depth: int) -> None:
     scenario = [Job(i, 64, 1 + i, 40, i % 3, None, None, False, False) for i in range(12)]
     fault = Faults(frozenset({40}), fail_in_submit=False, withhold=10, drafts=True, bad_rows=0)
     engine = Harness(
-        fault.runner([kv_group("full", 16)]), pipeline_depth=depth, max_num_seqs=6, max_num_batched_tokens=24, eos_token_ids=(EOS,)
+        fault.runner([kv_group("full", 16)]),
+        pipeline_depth=depth,
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+        eos_token_ids=(EOS,),
     )
     play(engine, scenario)
     assert engine.stats.preemptions_total > 0

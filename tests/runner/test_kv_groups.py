@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ PROMPTS = {
     for shared, own in ((100, 60), (100, 7), (0, 1), (40, 30))
 }
 NUM_TOKENS = 60
+
+
+@pytest.fixture(autouse=True)
+def modes() -> Iterator[None]:
+    yield
+    dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
 class Loaded:

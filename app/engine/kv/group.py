@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from app.types import KVCacheGroup
 
 
-class GroupPolicy:
-    """One group's rules, those of a group that keeps all; kinds override what they do otherwise.
+class GroupPolicy(ABC):
+    """One group's rules.
 
     Block b of a sequence is the one of positions ``[b * block_size, (b + 1) * block_size)``.
     """
 
-    keeps_all = True
-    """Nothing is given back before the request ends."""
-    can_rewind = True
+    keeps_all: ClassVar[bool]
+    """Nothing is given back before the request ends, so that a hit needs all blocks before it."""
+    can_rewind: ClassVar[bool] = True
     """A sequence can go back by some tokens: what was written for them is written again."""
-    readable_at_once = True
+    readable_at_once: ClassVar[bool] = True
     """What a row writes can be read by other rows of the same step."""
 
     def __init__(self, group: KVCacheGroup, block_size: int) -> None:
         self.group = group
         self.block_size = block_size
 
+    @abstractmethod
     def first_kept(self, position: int) -> int:
         """First block that a token at ``position``, or one behind it, may read."""
-        return 0
+
+    @abstractmethod
+    def longest_hit(self, num_blocks: int, has: Callable[[int], bool]) -> int:
+        """The largest number of blocks, at most ``num_blocks``, behind which a sequence can start.
+
+        Args:
+            has: whether a block of the sequence is on offer.
+        """
+
+    @abstractmethod
+    def max_chunk(self, max_tokens: int, max_model_len: int) -> int:
+        """Tokens that a row may have for a sequence to fit alone, at most ``max_tokens``; at least 1."""
+
+    @abstractmethod
+    def capacity(self, max_model_len: int) -> int:
+        """Blocks of the longest sequence that the group holds alone, computed by rows of one token if need be."""
 
     def allocated(self, first: int, end: int) -> Sequence[int]:
         """Blocks from ``first`` on that a row needs which computes the tokens before position ``end``."""
@@ -35,25 +53,6 @@ class GroupPolicy:
     def published(self, first: int, num_full: int) -> Sequence[int]:
         """Which of the blocks ``first … num_full - 1`` hold what a hit needs, once ``num_full`` are full."""
         return range(first, num_full)
-
-    def longest_hit(self, num_blocks: int, has: Callable[[int], bool]) -> int:
-        """The largest number of blocks, at most ``num_blocks``, behind which a sequence can start.
-
-        Args:
-            has: whether a block of the sequence is on offer.
-        """
-        for index in range(num_blocks):
-            if not has(index):
-                return index
-        return num_blocks
-
-    def max_chunk(self, max_tokens: int, max_model_len: int) -> int:
-        """Tokens that a row may have for a sequence to fit alone, at most ``max_tokens``; at least 1."""
-        return max_tokens
-
-    def capacity(self, max_model_len: int) -> int:
-        """Blocks of the longest sequence that the group holds alone, computed by rows of one token if need be."""
-        return self.group.num_blocks
 
 
 class WindowPolicy(GroupPolicy):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from app.engine.kv.chain import PrefixChain
@@ -196,7 +197,7 @@ class KVManager:
         for group in itertools.cycle(self._by_reach):
             if num_blocks == 0 or agreed == len(self._pools):
                 break
-            longest = self._policies[group].longest_hit(num_blocks, lambda i, g=group: self._find(request, g, i) >= 0)
+            longest = self._policies[group].longest_hit(num_blocks, partial(self._has, request, group))
             agreed = agreed + 1 if longest == num_blocks else 1
             num_blocks = longest
         entries = []
@@ -205,6 +206,9 @@ class KVManager:
             kept = [self._find(request, group, index) for index in range(first, num_blocks)]
             entries.append([NO_BLOCK] * (num_blocks - len(kept)) + kept)
         return Hit(num_blocks, entries)
+
+    def _has(self, request: Request, group: int, index: int) -> bool:
+        return self._find(request, group, index) != NO_BLOCK
 
     def _find(self, request: Request, group: int, index: int) -> int:
         """The published block of a group that holds the request's block ``index``; ``NO_BLOCK`` if there is none."""

@@ -83,7 +83,7 @@ class BlockPool:
         return contents is not None and contents.token_ids == token_ids
 
     def publish(self, block_id: int, digest: bytes, token_ids: list[int]) -> bool:
-        """Offers a held block; returns whether it is on offer now: of blocks with equal contents the first one stays."""
+        """Offers a held block; returns whether it is on offer now: of equal contents the first block stays."""
         if self._contents[block_id] is not None or digest in self._published:
             return False
         self._contents[block_id] = _Contents(digest, token_ids)

@@ -189,7 +189,7 @@ def test_a_hit_needs_the_last_window_of_a_sliding_group_alone() -> None:
 def test_a_bad_row_takes_off_offer_what_it_gave_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     runner = runner_of([kv_group("sliding", 40, window=WINDOW)])
-    runner.row_error = lambda step, row: "non-finite logits" if row.num_samples else None
+    runner.row_error = lambda _, row: "non-finite logits" if row.num_samples else None
     engine = Harness(runner, max_num_batched_tokens=64)
     engine.add(fake_request("a", PREFIX[:300], 4))
     engine.run()
@@ -249,7 +249,7 @@ def test_drafts_are_not_tried_where_a_state_cannot_go_back(depth: int) -> None:
 
 
 def test_a_row_that_sampled_nothing_is_computed_again_from_a_boundary(depth: int) -> None:
-    runner = runner_of(SPECS["full+state"], withhold=lambda step, row: step.step in (3, 9))
+    runner = runner_of(SPECS["full+state"], withhold=lambda step, _: step.step in (3, 9))
     engine = Harness(runner, pipeline_depth=depth)
     engine.add(fake_request("a", PREFIX[:50], 40))
     engine.run()

@@ -141,9 +141,7 @@ GROUPS = {
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 20), st.booleans()), max_size=60),
 )
 @settings(max_examples=150, deadline=None)
-def test_books_balance_under_any_sequence_of_operations(
-    kind: str, operations: list[tuple[int, int, bool]]
-) -> None:
+def test_books_balance_under_any_sequence_of_operations(kind: str, operations: list[tuple[int, int, bool]]) -> None:
     kv = manager(*GROUPS[kind])
     held: dict[int, Request] = {}
     for index, length, publish in operations:
