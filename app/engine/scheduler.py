@@ -130,7 +130,7 @@ class Scheduler:
             gained = self._kv.allocate(request, num_cached + num_tokens)
             new_block_ids = [cached + new for cached, new in zip(hit.entries, gained, strict=True)]
             self._add_row(step, budget, request, num_tokens, [], new_block_ids)
-            promised = added(promised, self._promised_to(request))
+            promised = added(promised, self._kv.promised([request]))
 
     def _start(self, request: Request, hit: Hit, step: Step, now: float) -> None:
         """Binds a waiting request to a slot, its tables starting with a cached prefix."""
@@ -196,10 +196,7 @@ class Scheduler:
 
         Without this, prompts admitted on their first chunk would preempt each other over their later ones.
         """
-        return added((0,) * self._kv.num_groups, *map(self._promised_to, self.running))
-
-    def _promised_to(self, request: Request) -> Counts:
-        return tuple(count + 1 for count in self._kv.outstanding(request))
+        return self._kv.promised(self.running)
 
     def _returning(self) -> tuple[Counts, int]:
         """Blocks (at most) and slots that come back when the steps in flight are collected."""

@@ -80,13 +80,3 @@ class BlockTables:
                 end += len(block_ids)
         new_block_loc[len(rows) :] = end
         return end
-
-    def check_reach(self, slots: Sequence[int], lengths: Sequence[int], block_size: int) -> None:
-        """Checks that each sequence has its entries.
-
-        Raises:
-            RunnerError: one is longer than its table.
-        """
-        held = self.num_entries
-        if any(length > held[slot] * block_size for slot, length in zip(slots, lengths, strict=True)):
-            raise RunnerError("a row's tokens reach beyond the blocks of its slot")

@@ -239,11 +239,13 @@ class InputBatch:
 
     def _check_lengths(self, slots: Sequence[int], lengths: Sequence[int]) -> int:
         """The longest; each has to have its blocks."""
-        longest = max(lengths)
+        longest, size = max(lengths), self._block_size
         if longest > self._max_model_len:
             raise RunnerError(f"a sequence of {longest} tokens, the longest may have {self._max_model_len}")
         for group in self._groups:
-            group.check_reach(slots, lengths, self._block_size)
+            held = group.num_entries
+            if any(length > held[slot] * size for slot, length in zip(slots, lengths, strict=True)):
+                raise RunnerError("a row's tokens reach beyond the blocks of its slot")
         return longest
 
     def _pad(self, step: SchedulerOutput, bucket: Bucket) -> None:

@@ -17,7 +17,10 @@ class FullPolicy(GroupPolicy):
         return 0
 
     def longest_hit(self, num_blocks: int, has: Callable[[int], bool]) -> int:
-        return next((index for index in range(num_blocks) if not has(index)), num_blocks)
+        for index in range(num_blocks):
+            if not has(index):
+                return index
+        return num_blocks
 
     def max_chunk(self, max_tokens: int, max_model_len: int) -> int:
         del max_model_len

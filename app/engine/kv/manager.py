@@ -8,8 +8,7 @@ can serve it. Numbers of blocks are tuples, one for each group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from app.engine.kv.chain import PrefixChain
@@ -111,13 +110,15 @@ class KVManager:
             len(policy.allocated(len(table.entries), end)) for policy, table in zip(self._policies, tables, strict=True)
         )
 
-    def outstanding(self, request: Request) -> Counts:
-        """Blocks that a running request still takes, at most, for its known tokens."""
-        tables = request.tables
-        return tuple(
-            self._still(group, len(request.token_ids), len(table.entries), table.num_held)
-            for group, table in enumerate(tables)
-        )
+    def promised(self, requests: Sequence[Request]) -> Counts:
+        """Blocks that running requests still take, at most, for their known tokens; and one for each to grow by."""
+        counts = [len(requests)] * len(self._pools)
+        for request in requests:
+            num_tokens = len(request.token_ids)
+            if not self.covers(request, num_tokens):
+                for group, table in enumerate(request.tables):
+                    counts[group] += self._still(group, num_tokens, len(table.entries), table.num_held)
+        return tuple(counts)
 
     def needed(self, request: Request, hit: Hit) -> Counts:
         """Free blocks that a waiting request's known tokens take, at most, behind a cached prefix."""
@@ -193,31 +194,36 @@ class KVManager:
         That one is always computed again: its logits are what the request wants, and a shared block is never written.
         """
         num_blocks = (len(request.token_ids) - 1) // self.block_size if self.looks_up(request) else 0
+        if num_blocks == 0:
+            return Hit(0, [[] for _ in self._pools])
+        found: list[dict[int, int]] = [{} for _ in self._pools]
         agreed = 0
         for group in itertools.cycle(self._by_reach):
             if num_blocks == 0 or agreed == len(self._pools):
                 break
-            longest = self._policies[group].longest_hit(num_blocks, partial(self._has, request, group))
+            longest = self._policies[group].longest_hit(num_blocks, self._finder(request, group, found[group]))
             agreed = agreed + 1 if longest == num_blocks else 1
             num_blocks = longest
         entries = []
-        for group, policy in enumerate(self._policies):
-            first = policy.first_kept(num_blocks * self.block_size)
-            kept = [self._find(request, group, index) for index in range(first, num_blocks)]
-            entries.append([NO_BLOCK] * (num_blocks - len(kept)) + kept)
+        for policy, block_ids in zip(self._policies, found, strict=True):
+            first = min(policy.first_kept(num_blocks * self.block_size), num_blocks)
+            entries.append([NO_BLOCK] * first + [block_ids[index] for index in range(first, num_blocks)])
         return Hit(num_blocks, entries)
 
-    def _has(self, request: Request, group: int, index: int) -> bool:
-        return self._find(request, group, index) != NO_BLOCK
+    def _finder(self, request: Request, group: int, found: dict[int, int]) -> Callable[[int], bool]:
+        """Says whether a block of the request is on offer in a group, and keeps in ``found`` which."""
+        pool, size, token_ids, hashes = self._pools[group], self.block_size, request.token_ids, request.block_hashes
+        late = group in self._written_late
 
-    def _find(self, request: Request, group: int, index: int) -> int:
-        """The published block of a group that holds the request's block ``index``; ``NO_BLOCK`` if there is none."""
-        pool = self._pools[group]
-        block_id = pool.find(self._chain.digest(request, index))
-        if block_id is None or not pool.holds(block_id, self._chain.tokens(request, index)):
-            return NO_BLOCK
-        late = group in self._written_late and BlockRef(group, block_id) in self._fresh
-        return NO_BLOCK if late else block_id
+        def has(index: int) -> bool:
+            digest = hashes[index] if index < len(hashes) else self._chain.digest(request, index)
+            block_id = pool.find(digest, token_ids[index * size : (index + 1) * size])
+            if block_id is None or (late and BlockRef(group, block_id) in self._fresh):
+                return False
+            found[index] = block_id
+            return True
+
+        return has
 
     def share(self, request: Request, hit: Hit) -> None:
         """Starts the request's tables with a cached prefix."""

@@ -73,14 +73,13 @@ class BlockPool:
 
     # -- contents -----------------------------------------------------------------------------------------------
 
-    def find(self, digest: bytes) -> int | None:
-        """The block on offer under a digest."""
-        return self._published.get(digest)
-
-    def holds(self, block_id: int, token_ids: list[int]) -> bool:
-        """Whether a published block is of these tokens: digests may collide."""
+    def find(self, digest: bytes, token_ids: list[int]) -> int | None:
+        """The block on offer that holds these tokens, behind a prefix that the digest tells of too."""
+        block_id = self._published.get(digest)
+        if block_id is None:
+            return None
         contents = self._contents[block_id]
-        return contents is not None and contents.token_ids == token_ids
+        return block_id if contents is not None and contents.token_ids == token_ids else None  # digests may collide
 
     def publish(self, block_id: int, digest: bytes, token_ids: list[int]) -> bool:
         """Offers a held block; returns whether it is on offer now: of equal contents the first block stays."""
