@@ -306,15 +306,16 @@ class KVCacheGroup(msgspec.Struct, frozen=True, kw_only=True):
     * ``state``: one recurrent state, that after the last of those positions that has been computed. A row of tokens
       ``[start, end)`` reads the state of entry ``(start - 1) // block_size`` and leaves its own in entry
       ``(end - 1) // block_size``; if it passes a boundary of blocks, it leaves the state at the last one in entry
-      ``end // block_size - 1`` too. Each layer reads before any row writes.
+      ``end // block_size - 1`` too. No row reads a state that another row of its step writes.
     """
 
     kind: str
     """``full``, ``sliding`` or ``state``."""
     layers: tuple[int, ...]
     """Indices of the model's layers, ascending."""
-    num_kv_heads: int
-    head_dim: int
+    num_kv_heads: int = 0
+    """Of each layer's keys and values, like ``head_dim``; states have neither."""
+    head_dim: int = 0
     dtype: str
     bytes_per_block: int
     """All layers of the group: keys and values, or states; scales included."""

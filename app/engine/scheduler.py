@@ -202,8 +202,7 @@ class Scheduler:
         """Blocks (at most) and slots that come back when the steps in flight are collected."""
         holds = [hold for step in self.in_flight for hold in step.holds]
         blocks = [tuple(table.num_held for table in hold.tables) for hold in holds]
-        blocks += map(self._kv.leaving, self.running)
-        return added((0,) * self._kv.num_groups, *blocks), len(holds)
+        return added(self._kv.leaving(self.running), *blocks), len(holds)
 
     def _yield_to_priority(self) -> None:
         """Makes room for the first waiting request at the cost of running ones of worse priority."""

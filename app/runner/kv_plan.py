@@ -144,20 +144,18 @@ class Sizes:
 
         The shares are those of a typical sequence. A window counts twice, so that the end of an earlier turn of a
         conversation stays beside the running one. No group gets less than a sequence of the length that was asked for
-        takes alone, computed by the largest rows, if there is room for those.
+        (a typical one, if none was) takes alone: computed by the largest rows if there is room for those.
         """
         if len(self.groups) == 1:
             return (memory // self.groups[0].bytes_per_block,)
         typical = min(self._asked or self._context, _TYPICAL_TOKENS)
+        length = self._asked or max(1, min(typical, self.longest(memory)))
         shares = [
             share if group.window is None else min(2 * share, -(-typical // self.block_size))
             for share, group in zip(self.least(typical), self.groups, strict=True)
         ]
-        least = self.least(chunk=self._chunk)
-        if self.nbytes(least) > memory:
-            least = self.least()
-        if self.nbytes(least) > memory:
-            least = (0,) * len(least)
+        choices = (self.least(length, self._chunk), self.least(length), (0,) * len(self.groups))
+        least = next(choice for choice in choices if self.nbytes(choice) <= memory)
         counts, open_groups = list(least), list(range(len(self.groups)))
         while open_groups:
             left = memory - self.nbytes(0 if i in open_groups else count for i, count in enumerate(counts))

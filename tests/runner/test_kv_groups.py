@@ -209,6 +209,13 @@ def test_a_budget_that_only_just_holds_one_sequence() -> None:
         plan_kv_cache(GEMMA, config_of(max_model_len=20000, kv_cache_memory=needed - 1))
 
 
+@pytest.mark.parametrize("length", [200, 1500, 8000])
+def test_a_small_budget_is_for_the_longest_sequence_that_it_holds(length: int) -> None:
+    sizes = Sizes(GEMMA, config_of())
+    plan = plan_kv_cache(GEMMA, config_of(kv_cache_memory=sizes.nbytes(sizes.least(length))))
+    assert plan.max_model_len == -(-length // BLOCK) * BLOCK
+
+
 def test_exact_numbers_of_blocks() -> None:
     assert plan_kv_cache(GEMMA, config_of(num_blocks=100)).num_blocks == (100, 100)
     plan = plan_kv_cache(GEMMA, config_of(num_blocks=(70, 200)))

@@ -86,11 +86,6 @@ class KVManager:
     # -- counts -------------------------------------------------------------------------------------------------
 
     @property
-    def num_groups(self) -> int:
-        """Groups, in the order of the spec."""
-        return len(self._pools)
-
-    @property
     def num_free(self) -> Counts:
         """Blocks nobody holds, published ones included."""
         return tuple(pool.num_free for pool in self._pools)
@@ -129,12 +124,14 @@ class KVManager:
             counts.append(idle + self._still(group, len(request.token_ids), len(entries), len(held)))
         return tuple(counts)
 
-    def leaving(self, request: Request) -> Counts:
-        """Blocks that the request gives back once its rows under way are done."""
+    def leaving(self, requests: Sequence[Request]) -> Counts:
+        """Blocks that the requests let go of once their rows under way are done."""
         counts = [0] * len(self._pools)
         for group in self._giving:
-            first = self._policies[group].first_kept(request.num_computed_tokens)
-            counts[group] = request.tables[group].num_leaving(first)
+            policy = self._policies[group]
+            for request in requests:
+                first = policy.first_kept(request.num_computed_tokens)
+                counts[group] += request.tables[group].num_leaving(first)
         return tuple(counts)
 
     def _still(self, group: int, num_tokens: int, num_entries: int, num_held: int) -> int:
@@ -278,6 +275,9 @@ class KVManager:
             IntegrityError: they differ.
         """
         requests = [tables for tables in held if tables]
+        for tables in requests:
+            for table in tables:
+                table.check_integrity()
         for group, pool in enumerate(self._pools):
             pool.check_integrity([tables[group].held() for tables in requests])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from app.engine.kv.pool import IntegrityError
 from app.types import NO_BLOCK
 
 
@@ -39,3 +40,8 @@ class BlockTable:
         self.first = max(self.first, first)
         self.num_held -= len(leaving)
         return leaving
+
+    def check_integrity(self) -> None:
+        """Raises :class:`~app.engine.kv.pool.IntegrityError` when its own books do not balance."""
+        if len(self.held()) != self.num_held or any(block_id != NO_BLOCK for block_id in self.entries[: self.first]):
+            raise IntegrityError(f"a table of {self.num_held} blocks from entry {self.first} on: {self.entries}")
