@@ -58,12 +58,11 @@ def _expand_rows(
             tl.store(positions + tokens, place.to(tl.int64), mask=inside)
             given = tl.load(feed + tokens, mask=inside, other=0).to(tl.int64)
             tl.store(token_ids + tokens, tl.where(carries, sampled, given), mask=inside)
-    if token_ids is None:
-        return
-    wanted, last = tl.load(logit_start_loc + row), tl.load(logit_start_loc + row + 1)
-    for first in range(wanted, last, BLOCK):
-        lines = first + lanes
-        tl.store(logit_indices + lines, (end - last + lines).to(tl.int64), mask=lines < last)
+    if token_ids is not None:
+        wanted, last = tl.load(logit_start_loc + row), tl.load(logit_start_loc + row + 1)
+        for first in range(wanted, last, BLOCK):
+            lines = first + lanes
+            tl.store(logit_indices + lines, (end - last + lines).to(tl.int64), mask=lines < last)
 
 
 def expand_rows_triton(
