@@ -194,6 +194,18 @@ def test_tokenizer_and_generation_config(tmp_path: Path) -> None:
     assert generation_config_json(header) == {"eos_token_id": [1, 2], "temperature": 0.5, "top_k": 20}
 
 
+def test_named_tokens_that_are_ordinary_text_are_not_named(tmp_path: Path) -> None:
+    names = ["padding_token_id", "unknown_token_id", "seperator_token_id", "cls_token_id", "mask_token_id"]
+    ids = {f"tokenizer.ggml.{name}": token_id for name, token_id in zip(names, [3, 4, 2, 5, 0], strict=True)}
+    config = tokenizer_config_json(read_gguf_header(write_gguf(tmp_path / "m.gguf", extra=ids)))
+    assert {name: text for name, text in config.items() if name.endswith("_token") and isinstance(text, str)} == {
+        "bos_token": "<|bos|>",
+        "eos_token": "<|eos|>",
+        "sep_token": "<|pad|>",
+        "mask_token": "<|bos|>",
+    }
+
+
 def test_special_token_outside_the_vocabulary(tmp_path: Path) -> None:
     header = read_gguf_header(write_gguf(tmp_path / "m.gguf", extra={"tokenizer.ggml.eos_token_id": 999}))
     with pytest.raises(StoreError, match=r"tokenizer\.ggml\.eos_token_id = 999 is not in the vocabulary"):
