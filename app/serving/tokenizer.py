@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tokenizers
+from msgspec.structs import replace
 from tokenizers import normalizers
 
 from app.serving.errors import RequestError
 from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
+from app.store.errors import StoreError
+from app.store.files import read_declared_tokens
+from app.store.special_tokens import AddedToken, DeclaredTokens
 
 __all__ = ["CONTROL_BREAK", "Tokenizer", "TokenizerError"]
 
@@ -28,7 +33,7 @@ THREAD_THRESHOLD = 4_000
 
 
 class Tokenizer:
-    """A model's ``tokenizer.json``. Safe to use from several threads.
+    """A model's ``tokenizer.json``, with the tokens that other files declare. Safe to use from several threads.
 
     Text that a client wrote is encoded without looking for control tokens in it, so that a typed ``<|im_end|>`` is
     six or so ordinary tokens. Only text that the server made (a rendered chat template) or that the caller vouches
@@ -44,27 +49,41 @@ class Tokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        declared: DeclaredTokens | None = None,
     ) -> None:
         """
         Args:
             definition: contents of a ``tokenizer.json``.
             add_bos: start encoded texts with BOS even if the definition itself does not.
+            declared: the tokens that other files than ``tokenizer.json`` declare.
 
         Raises:
             TokenizerError: the definition is not usable.
         """
+        declared = declared or DeclaredTokens()
         self._plain = _parse(definition)
-        self._plain.encode_special_tokens = True
         tree = json.loads(definition)
-        self._parsing = _parse(_with_raw_specials(definition, tree))
+        if declared.replaces:
+            tree["added_tokens"] = []
+            definition = json.dumps(tree, ensure_ascii=False)
+            self._plain = _parse(definition)
+        added = self._plain.get_added_tokens_decoder()
+        # The library leaves out what was once added as a control token, whatever is added under that name later.
+        control = {token.content for token in added.values() if token.special}
+        control.update(token.content for token in declared.added if token.special)
+        _add(self._plain, declared.added)
+        self._plain.encode_special_tokens = True
+        self._parsing = _parse(_with_raw_specials(definition, tree, control))
+        raw = [replace(token, normalized=False) if token.content in control else token for token in declared.added]
+        _add(self._parsing, raw)
         # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
         remove_breaks = normalizers.Replace(CONTROL_BREAK, "")
         normalizer = self._parsing.normalizer
         self._parsing.normalizer = normalizers.Sequence([remove_breaks, normalizer]) if normalizer else remove_breaks
 
         added = self._plain.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self.special_tokens: frozenset[str] = frozenset(token.content for token in added.values() if token.special)
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.content in control)
+        self.special_tokens: frozenset[str] = frozenset(added[token_id].content for token_id in self._special_ids)
         # For break_control_tokens; one character has no inside to put a break in.
         breakable = [token for token in self.special_tokens if len(token) > 1]
         self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token) + 1))
@@ -91,17 +110,28 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
     ) -> Tokenizer:
-        """Reads a ``tokenizer.json``.
+        """Reads a ``tokenizer.json``, and what the other files of its directory declare.
 
         Raises:
-            TokenizerError: the file is missing, unreadable or of an unsupported kind.
+            TokenizerError: a file is missing, unreadable or of an unsupported kind.
         """
         try:
             definition = tokenizer_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(f"{tokenizer_file}: {error}") from error
         try:
-            return cls(definition, add_bos=add_bos, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
+            declared = read_declared_tokens(tokenizer_file.parent, definition.encode())
+        except StoreError as error:
+            raise TokenizerError(str(error)) from error
+        try:
+            return cls(
+                definition,
+                add_bos=add_bos,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                pad_token=pad_token,
+                declared=declared,
+            )
         except TokenizerError as error:
             raise TokenizerError(f"{tokenizer_file}: {error}") from error
 
@@ -211,12 +241,18 @@ def _parse(definition: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _with_raw_specials(definition: str, tree: dict[str, Any]) -> str:
+def _add(tokenizer: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
+    tokenizer.add_tokens([tokenizers.AddedToken(**msgspec.structs.asdict(token)) for token in tokens])
+
+
+def _with_raw_specials(definition: str, tree: dict[str, Any], control: Container[str]) -> str:
     """The definition with its control tokens matched in the text as it stands, never after normalisation.
 
     Normalisation removes the breaks, so a search after it would find the control tokens that they guard against.
     """
-    normalized = [token for token in tree.get("added_tokens", []) if token["special"] and token["normalized"]]
+    normalized = [
+        token for token in tree.get("added_tokens", []) if token["content"] in control and token["normalized"]
+    ]
     for token in normalized:
         token["normalized"] = False
     return json.dumps(tree, ensure_ascii=False) if normalized else definition
