@@ -104,18 +104,21 @@ def kv_cache_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
     )
 
 
-def allocate_kv_cache(plan: KVCachePlan, device: torch.device, *, trash: bool = False) -> list[LayerKVCache]:
+def allocate_kv_cache(
+    plan: KVCachePlan, device: torch.device, *, heads_per_kv: int, trash: bool = False
+) -> list[LayerKVCache]:
     """Pages for each layer, uninitialised: no kernel reads a page entry that no token of the sequence has written.
 
     On a CPU the operating system hands the memory out only as pages are written.
 
     Args:
+        heads_per_kv: query heads that share a key/value head.
         trash: one block more, the last, for rows that pad a step.
     """
     (group,) = plan.spec.groups
     scale_shape = (plan.num_blocks + trash, 2, group.num_kv_heads, plan.spec.block_size)
     shape, dtype = (*scale_shape, group.head_dim), KV_DTYPES[group.dtype]
-    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype)
+    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype, heads_per_kv)
 
     def pages() -> LayerKVCache:
         if packed:

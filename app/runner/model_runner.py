@@ -77,7 +77,9 @@ class ModelRunner:
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
-        self._kv = allocate_kv_cache(plan, device, trash=on_triton)
+        self._kv = allocate_kv_cache(
+            plan, device, heads_per_kv=model_config.num_heads // model_config.num_kv_heads, trash=on_triton
+        )
         self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
         self._batch = InputBatch(

@@ -12,6 +12,7 @@ from gguf import TokenType
 
 from app.models.checkpoint import TensorEntry
 from app.models.gguf_header import GGUFHeader
+from app.models.tied_head import equal_data
 from app.store.errors import StoreError
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -74,13 +75,21 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": context,
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
-        "tie_word_embeddings": "output.weight" not in tensors,
+        "tie_word_embeddings": _ties_head(header),
         "rope_theta": fields.number("rope.freq_base", 10_000.0),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         "sliding_window": window or None,
         "rope_scaling": _rope_scaling(header, fields, head_dim),
     }
+
+
+def _ties_head(header: GGUFHeader) -> bool:
+    """Whether the file has no output head but the token embedding, or a copy of it."""
+    embedding, head = header.tensors.get("token_embd.weight"), header.tensors.get("output.weight")
+    if embedding is None or head is None:
+        return head is None
+    return equal_data(header.path, embedding, header.path, head)
 
 
 def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:

@@ -48,9 +48,11 @@ def test_shape_of_each_architecture(tmp_path: Path, arch: str, architecture: str
     assert config == expected
 
 
-def test_output_matrix_means_untied(tmp_path: Path) -> None:
+def test_an_output_matrix_that_is_no_copy_means_untied(tmp_path: Path) -> None:
     weights = random_weights()
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    assert config_of(tmp_path, weights=weights)["tie_word_embeddings"] is True
+    weights["lm_head.weight"][-1, -1] += 1
     assert config_of(tmp_path, weights=weights)["tie_word_embeddings"] is False
 
 
