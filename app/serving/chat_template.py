@@ -118,7 +118,7 @@ class ChatTemplate:
                 not supported.
         """
         prompt = self._render(messages, tokenizer.break_control_tokens, **options)
-        return tokenizer.encode(prompt, add_special_tokens=False, parse_special=True)
+        return tokenizer.encode(prompt, add_special_tokens=False, parse_special=True, honour_breaks=True)
 
     async def encode_async(
         self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
@@ -128,7 +128,7 @@ class ChatTemplate:
             # The rendering too: a template takes seconds over a hundred thousand messages.
             return await asyncio.to_thread(self.encode, messages, tokenizer, **options)
         prompt = self._render(messages, tokenizer.break_control_tokens, **options)
-        return await tokenizer.encode_async(prompt, add_special_tokens=False, parse_special=True)
+        return await tokenizer.encode_async(prompt, add_special_tokens=False, parse_special=True, honour_breaks=True)
 
     def _render(
         self,

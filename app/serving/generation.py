@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from app.serving.admission import Admission, kv_tokens, request_error
 from app.serving.chat_template import ChatTemplate
-from app.serving.choice import Choice, describe
+from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
@@ -340,7 +340,8 @@ class Generator:
         """
         arrival = time.monotonic()
         try:
-            sequences = self._admission.admit(request, arrival)
+            stops = control_stops(request.params, self.tokenizer)
+            sequences = self._admission.admit(request, arrival, stop_token_ids=tuple(stops))
             choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
             mailbox = self.client.submit(sequences)
         except RequestError as error:
