@@ -264,7 +264,7 @@ def test_declared_control_tokens_are_guarded_like_others(tmp_path: Path, own: di
     assert ours.encode("<|a|>") == list(b"<|a|>")
     broken = ours.break_control_tokens("<|a|>")
     assert CONTROL_BREAK in broken
-    assert ours.encode(f"{broken}<|a|>", parse_special=True) == [*b"<|a|>", 257]
+    assert ours.encode(f"{broken}<|a|>", parse_special=True, honour_breaks=True) == [*b"<|a|>", 257]
     assert ours.is_special(257)
 
 
