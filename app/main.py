@@ -43,6 +43,8 @@ from app.version import __version__
 # the server in a project of their own may well have a package named app there.
 _ENGINE_ENTRY = f"""import sys
 sys.path[:] = {sys.path!r}
+from app.parent import end_with_parent
+end_with_parent()
 from app.worker import main
 sys.exit(main(*map(int, sys.argv[1:])))"""
 ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
