@@ -31,7 +31,7 @@ from app.keys import distinct, read_key_file
 from app.serving.engine_client import EngineClient, EngineFailedError
 from app.serving.generation import Generator
 from app.serving.ledger import Ledger
-from app.serving.supervisor import Supervisor
+from app.serving.supervisor import RestartPolicy, Supervisor
 from app.settings import Settings
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull, resolve
 from app.telemetry.logs import configure_logging
@@ -262,6 +262,7 @@ async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files:
         ENGINE_COMMAND,
         metrics=metrics,
         on_give_up=lambda _: gave_up.set(),
+        policy=RestartPolicy(stall_timeout=settings.stall_timeout),
     )
     service = Service(generator, client, metrics, client.progress_age, api)
     server = _Server(uvicorn_config(service, settings), service, supervisor, settings)
