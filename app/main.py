@@ -194,7 +194,6 @@ def api_settings(settings: Settings) -> ApiSettings:
         max_stop=settings.max_stop,
         keepalive_interval=settings.keepalive_interval,
         default_timeout=settings.request_timeout,
-        stall_timeout=settings.stall_timeout,
         api_keys=distinct([*settings.api_keys, *in_file]),
         cors_origins=settings.cors_origins,
     )
@@ -264,7 +263,7 @@ async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files:
         on_give_up=lambda _: gave_up.set(),
         policy=RestartPolicy(stall_timeout=settings.stall_timeout),
     )
-    service = Service(generator, client, metrics, client.progress_age, api)
+    service = Service(generator, client, metrics, client.progress_age, supervisor.stall_limit, api)
     server = _Server(uvicorn_config(service, settings), service, supervisor, settings)
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()

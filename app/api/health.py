@@ -37,7 +37,7 @@ def router(service: Service) -> APIRouter:
         if service.client.state is EngineState.DEAD:
             _, reason = service.client.readiness()
             return _health(service, reason)
-        limit = service.settings.stall_timeout
+        limit = service.stall_limit()
         if limit and (age := service.progress_age()) > limit + _HEALING_SECONDS:
             return _health(service, f"the engine has made no step for {age:.0f} s")
         return _health(service, None)

@@ -73,6 +73,8 @@ class EngineClient:
         self.ready: EngineReady | None = None
         """What the engine said when it came up; kept while the next one loads."""
         self.stats = EngineStats()
+        self.slowest_token: float | None = None
+        """Seconds a token of the slowest step so far; None before the first."""
         self.progress: LoadProgress | None = None
         """How far a start under way has come."""
         # Instants: the first frame to an engine that had nothing to do, the last frame to it, the last one from it.
@@ -287,6 +289,8 @@ class EngineClient:
     def _route(self, frame: StepOutputs) -> None:
         self.stats = frame.stats
         self._metrics.observe_step(frame.stats, frame.steps)
+        for step in frame.steps:
+            self.slowest_token = max(self.slowest_token or 0.0, step.seconds / max(1, step.tokens))
         for output in frame.outputs:
             mailbox = self._routes.get(output.request_id)
             if mailbox is None:

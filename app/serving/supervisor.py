@@ -23,6 +23,12 @@ from app.types import EngineConfig
 _log = structlog.get_logger("tuili.supervisor")
 _TICKS = 20
 """Looks at the engine within the time that it may stall."""
+LONGEST_STEP = 600.0
+"""Seconds that a step may take of which nothing is known: a large prompt on a slow CPU, the compilation of a GPU's
+kernels."""
+_SHORTEST_LIMIT = 60.0
+_STEPS_A_STALL = 5
+"""Steps of the largest size, at the pace of the slowest one seen, that a CPU's engine may take for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,9 @@ class RestartPolicy:
     max_backoff: float = 10.0
     exit_grace: float = 2.0
     """What a process gets to exit by itself, and again after SIGTERM, before it is killed."""
-    stall_timeout: float = 600.0
-    """Without progress, while there is work, after which an engine is killed; 0: it never is. No single step of a
-    sound engine may take as long: a large prompt on a slow CPU, or a GPU's kernels being compiled."""
+    stall_timeout: float | None = None
+    """Without progress, while there is work, after which an engine is killed; 0: it never is; None: see
+    :meth:`Supervisor.stall_limit`. No single step of a sound engine may take as long."""
     load_stall_timeout: float = 1800.0
     """The same while it loads: between two signs of progress."""
 
@@ -136,6 +142,20 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
+    def stall_limit(self) -> float:
+        """Seconds without progress, while there is work, after which the engine counts as stalled; 0 for never.
+
+        Where the policy names none: a few steps of the largest size, at the pace of the slowest step so far,
+        within 60 s and :data:`LONGEST_STEP`; on a GPU, and before the first step, the latter.
+        """
+        client = self._client
+        if self._policy.stall_timeout is not None:
+            return self._policy.stall_timeout
+        if client.slowest_token is None or client.ready is None or client.ready.device.startswith("cuda"):
+            return LONGEST_STEP
+        largest = client.slowest_token * self._config.max_num_batched_tokens
+        return min(LONGEST_STEP, max(_SHORTEST_LIMIT, _STEPS_A_STALL * largest))
+
     async def _supervise(self) -> None:
         count = FailureCount(self._policy.window)
         while True:
@@ -219,7 +239,7 @@ class Supervisor:
         """Waits until the engine has shown no progress for too long."""
         client, policy, seen = self._client, self._policy, 0.0
         while True:
-            limit = policy.load_stall_timeout if client.loading else policy.stall_timeout
+            limit = policy.load_stall_timeout if client.loading else self.stall_limit()
             tick = min(1.0, limit / _TICKS) or 1.0
             await asyncio.sleep(tick)
             # Not the age itself: while this process did not run (suspended, stopped, frozen with its container) the

@@ -17,7 +17,7 @@ import pytest
 
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.errors import RequestError
-from app.serving.supervisor import FailureCount, RestartPolicy, Supervisor
+from app.serving.supervisor import LONGEST_STEP, FailureCount, RestartPolicy, Supervisor
 from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import EOS_ID
 from tests.serving.rig import ENDPOINT, Rig, make_rig, read, until
@@ -214,7 +214,7 @@ async def test_an_engine_that_is_stopped_while_idle_is_found_by_the_next_request
         await it.rig.client.wait_ready()
         await (await it.rig.submit("p", max_tokens=5)).collect()
         pid = it.kill(signal.SIGSTOP)
-        await asyncio.sleep(1.5 * IMPATIENT.stall_timeout)
+        await asyncio.sleep(1.5)
         assert it.supervisor.pid == pid, "nothing was asked of it"
         with pytest.raises(RequestError) as raised:
             await (await it.rig.submit("p", max_tokens=5)).collect()
@@ -253,6 +253,20 @@ async def test_stalls_are_failures() -> None:
     assert reason.startswith("the engine failed 3 times within 5 minutes; last: the engine showed no progress for 1")
 
 
+async def test_how_long_a_step_may_take_follows_from_the_pace_of_those_before() -> None:
+    async with supervised() as it:
+        assert it.supervisor.stall_limit() == LONGEST_STEP, "nothing is known yet"
+        await it.rig.client.wait_ready()
+        await (await it.rig.submit("p", max_tokens=5)).collect()
+        assert it.supervisor.stall_limit() == 60, "its steps take milliseconds"
+        it.rig.client.slowest_token = 0.05
+        assert 60 < it.supervisor.stall_limit() < LONGEST_STEP
+        it.rig.client.slowest_token = 5.0
+        assert it.supervisor.stall_limit() == LONGEST_STEP
+    async with supervised(policy=IMPATIENT) as it:
+        assert it.supervisor.stall_limit() == 1.0, "as it was told"
+
+
 async def test_a_load_that_stalls_is_ended() -> None:
     policy = RestartPolicy(exit_grace=0.5, load_stall_timeout=1.0)
     async with supervised("stubborn", policy) as it:
@@ -263,16 +277,17 @@ async def test_a_load_that_stalls_is_ended() -> None:
 
 async def test_time_in_which_nothing_ran_is_no_stall() -> None:
     """As when a machine is suspended, or a container frozen: both processes stand still."""
-    policy = RestartPolicy(stall_timeout=2.0)
+    limit = 2.0
+    policy = RestartPolicy(stall_timeout=limit)
     async with supervised(policy=policy) as it:
         await it.rig.client.wait_ready()
         generation = await it.rig.submit("p", max_tokens=450)
         reader = asyncio.create_task(read(generation))
         await until(lambda: generation.generated_tokens > 3)
         it.kill(signal.SIGSTOP)
-        time.sleep(1.25 * policy.stall_timeout)  # noqa: ASYNC251 - this process is to stand still
-        assert it.rig.client.progress_age() > policy.stall_timeout
-        await asyncio.sleep(0.1 * policy.stall_timeout)  # this process is the first to go on
+        time.sleep(1.25 * limit)  # noqa: ASYNC251 - this process is to stand still
+        assert it.rig.client.progress_age() > limit
+        await asyncio.sleep(0.1 * limit)  # this process is the first to go on
         it.kill(signal.SIGCONT)
         assert sum(len(delta.token_ids) for delta in await reader) == 450
         assert it.rig.sample("tuili_engine_stalls_total") == 0
