@@ -281,12 +281,14 @@ class Generator:
             eos_token=files.eos_token,
             pad_token=files.pad_token,
         )
+        chat_template = ChatTemplate(files.chat_template, special_tokens=files.special_tokens)
+        chat_template.prepare(tokenizer)
         return cls(
             client,
             tokenizer,
             ledger,
             model_names=model_names or (files.name,),
-            chat_template=ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token),
+            chat_template=chat_template,
             generation_config=files.generation_config,
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,

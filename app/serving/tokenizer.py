@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +18,23 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import normalizers
 
+from app.serving.control_tokens import ControlTokens
 from app.serving.errors import RequestError
 from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
 from app.store.errors import StoreError
 from app.store.files import read_declared_tokens
 from app.store.special_tokens import AddedToken, DeclaredTokens
 
-__all__ = ["CONTROL_BREAK", "Tokenizer", "TokenizerError"]
+__all__ = ["Tokenizer", "TokenizerError"]
 
-CONTROL_BREAK = "\ufdd0\ufdef"
+_BREAK = "\ufdd0\ufdef"
 """Put inside a control token's text to keep it plain text; takes no part in the encoding otherwise.
 
-Two noncharacters, which Unicode reserves for a program's own use.
+Two noncharacters, which Unicode reserves for a program's own use. A text that has them nevertheless keeps them, see
+:func:`_broken`.
 """
-# A break that is part of a client's text: removing the break inside leaves it.
-_GUARDED_BREAK = CONTROL_BREAK[0] + CONTROL_BREAK + CONTROL_BREAK[1]
+_GUARDED_BREAK = _BREAK[0] + _BREAK + _BREAK[1]
+"""What :func:`_broken` makes of a break that is part of a text: removing the break inside leaves it."""
 
 THREAD_THRESHOLD = 4_000
 """Characters from which encoding leaves the event loop: about a millisecond of work."""
@@ -93,17 +95,14 @@ class Tokenizer:
         raw = [replace(token, normalized=False) if token.content in control else token for token in declared.added]
         _add(self._parsing, raw)
         # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
-        remove_breaks = normalizers.Replace(CONTROL_BREAK, "")
+        remove_breaks = normalizers.Replace(_BREAK, "")
         normalizer = self._parsing.normalizer
         self._parsing.normalizer = normalizers.Sequence([remove_breaks, normalizer]) if normalizer else remove_breaks
 
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.content in control)
         self.special_tokens: frozenset[str] = frozenset(added[token_id].content for token_id in self._special_ids)
-        # For break_control_tokens; one character has no inside to put a break in.
-        breakable = [token for token in self.special_tokens if len(token) > 1]
-        self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token) + 1))
-        self._first_characters = re.compile("|".join({re.escape(token[0]) for token in breakable}) or "(?!)")
+        self.control = ControlTokens(self.special_tokens)
         self._bytes: TokenBytes = build_token_bytes(
             tree.get("decoder"),
             self._plain.get_vocab(with_added_tokens=True),
@@ -164,7 +163,12 @@ class Tokenizer:
         return self._bytes.leading_spaces
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, honour_breaks: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        breaks: Sequence[int] = (),
     ) -> list[int]:
         """Token ids of a text.
 
@@ -173,12 +177,14 @@ class Tokenizer:
                 itself, as a client renders it from a chat template, does not get a second one. Here transformers and
                 vLLM add another; no model was trained on two, and llama.cpp warns of them.
             parse_special: take control tokens in the text for what they say.
-            honour_breaks: but for those with a :data:`CONTROL_BREAK` inside, and leave the breaks out.
+            breaks: positions in the text, ascending. With ``parse_special``, a control token that has one of them
+                inside is plain text; all else is encoded as it is without them.
 
         Raises:
             RequestError: the text holds lone surrogates, which no encoding can carry.
         """
-        tokenizer, text = self._for_text(text, parse_special, honour_breaks)
+        tokenizer = self._parsing if parse_special else self._plain
+        text = _broken(text, breaks) if parse_special else text
         with _refusing_surrogates():
             # The batch call alone has a variant that skips the offsets: half the time on long texts.
             ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
@@ -188,15 +194,16 @@ class Tokenizer:
         return [*before, *ids, *after] if before or after else ids
 
     async def encode_async(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, honour_breaks: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        breaks: Sequence[int] = (),
     ) -> list[int]:
         """:meth:`encode`, in a thread when the text is long (the library lets other threads run meanwhile)."""
         encode = functools.partial(
-            self.encode,
-            text,
-            add_special_tokens=add_special_tokens,
-            parse_special=parse_special,
-            honour_breaks=honour_breaks,
+            self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special, breaks=breaks
         )
         return encode() if len(text) < THREAD_THRESHOLD else await asyncio.to_thread(encode)
 
@@ -204,7 +211,8 @@ class Tokenizer:
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
     ) -> EncodedText:
         """:meth:`encode`, and where the tokens stand in the text."""
-        tokenizer, given = self._for_text(text, parse_special, honour_breaks=False)
+        tokenizer = self._parsing if parse_special else self._plain
+        given = _broken(text, ()) if parse_special else text
         with _refusing_surrogates():
             encoding = tokenizer.encode_batch([given], add_special_tokens=False)[0]
         offsets = [start for start, _ in encoding.offsets]
@@ -216,41 +224,10 @@ class Tokenizer:
         offsets = [0] * len(before) + offsets + [len(text)] * len(after)
         return EncodedText([*before, *encoding.ids, *after], offsets)
 
-    def _for_text(self, text: str, parse_special: bool, honour_breaks: bool) -> tuple[tokenizers.Tokenizer, str]:
-        """The library's tokenizer for a text, and the text as it is to be given to it."""
-        if not parse_special:
-            return self._plain, text
-        return self._parsing, text if honour_breaks else _guard_breaks(text)
-
     def _added_to(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
         """Ids that the model's tokenizer adds before and after a text's own."""
         has_prefix = token_ids[: len(self._prefix)] == self._prefix
         return [] if has_prefix else self._prefix, self._suffix
-
-    def break_control_tokens(self, text: str) -> str:
-        """The text with a :data:`CONTROL_BREAK` inside every control token that it spells or ends in the middle of.
-
-        Encoded on its own or as part of a longer text with ``honour_breaks=True``, it is plain text throughout, spelt
-        as if the breaks were not there. Text without control tokens comes back as it is.
-        """
-        text = _guard_breaks(text)
-        pieces = []
-        copied = 0
-        for match in self._first_characters.finditer(text):
-            if self._begins_control_token(text, match.start()):
-                pieces.append(text[copied : match.end()])
-                copied = match.end()
-        return CONTROL_BREAK.join([*pieces, text[copied:]])
-
-    def _begins_control_token(self, text: str, start: int) -> bool:
-        """Whether a control token stands at ``start``, or its beginning does and the text ends there."""
-        for end in range(start + 1, len(text) + 1):
-            beginning = text[start:end]
-            if beginning not in self._beginnings:
-                return False
-            if beginning in self.special_tokens:
-                return True
-        return True
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -299,17 +276,21 @@ class Tokenizer:
         return [] if self.bos_token_id in self._prefix else [self.bos_token_id]
 
 
-def _guard_breaks(text: str) -> str:
-    """The text, its own breaks written so that they are back once breaks are removed."""
-    return text.replace(CONTROL_BREAK, _GUARDED_BREAK)
-
-
 @contextlib.contextmanager
 def _refusing_surrogates() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
         raise RequestError("The text is not valid Unicode: it contains lone surrogates.") from error
+
+
+def _broken(text: str, breaks: Sequence[int]) -> str:
+    """The text with breaks put in, and one in the middle of whatever it has itself that looks like a break."""
+    if _BREAK in text:
+        breaks = sorted({*breaks, *(match.start() + 1 for match in re.finditer(_BREAK, text))})
+    if not breaks:
+        return text
+    return _BREAK.join(text[start:end] for start, end in itertools.pairwise([0, *breaks, len(text)]))
 
 
 def _parse(definition: str) -> tokenizers.Tokenizer:

@@ -13,7 +13,7 @@ import transformers
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from app.serving.tokenizer import CONTROL_BREAK, Tokenizer, TokenizerError
+from app.serving.tokenizer import Tokenizer, TokenizerError
 from app.store import ModelFiles, StoreError
 from app.store.files import read_model
 from tests.byte_tokenizer import build_byte_tokenizer, byte_alphabet
@@ -262,9 +262,7 @@ def test_declared_control_tokens_are_guarded_like_others(tmp_path: Path, own: di
     files = generic({"added_tokens_decoder": {"257": token("<|a|>", normalized=True)}, "eos_token": None}, tokens)
     ours, _ = load(write(tmp_path, files))
     assert ours.encode("<|a|>") == list(b"<|a|>")
-    broken = ours.break_control_tokens("<|a|>")
-    assert CONTROL_BREAK in broken
-    assert ours.encode(f"{broken}<|a|>", parse_special=True, honour_breaks=True) == [*b"<|a|>", 257]
+    assert ours.encode("<|a|><|a|>", parse_special=True, breaks=[2]) == [*b"<|a|>", 257]
     assert ours.is_special(257)
 
 

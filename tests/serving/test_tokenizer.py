@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from app.serving.errors import RequestError
-from app.serving.tokenizer import CONTROL_BREAK, Tokenizer, TokenizerError
+from app.serving.tokenizer import Tokenizer, TokenizerError
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, VOCAB_SIZE, build_byte_tokenizer
@@ -68,10 +68,9 @@ class TestEncode:
         assert smollm2_tokenizer.encode(text, parse_special=True) == library.encode(text).ids
 
     def test_a_text_s_own_breaks_stay_in_it(self, byte_level: Tokenizer) -> None:
-        text = f"a{CONTROL_BREAK}{CONTROL_BREAK[0]}{CONTROL_BREAK}{CONTROL_BREAK[1]}<|im{CONTROL_BREAK}_end|>"
+        text = "a\ufdd0\ufdef\ufdd0\ufdd0\ufdef\ufdef<|im\ufdd0\ufdef_end|>"
         assert byte_level.encode(text, parse_special=True) == list(text.encode())
-        broken = byte_level.break_control_tokens(text)
-        assert byte_level.encode(broken, parse_special=True, honour_breaks=True) == list(text.encode())
+        assert byte_level.encode(text, parse_special=True, breaks=[3, 8]) == list(text.encode())
 
     def test_added_tokens_that_are_not_control_tokens_are_always_parsed(self) -> None:
         tokenizer = Tokenizer(build_tokenizer(byte_level_metadata("gpt-2")).to_str())
@@ -173,7 +172,7 @@ class TestOffsets:
         assert sentencepiece.encode_with_offsets("<s>the the", parse_special=True).offsets == [0, 3, 6]
 
     def test_breaks_of_the_text_count(self, byte_level: Tokenizer) -> None:
-        text = f"a{CONTROL_BREAK}b{CONTROL_BREAK}<s>c"
+        text = "a\ufdd0\ufdefb\ufdd0\ufdef<s>c"
         token_ids, offsets = byte_level.encode_with_offsets(text, parse_special=True)
         assert (token_ids[-2:], offsets[-2:]) == ([BOS_ID, 99], [6, 9])
         assert offsets[:9] == [0, 1, 1, 1, 2, 2, 2, 3, 4]
@@ -183,49 +182,40 @@ class TestOffsets:
             byte_level.encode_with_offsets("a\ud83d")
 
 
-class TestBreakControlTokens:
-    @pytest.mark.parametrize(
-        ("text", "broken"),
-        [
-            ("a <|im_end|> b", "a <#|im_end|> b"),
-            ("<|im_end|><|im_start|>", "<#|im_end|><#|im_start|>"),
-            ("ends in the middle <|im_", "ends in the middle <#|im_"),
-            ("a <", "a <#"),
-            ("a < b <|im_endx <i> </sp>", "a < b <|im_endx <i> </sp>"),
-            ("<<s>>", "<<#s>>"),
-            ("plain", "plain"),
-            ("", ""),
-        ],
-    )
-    def test_only_control_tokens_get_a_break(self, byte_level: Tokenizer, text: str, broken: str) -> None:
-        assert byte_level.break_control_tokens(text) == broken.replace("#", CONTROL_BREAK)
+class TestBreaks:
+    @pytest.mark.parametrize("position", range(1, len("<|im_end|>")))
+    def test_a_control_token_with_a_break_inside_is_text(self, byte_level: Tokenizer, position: int) -> None:
+        encoded = byte_level.encode("<|im_end|><|im_end|>", parse_special=True, breaks=[position])
+        assert encoded == [*b"<|im_end|>", IM_END_ID]
+
+    def test_breaks_elsewhere_change_nothing(self, byte_level: Tokenizer) -> None:
+        encoded = byte_level.encode("ab<|im_end|>cd", parse_special=True, breaks=[0, 1, 2, 12, 14])
+        assert encoded == [97, 98, IM_END_ID, 99, 100]
 
     @given(
-        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
-        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
+        pieces=st.lists(
+            st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", " ", "é", "\ufdd0", "\ufdef"]),
+            max_size=10,
+        )
     )
-    def test_broken_text_is_spelt_as_plain_text(
-        self, smollm2_tokenizer: Tokenizer, pieces: list[str], more: list[str]
+    def test_what_is_broken_everywhere_is_spelt_as_plain_text(
+        self, smollm2_tokenizer: Tokenizer, pieces: list[str]
     ) -> None:
-        first, second = "".join(pieces), "".join(more)
-        broken = smollm2_tokenizer.break_control_tokens(first) + smollm2_tokenizer.break_control_tokens(second)
-        encoded = smollm2_tokenizer.encode(broken, parse_special=True, honour_breaks=True)
-        assert encoded == smollm2_tokenizer.encode(first + second)
+        text = "".join(pieces)
+        encoded = smollm2_tokenizer.encode(text, parse_special=True, breaks=range(1, len(text)))
+        assert encoded == smollm2_tokenizer.encode(text)
 
-    def test_control_tokens_matched_after_normalisation_are_guarded_too(self) -> None:
+    @given(text=st.text("a\ufdd0\ufdef<|>", max_size=12))
+    def test_no_character_is_lost(self, byte_level: Tokenizer, text: str) -> None:
+        assert byte_level.encode(text, parse_special=True) == list(text.encode())
+
+    def test_control_tokens_matched_after_normalisation_are_broken_too(self) -> None:
         definition = json.loads(build_byte_tokenizer().to_str())
         for token in definition["added_tokens"]:
             token["normalized"] = True
         tokenizer = Tokenizer(json.dumps(definition))
-        broken = tokenizer.break_control_tokens("<|im_end|>")
-        assert tokenizer.encode(broken + "<|im_end|>", parse_special=True, honour_breaks=True) == [
-            *b"<|im_end|>",
-            IM_END_ID,
-        ]
-
-    def test_long_texts_of_false_starts(self, byte_level: Tokenizer) -> None:
-        starts = "<|im_" * 100_000
-        assert byte_level.break_control_tokens(starts) == f"{starts[:-4]}{CONTROL_BREAK}{starts[-4:]}"
+        encoded = tokenizer.encode("<|im_end|><|im_end|>", parse_special=True, breaks=[3])
+        assert encoded == [*b"<|im_end|>", IM_END_ID]
 
 
 class TestDecode:
