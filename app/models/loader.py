@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from app.models.checkpoint import WeightError, read_safetensors_header
+from app.models.checkpoint import WeightError, is_gguf, read_safetensors_header
 from app.quant.destination import Destination, Extent, Part
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
@@ -45,19 +45,21 @@ class StoredTensor:
 
 
 def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
-    """Lists the tensors of ``files`` (``.safetensors``, ``.gguf``); headers are checked, data is not yet read.
+    """Lists the tensors of ``files`` (safetensors or GGUF); headers are checked, data is not yet read.
+
+    A GGUF file is known by its first bytes, whatever it is called.
 
     Raises:
         WeightError: another format, or a file that is unreadable, truncated or malformed.
     """
     for file in files:
-        match file.suffix:
-            case ".safetensors":
-                yield from _safetensors(file)
-            case ".gguf":
-                yield from _gguf(file)
-            case _:
-                raise WeightError(f"{file}: only .safetensors and .gguf files are read")
+        suffix = file.suffix.lower()
+        if suffix == ".gguf" or is_gguf(file):
+            yield from _gguf(file)
+        elif suffix == ".safetensors":
+            yield from _safetensors(file)
+        else:
+            raise WeightError(f"{file}: only .safetensors and .gguf files are read")
 
 
 def load_weights(
