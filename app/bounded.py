@@ -94,7 +94,7 @@ def child(memory: int, seconds: int) -> Iterator[None]:
         yield
     except MemoryError:
         _end(f"takes more than {memory // _MIB} MiB of memory")
-    except BaseException as error:  # a panic of native code is no Exception
+    except BaseException as error:  # noqa: BLE001 - a panic of native code is no Exception
         _end(_line(error))
 
 

@@ -13,7 +13,10 @@ _RUN = 48
 """Length of a run of one character: a pattern that backtracks without end takes longer than anybody waits."""
 _TOKENS_PER_CHARACTER = 16
 """Most that is plausible; a character has up to four bytes, and a few have long compatibility decompositions."""
-_WORDS = "The quick brown fox's 1234567890 jumps: https://example.org/a_b-c?d=e  \n\n\tfür 你好，世界 שלום नमस्ते 👩‍👩‍👧‍👦 é\u0301 \ufdd0"
+_WORDS = (
+    "The quick brown fox's 1234567890 jumps: https://example.org/a_b-c?d=e  \n\n\t"
+    "für 你好，世界 שלום नमस्ते 👩\u200d👧 e\u0301 \ufdd0"
+)
 _PROBE = _WORDS + "".join(f"{character * _RUN}\n" for character in string.printable)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from app.bounded import Bounds, BoundedError, run_bounded
+from app.bounded import BoundedError, Bounds, run_bounded
 from app.store.errors import StoreError
 from app.store.files import check_size
 from app.store.home import Store

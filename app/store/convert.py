@@ -13,7 +13,7 @@ SOURCES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "senten
 """Files from which transformers can build a tokenizer."""
 
 _NEEDED = ("transformers", "sentencepiece", "google.protobuf", "tiktoken")
-"""Modules of the extra ``convert``. Of a ``.model`` file only its bytes say whether it is SentencePiece's or tiktoken's."""
+"""Modules of the extra ``convert``; which of them a ``.model`` file takes is not said by its name."""
 _BOUNDS = Bounds(memory=8 << 30, seconds=600)
 """It may import torch, and a large vocabulary takes minutes."""
 _SCRIPT = """import os

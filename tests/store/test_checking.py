@@ -71,9 +71,10 @@ HOSTILE: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     directory = write_directory(tmp_path / "m")
-    change(directory / "tokenizer.json", decoder={"type": "ByteLevel"} | dict.fromkeys(
-        ("add_prefix_space", "trim_offsets", "use_regex"), True
-    ))
+    change(
+        directory / "tokenizer.json",
+        decoder={"type": "ByteLevel"} | dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), True),
+    )
     return directory
 
 
