@@ -65,7 +65,7 @@ def run_bounded(source: str, *arguments: str, bounds: Bounds | None = None) -> N
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # panics print themselves, at a length that the file chooses
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
             env=os.environ | _ENVIRONMENT,
@@ -106,6 +106,6 @@ def _line(error: BaseException) -> str:
 
 
 def _end(line: str) -> None:
-    sys.stdout.write(f"\n{line}\n")
+    sys.stdout.buffer.write(f"\n{line}\n".encode(errors="replace"))
     sys.stdout.flush()
     os._exit(_FAILED)  # at once: tearing down what is left may be what crashes

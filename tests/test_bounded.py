@@ -28,6 +28,7 @@ def test_source_runs_with_its_arguments_and_this_process_modules(tmp_path: Path)
         ("raise ValueError('one\\n two')", "ValueError: one two"),
         ("class Panic(BaseException): pass\nraise Panic('x')", "Panic: x"),
         ("sys.exit('not this one')", "not this one"),
+        ("sys.exit('möglich \\ud800 \\u2028')", "möglich ?"),
         ("print('noise')\nsys.stderr.write('noise')\nraise KeyError('k')", "KeyError: 'k'"),
         ("from app.models.checkpoint import WeightError\nraise WeightError('own words')", "own words"),
     ],

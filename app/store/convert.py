@@ -12,8 +12,8 @@ from app.store.progress import ProgressReporter
 SOURCES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 """Files from which transformers can build a tokenizer."""
 
-_NEEDED = ("transformers", "sentencepiece", "google.protobuf", "tiktoken")
-"""Modules of the extra ``convert``; which of them a ``.model`` file takes is not said by its name."""
+_FOR_MODEL_FILES = ("sentencepiece", "google.protobuf", "tiktoken")
+"""Modules that transformers reads a ``.model`` file with; which of them it takes is not said by its name."""
 _BOUNDS = Bounds(memory=8 << 30, seconds=600)
 """It may import torch, and a large vocabulary takes minutes."""
 _SCRIPT = """import os
@@ -31,9 +31,11 @@ def convert_tokenizer(source: Path, target: Path, progress: ProgressReporter) ->
     Raises:
         StoreError: there are none, the extra ``convert`` is not installed, or transformers cannot convert them.
     """
-    if not any((source / name).is_file() for name in SOURCES):
+    found = [name for name in SOURCES if (source / name).is_file()]
+    if not found:
         raise StoreError(f"{source}: no tokenizer.json and no other tokenizer files")
-    if not all(_is_installed(name) for name in _NEEDED):
+    needed = ("transformers", *(_FOR_MODEL_FILES if any(name.endswith(".model") for name in found) else ()))
+    if not all(_is_installed(name) for name in needed):
         raise StoreError(f"{source}: no tokenizer.json; to convert its tokenizer: pip install 'tuili[convert]'")
     with progress.task(f"Converting the tokenizer of {source.name}"):
         try:

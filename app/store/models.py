@@ -40,7 +40,7 @@ def pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFi
 
 
 def resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
-    """Finds a model that is on this machine; cheap, except for what a ``.gguf`` file needs once.
+    """Finds a model that is on this machine; cheap, except for what a GGUF file or a tokenizer needs once.
 
     Args:
         need_weights: False takes a directory without any (their place is taken by random ones).
@@ -172,7 +172,7 @@ def _tokenizer_entry(path: Path) -> str:
 def _local_path(name_or_path: str) -> Path | None:
     """An existing directory or GGUF file, absolute; None when it can only be a hub id.
 
-    Links are kept: in a hub's cache only they have the file's name.
+    A link in the last place is kept: in a hub's cache it alone has the file's name.
 
     Raises:
         ModelNotFound: it is a path, but to nothing.
@@ -184,7 +184,7 @@ def _local_path(name_or_path: str) -> Path | None:
         raise ModelNotFound(f"{name_or_path}: no such file or directory") from None
     named_gguf = path.suffix.lower() == ".gguf"
     if path.is_dir() or (path.is_file() and (named_gguf or is_gguf(path))):
-        return path.resolve() if ".." in path.parts else path.absolute()
+        return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     if path.is_file():
         raise StoreError(f"{path}: neither a model directory nor a GGUF file")
     if path.is_symlink():

@@ -109,6 +109,9 @@ def test_without_the_extra_it_says_what_to_install(
         return None if name == absent else real(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
+    if absent != "transformers":
+        assert pull(str(directory), store, SilentProgress()).tokenizer_file.is_file()  # vocab.json needs no more
+        (directory / "tokenizer.model").touch()
     with pytest.raises(StoreError, match=r"pip install 'tuili\[convert\]'$"):
         pull(str(directory), store, SilentProgress())
 

@@ -50,11 +50,13 @@ def test_gguf_is_known_by_its_first_bytes(tmp_path: Path, store: Store, name: st
     assert tensor_names(files.weights) == set(random_weights())
 
 
-def test_gguf_named_by_a_relative_path(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gguf(tmp_path / HASH)
-    (tmp_path / "sub").mkdir()
-    monkeypatch.chdir(tmp_path / "sub")
+def test_model_named_by_a_relative_path(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.gguf").symlink_to(write_gguf(tmp_path / HASH))
+    directory = write_directory(tmp_path / "sub")
+    monkeypatch.chdir(directory)
     assert resolve(f"../{HASH}", store).weights == (tmp_path / HASH,)
+    assert resolve("../m.gguf", store).name == "m"
+    assert {resolve(path, store).directory for path in (".", "../sub", "../sub/../sub")} == {directory}
 
 
 def test_links_of_two_names_keep_what_was_derived_for_each(tmp_path: Path, store: Store) -> None:
