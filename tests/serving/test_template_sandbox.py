@@ -10,6 +10,7 @@ import pytest
 
 from app.serving.chat_template import ChatTemplate
 from app.serving.errors import RequestError
+from app.serving.long_work import CAPACITY
 from app.serving.template_sandbox import MAX_SOURCE_CHARS, Budget, OutOfBudgetError, TemplateEnvironment, spending
 from app.serving.tokenizer import Tokenizer
 from tests.byte_tokenizer import build_byte_tokenizer
@@ -125,4 +126,4 @@ async def test_nobody_renders_for_a_client_that_has_gone(monkeypatch: pytest.Mon
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.get_running_loop().shutdown_default_executor()  # waits for the thread
+    await BYTE_LEVEL.long_work.run(CAPACITY, lambda: None)  # waits for the thread
