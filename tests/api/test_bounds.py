@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from app.api.body import MAX_CONTAINERS
-from tests.api.conftest import NO_TLS, TIMEOUT, Server
+from app.api.service import ApiSettings
+from tests.api.conftest import NO_TLS, TIMEOUT, Server, start_server
 
 MIB = 1 << 20
 MAX_GROWTH = 300 * MIB
@@ -195,3 +196,31 @@ async def test_the_document_tells_the_bounds_of_all_lists(shared_server: Server)
         for operation in operations.values():
             walk(path, operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema"))
     assert unbounded == []
+
+
+async def test_bodies_are_bounded_together() -> None:
+    """Large ones: those of usual size pass beside them."""
+    settings = ApiSettings(max_body_bytes=MIB, max_body_bytes_together=3 * MIB // 2)
+    content = json.dumps({"prompt": "a", "max_tokens": 1, "user": "x" * (MIB - 100)}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(content)}\r\n\r\n"
+    async with start_server(settings) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(head.encode() + content[:-1])
+        await writer.drain()
+
+        async def refused() -> bool:
+            answer = await server.http.post(COMPLETIONS, content=content)
+            if answer.status_code == 200:
+                return False
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+            return True
+
+        async with asyncio.timeout(TIMEOUT):
+            while not await refused():
+                pass  # the first one has not come so far
+            assert (await server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1})).status_code == 200
+            writer.write(content[-1:])
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            assert not await refused()
+        writer.close()
