@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.errors import error_body
+from app.api.auth import OPEN_PATHS
+from app.api.connections import MAX_CONNECTIONS, PROBE_CONNECTIONS, bare_answer, too_many_connections
 from app.serving.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ ARRIVAL_RATE = 1024
 SEND_TIMEOUT = 60.0
 """Seconds without a byte taken after which a client that does not read its answer is cut off."""
 
-_PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
+LINGER = 2.0
+"""Seconds for which what a client still sends is dropped once its request was refused: closing on unread bytes resets
+the connection, and takes the answer along."""
 
 
 class _HeadTooLargeError(Exception):
@@ -86,8 +89,10 @@ class HttpProtocol(HttpToolsProtocol):
     _pipelined_bytes = 0
     _ends = False
     """Whether the connection ends with the answers that are due; what else comes is not looked at."""
+    _for_probes = False
     _arrival_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
+    _linger_timer: asyncio.TimerHandle | None = None
 
     # -- the connection -----------------------------------------------------------------------------------------
 
@@ -96,6 +101,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: all its requests are told, not just the last one."""
@@ -104,7 +111,7 @@ class HttpProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         self.pipeline.clear()
-        for timer in (self._arrival_timer, self._send_timer):
+        for timer in (self._arrival_timer, self._send_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -113,7 +120,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of one or several requests, or of a part of one."""
         if self._ends:
-            return  # read and dropped: closing on unread bytes resets the connection, and takes the last answers along
+            return  # read and dropped
         heads = self._heads
         super().data_received(data)
         if self._ends or self.transport.is_closing():
@@ -167,10 +174,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what could not be parsed."""
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(_head_too_large())
-        elif not self._end_after_answers():
-            super().send_400_response(msg)
+        too_large = self._head_bytes > MAX_HEAD_BYTES
+        self._refuse(_head_too_large() if too_large else RequestError(msg, code="invalid_http"))
 
     # -- answers ------------------------------------------------------------------------------------------------
 
@@ -197,9 +202,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        if self._for_probes:
+            cycle.keep_alive = False
+            app = app if cycle.scope["path"] in OPEN_PATHS else too_many_connections
         super()._start_asgi_task(cycle, app)
 
     # -- bounds -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request has begun to come, and none is being answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self._in_message and not self.transport.is_closing()
+
+    def _make_room(self) -> None:
+        """Closes a connection that nobody uses, or restricts this one."""
+        others = (each for each in self.connections if isinstance(each, HttpProtocol) and each is not self)
+        idle = next((each for each in others if each.is_idle), None)
+        if idle is not None:
+            idle.transport.close()
+        elif len(self.connections) > MAX_CONNECTIONS + PROBE_CONNECTIONS:
+            self.transport.abort()
+        else:
+            self._for_probes = True
 
     def _grow(self, count: int) -> None:
         self._head_bytes += count
@@ -232,13 +257,14 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_message and not self._in_head and self.cycle is not None and self.cycle.response_complete:
             self.transport.close()  # it was answered before it had come
             return
-        body = error_body(error)
-        head = (
-            f"HTTP/1.1 {error.status} {_PHRASES[error.status]}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._ends = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(bare_answer(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(LINGER, self.transport.close)
 
     def _check_arrival(self) -> None:
         """One timer for the requests of a connection that did not come in one piece."""

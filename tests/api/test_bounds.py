@@ -110,6 +110,10 @@ BODIES: dict[str, tuple[str, Callable[[], str]]] = {
     "text without spaces": (COMPLETIONS, lambda: json.dumps({"prompt": "a" * (15 * MIB)})),
     "texts": (COMPLETIONS, lambda: json.dumps({"prompt": ["a " * (MIB // 2)] * 14})),
     "conversation": (CHAT, lambda: json.dumps({"messages": [{"role": "user", "content": "a " * (7 * MIB)}]})),
+    "beginnings of control tokens": (
+        CHAT,
+        lambda: json.dumps({"messages": [{"role": "user", "content": "<" * (15 * MIB)}]}),
+    ),
     "inputs": ("/generate", lambda: json.dumps({"inputs": "a " * (7 * MIB)})),
     "text to tokenise": ("/tokenize", lambda: json.dumps({"prompt": "a " * (7 * MIB)})),
     "ids": (COMPLETIONS, lambda: f'{{"prompt":{_list("5", 7 * MIB)}}}'),

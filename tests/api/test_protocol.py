@@ -40,7 +40,7 @@ async def _exchange(server: Server, *pieces: bytes) -> bytes:
     [
         (START + b"a: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",),
         (START + b"a: xxxxxxx\r\n" * (MAX_HEAD_BYTES // 8) + b"\r\n",),
-        (START + b"a: ", *[b"x" * 1024] * (MAX_HEAD_BYTES // 1024 + 1)),
+        (START + b"a: ", *[b"x" * 1024] * (MAX_HEAD_BYTES // 1024 + 300)),
         (b"GET /livez?" + b"x" * 40_000, b"x" * 40_000 + b" HTTP/1.1\r\n\r\n"),
     ],
     ids=["one header", "many headers", "a header without end", "request line"],
@@ -154,7 +154,7 @@ async def test_an_answer_takes_longer_than_its_request_may(monkeypatch: pytest.M
 
 
 async def test_a_connection_without_a_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uvicorn, "Config", functools.partial(uvicorn.Config, timeout_keep_alive=0.05))
+    monkeypatch.setattr(uvicorn, "Config", functools.partial(uvicorn.Config, timeout_keep_alive=0))
     async with start_server() as server:
         assert await _exchange(server) == b""
 
@@ -175,3 +175,39 @@ async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
                 while data := await loop.sock_recv(sock, 2**20):
                     received += len(data)
         assert 0 < received < 1_000_000 * len("<|im_start|>")
+
+
+async def test_an_idle_connection_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    async with start_server(delay=0.005) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        running = asyncio.create_task(
+            _exchange(server, _post({"prompt": "a", "max_tokens": 60}, headers="connection: close\r\n"))
+        )
+        await until(lambda: server.rig.client.in_flight == 1)
+        last = START + b"connection: close\r\n\r\n"
+        assert _statuses(await _exchange(server, last)) == [200]
+        assert await reader.read() == b""  # the idle one
+        writer.close()
+        assert _statuses(await running) == [200]
+
+
+async def test_probes_get_through_when_no_connection_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(protocol, "PROBE_CONNECTIONS", 2)
+    async with start_server(delay=0.005) as server:
+        post = _post({"prompt": "a", "max_tokens": 100}, headers="connection: close\r\n")
+        running = [asyncio.create_task(_exchange(server, post)) for _ in range(2)]
+        await until(lambda: server.rig.client.in_flight == 2)
+        assert _statuses(await _exchange(server, START + b"\r\n")) == [200]
+        refused = await _exchange(server, post)
+        assert _statuses(refused) == [429]
+        assert json.loads(refused.split(b"\r\n\r\n")[1])["error"]["code"] == "overloaded"
+        slow = [await asyncio.open_connection(*server.address) for _ in range(2)]
+        for _, writer in slow:
+            writer.write(b"G")
+        await asyncio.sleep(0.05)
+        assert await _exchange(server) == b""  # more than even those that are kept for probes
+        for _, writer in slow:
+            writer.close()
+        assert [_statuses(each) for each in await asyncio.gather(*running)] == [[200], [200]]

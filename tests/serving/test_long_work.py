@@ -51,7 +51,7 @@ async def test_a_deadline_drops_what_waits_and_lets_those_behind_it_go_on() -> N
     assert (raised.value.status, raised.value.code) == (504, "deadline_exceeded")
     await until(lambda: len(gate.names) == 2)
     gate.open.set()
-    assert await asyncio.gather(first, third) == ["first", "third"]
+    assert (await first, await third) == ("first", "third")
     assert gate.names == ["first", "third"]
 
 
