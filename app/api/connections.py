@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from app.api.auth import OPEN_PATHS
 from app.api.errors import error_body, error_response
 from app.serving.errors import RequestError
 
@@ -36,13 +38,21 @@ def bare_answer(error: RequestError) -> bytes:
     return head.encode() + body
 
 
-async def too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that answers 429."""
-    error = RequestError(
+def probes_alone(app: Any) -> Any:
+    """``app`` for probes; all else is answered 429. An ASGI application, whose type servers spell in their own ways."""
+
+    async def for_probes(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        await (app if path in OPEN_PATHS else error_response(_too_many_connections(), path))(scope, receive, send)
+
+    return for_probes
+
+
+def _too_many_connections() -> RequestError:
+    return RequestError(
         "The server is overloaded: it has as many connections as it takes.",
         status=429,
         type="overloaded_error",
         code="overloaded",
         retry_after=1.0,
     )
-    await error_response(error, scope["path"])(scope, receive, send)

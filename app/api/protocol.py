@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.auth import OPEN_PATHS
-from app.api.connections import MAX_CONNECTIONS, PROBE_CONNECTIONS, bare_answer, too_many_connections
+from app.api.connections import MAX_CONNECTIONS, PROBE_CONNECTIONS, bare_answer, probes_alone
 from app.serving.errors import RequestError
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 << 10
@@ -164,8 +162,12 @@ class HttpProtocol(HttpToolsProtocol):
         """The head is over."""
         self._in_head = False
         super().on_headers_complete()
+        if self._for_probes:
+            self.cycle.keep_alive = False
         if self.pipeline:
             self.flow.resume_reading()  # within bounds, or nobody would notice that the client leaves
+        else:
+            self._running = self.cycle
 
     def on_message_complete(self) -> None:
         """The request has come whole."""
@@ -181,6 +183,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer was written; the next request begins."""
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if not self.pipeline:
             self._pipelined_bytes = 0
@@ -200,13 +204,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        if self._for_probes:
-            cycle.keep_alive = False
-            app = app if cycle.scope["path"] in OPEN_PATHS else too_many_connections
-        super()._start_asgi_task(cycle, app)
-
     # -- bounds -------------------------------------------------------------------------------------------------
 
     @property
@@ -225,6 +222,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._for_probes = True
+            self.app = probes_alone(self.app)
 
     def _grow(self, count: int) -> None:
         self._head_bytes += count

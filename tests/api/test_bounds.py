@@ -167,6 +167,18 @@ async def test_absurd_bodies(process: ServerProcess, name: str) -> None:
     assert len(answer.content) < 1000
 
 
+@needs_proc
+async def test_only_the_end_of_long_inputs_is_tokenised_where_only_that_counts(process: ServerProcess) -> None:
+    async with (
+        process.serves_others_in_bounds(),
+        httpx.AsyncClient(base_url=process.url, timeout=TIMEOUT, verify=NO_TLS) as http,
+    ):
+        parameters = {"truncate": 5, "max_new_tokens": 1, "decoder_input_details": True}
+        answer = await http.post("/generate", json={"inputs": "a " * (7 * MIB) + "the end", "parameters": parameters})
+    assert answer.status_code == 200, answer.text
+    assert "".join(token["text"] for token in answer.json()["details"]["prefill"]) == "e end"
+
+
 async def test_structure_inside_texts_does_not_count(shared_server: Server) -> None:
     """Many brackets, commas and quotes are no fault of a text."""
     for filling in ('["\\', "[{", '\\\\"', ","):
