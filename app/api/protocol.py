@@ -23,8 +23,8 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_PIPELINED = 16
 """Requests of a connection that wait for the answer to an earlier one. The connection ends after the last of them."""
 MAX_PIPELINED_BYTES = 64 << 10
-"""Bytes that are read of requests that wait; what is over stays in the client's socket until they
-have begun, and so long its leaving shows only when it is written to."""
+"""Bytes that are read of requests that wait. The rest stays in the client's socket until they have begun; until then
+the client's leaving shows only when it is written to."""
 ARRIVAL_TIMEOUT = 30.0
 """Seconds in which a request must have come, and one more for each :data:`ARRIVAL_RATE` bytes of it."""
 ARRIVAL_RATE = 1024
