@@ -23,6 +23,7 @@ from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
+from app.models.tied_head import EMBEDDING, HEAD
 from app.quant.destination import Destination
 from app.quant.placement import Placement
 
@@ -179,21 +180,23 @@ class LlamaForCausalLM:
         """Every weight of the checkpoint by name, and where it goes."""
         tied = self._config.tie_word_embeddings
         named: dict[str, Destination] = {
-            "model.embed_tokens.weight": self.lm_head.destination(self.embedding)
-            if tied
-            else self.embedding.destination(),
+            EMBEDDING: self.lm_head.destination(self.embedding) if tied else self.embedding.destination(),
         }
         for layer in self.layers:
             named |= layer.destinations()
         named |= self.final_norm.destinations("model.norm")
         if not tied:
-            named["lm_head.weight"] = self.lm_head.destination()
+            named[HEAD] = self.lm_head.destination()
         return named
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
-        tied_copy = name == "lm_head.weight" and self._config.tie_word_embeddings
+        tied_copy = name == HEAD and self._config.tie_word_embeddings
         return tied_copy or name.endswith(".rotary_emb.inv_freq")
+
+    def twins(self) -> dict[str, str]:
+        """For names of :meth:`destinations` the tied tensor that a checkpoint may hold instead."""
+        return {EMBEDDING: HEAD} if self._config.tie_word_embeddings else {}
 
     def _take_activations(self, arena: StepArena) -> _Activations:
         width, dtype, layer = self._config.hidden_size, self._dtype, self.layers[0]

@@ -16,12 +16,15 @@ KV_DTYPES = {**DTYPES, "int8": torch.int8}
 SCALE_DTYPE = torch.float16
 
 
-def allocate_kv_cache(spec: KVCacheSpec, device: torch.device, *, trash: bool = False) -> list[LayerKVCache]:
+def allocate_kv_cache(
+    spec: KVCacheSpec, device: torch.device, *, heads_per_kv: int, trash: bool = False
+) -> list[LayerKVCache]:
     """Pages for each layer, uninitialised: no kernel reads a page entry that no token of the sequence has written.
 
     On a CPU the operating system hands the memory out only as pages are written.
 
     Args:
+        heads_per_kv: query heads that share a key/value head.
         trash: in each group one block more, the last, for rows that pad a step.
 
     Raises:
@@ -30,17 +33,21 @@ def allocate_kv_cache(spec: KVCacheSpec, device: torch.device, *, trash: bool = 
     by_layer = {
         layer: pages
         for group in spec.groups
-        for layer, pages in zip(group.layers, _pages(group, spec.block_size, device, trash=trash), strict=True)
+        for layer, pages in zip(
+            group.layers, _pages(group, spec.block_size, device, heads_per_kv, trash=trash), strict=True
+        )
     }
     return [by_layer[layer] for layer in sorted(by_layer)]
 
 
-def _pages(group: KVCacheGroup, block_size: int, device: torch.device, *, trash: bool) -> list[LayerKVCache]:
+def _pages(
+    group: KVCacheGroup, block_size: int, device: torch.device, heads_per_kv: int, *, trash: bool
+) -> list[LayerKVCache]:
     if group.kind not in ("full", "sliding"):
         raise RunnerError(f"a KV cache group of {group.kind!r} has no pages of keys and values")
     scale_shape = (group.num_blocks + trash, 2, group.num_kv_heads, block_size)
     shape, dtype = (*scale_shape, group.head_dim), KV_DTYPES[group.dtype]
-    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype)
+    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype, heads_per_kv)
 
     def pages() -> LayerKVCache:
         if packed:

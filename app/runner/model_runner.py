@@ -79,7 +79,8 @@ class ModelRunner:
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
         groups = plan.spec.groups
-        self._kv = allocate_kv_cache(plan.spec, device, trash=on_triton)
+        heads_per_kv = model_config.num_heads // model_config.num_kv_heads
+        self._kv = allocate_kv_cache(plan.spec, device, heads_per_kv=heads_per_kv, trash=on_triton)
         self._group_of_layer = [index for _, index in sorted((i, n) for n, g in enumerate(groups) for i in g.layers)]
         self._populators = [
             PagePopulator([self._kv[layer].values for layer in group.layers])

@@ -56,7 +56,7 @@ def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], 
     """
     phases = Phases(progress)
     phases.begin("config")
-    model_config = read_model_config(Path(config.model_dir))
+    model_config = _read_model_config(config)
     config, placement, plan = _settle(config, model_config, ranks)
     phases.begin("weights")
     model = load_model(
@@ -73,10 +73,14 @@ def settle_sizes(config: EngineConfig, ranks: Ranks) -> EngineConfig:
     need the same.
 
     Raises:
-        ConfigError, RunnerError: as :func:`make_runner`.
+        ConfigError, WeightError, RunnerError: as :func:`make_runner`.
     """
-    _, _, plan = _settle(config, read_model_config(Path(config.model_dir)), ranks)
+    _, _, plan = _settle(config, _read_model_config(config), ranks)
     return msgspec.structs.replace(config, num_blocks=plan.num_blocks, max_model_len=plan.max_model_len)
+
+
+def _read_model_config(config: EngineConfig) -> ModelConfig:
+    return read_model_config(Path(config.model_dir), [Path(file) for file in config.weights])
 
 
 def _settle(
@@ -90,7 +94,7 @@ def _settle(
     threads = max(1, choose_threads(config.threads) // ranks.size)
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
-    config, placement = choose_formats(config, device)
+    config, placement = choose_formats(config, device, model_config)
     placement = replace(placement, ranks=ranks)
     if has_own_memory(device) and config.num_blocks is None:
         budget = Budget(memory=available_memory(device), reserve=MARGIN_BYTES)

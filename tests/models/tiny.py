@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -60,6 +61,7 @@ _LLAMA3 = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
@@ -70,6 +72,7 @@ VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama_llama3": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LLAMA3}),
     "llama_yarn": (LlamaConfig, {**_HEAD_10, "rope_parameters": _YARN}),
     "mistral": (MistralConfig, {**_HEAD_16, "sliding_window": 24}),
+    "ministral": (MinistralConfig, {**_HEAD_16, "sliding_window": 24, "layer_types": _LAYER_TYPES}),
     "mistral_full": (MistralConfig, {**_HEAD_16, "sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": (Qwen2Config, {**_HEAD_10, "tie_word_embeddings": True}),
     "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
