@@ -12,6 +12,7 @@ from rich.table import Table
 
 from app.kernels import dispatch
 from app.main import engine_config
+from app.models.checkpoint import WeightError
 from app.models.config import ConfigError
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
@@ -40,11 +41,11 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
     memory = _memory(gpu_memory)
     try:
         name, directory = locate_config(settings.model, Store(settings.home))
-        model = read_model_config(directory)
+        model = read_model_config(directory, sorted(directory.glob("*.safetensors")))
         dispatch.configure(dispatch.Mode(settings.kernels), threads=1)
         config, placement = choose_formats(engine_config(settings, directory), torch.device("cuda"))
         made = plan_for_gpu(model, config, placement, Budget(memory=memory, reserve=DRIVER_BYTES + MARGIN_BYTES))
-    except (StoreError, ConfigError, RunnerError) as error:
+    except (StoreError, ConfigError, WeightError, RunnerError) as error:
         raise PlanError(str(error)) from None
     formats = {"dtype": config.dtype, "quantization": config.quantization, "kv_cache_dtype": config.kv_cache_dtype}
     if not json_only:
@@ -52,8 +53,8 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in formats.items())}", highlight=False)
         console.print(_table(made))
         console.print(
-            f"The KV cache holds {made.num_tokens:,} tokens, {made.num_tokens // made.max_model_len} sequences of "
-            f"{made.max_model_len:,}.",
+            f"The KV cache holds {made.kv.num_tokens:,} tokens, {made.kv.num_sequences} sequences of "
+            f"{made.kv.max_model_len:,}.",
             highlight=False,
         )
     row = {
@@ -61,8 +62,8 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         **formats,
         "memory": made.memory,
         **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
-        "kv_cache_tokens": made.num_tokens,
-        "max_model_len": made.max_model_len,
+        "kv_cache_tokens": made.kv.num_tokens,
+        "max_model_len": made.kv.max_model_len,
     }
     sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
 

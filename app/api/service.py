@@ -24,6 +24,8 @@ class ApiSettings:
     strict_params: bool = False
     """Refuse request fields nobody knows, as ``?strict=true`` does, instead of naming them back."""
     max_body_bytes: int = 16 << 20
+    max_body_bytes_together: int = 64 << 20
+    """Bytes of all requests' bodies at one time, small ones (64 KiB) aside; more are answered 429."""
     max_n: int = 16
     """Choices a prompt."""
     max_prompts: int = 256
@@ -32,13 +34,10 @@ class ApiSettings:
     """Alternatives a token."""
     max_stop: int = 16
     """Stop strings, and likewise stop token ids."""
-    max_logit_bias: int = 1024
     keepalive_interval: float = 15.0
     """Seconds of silence before a stream gets a comment line; 0 sends none."""
     default_timeout: float | None = 600.0
     """Seconds after which a request is given up."""
-    stall_timeout: float = 60.0
-    """Seconds without a step, work waiting, after which ``/livez`` fails."""
     api_keys: tuple[ApiKey, ...] = ()
     """Once there is one, everything but the probes needs one."""
     cors_origins: tuple[str, ...] = ()
@@ -53,7 +52,9 @@ class Service:
     client: EngineClient
     metrics: Metrics
     progress_age: Callable[[], float]
-    """Seconds for which the engine had work and made no step."""
+    """Seconds for which the engine had work and showed no progress."""
+    stall_limit: Callable[[], float]
+    """Seconds of that after which the supervisor starts the engine again; 0: it never does."""
     settings: ApiSettings = field(default_factory=ApiSettings)
     live: LiveRequests = field(default_factory=LiveRequests)
     created: int = field(default_factory=lambda: int(time.time()))

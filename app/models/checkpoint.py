@@ -19,6 +19,8 @@ import msgspec
 MAX_SAFETENSORS_HEADER = 100 << 20
 """Bytes; the limit of the format's own library."""
 MAX_DIMS = 8
+MAX_VALUES = 1 << 22
+"""In a safetensors header, brackets and commas counted: as Python objects they take many times their bytes."""
 
 _DTYPE_BITS = {
     "BOOL": 8,
@@ -39,6 +41,9 @@ _DTYPE_BITS = {
 }
 
 
+_GGUF_MAGIC = b"GGUF"
+
+
 class WeightError(ValueError):
     """Weights that cannot be loaded; one line that names the file and the tensor."""
 
@@ -55,6 +60,15 @@ class TensorEntry:
     offset: int
     """First byte, from the start of the file."""
     nbytes: int
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does; its name may say nothing, or be a hash."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
+    except OSError:
+        return False
 
 
 def check_extents(path: Path, entries: Iterable[TensorEntry], data_start: int, file_size: int) -> None:
@@ -120,6 +134,8 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
             raise ValueError("a name stands twice")
         return fields
 
+    if sum(map(header.count, (b"{", b"[", b","))) > MAX_VALUES:
+        raise WeightError(f"{path}: bad header: more values than the {MAX_VALUES} that are read")
     try:
         fields = json.loads(header.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as e:

@@ -6,29 +6,37 @@ transformers 5 writes. GGUF metadata is turned into the same JSON when a model i
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from app.layers.rope_scaling import RopeScaling, YarnScaling
+from app.models.config_fields import MOE_FIELDS, ConfigError, convert, refuse_number_changing, shown
+from app.models.config_rope import rotary
+
+__all__ = ["FIELDS_READ", "SUPPORTED_ARCHITECTURES", "ConfigError", "ModelConfig", "unsupported_architecture"]
 
 Positive = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 """Configs come from strangers: beyond this nothing could be served, and products of sizes would overflow in torch."""
 
-_DEFAULT_ROPE_THETA = 10_000.0
-_MAX_ROPE_THETA = 1e30
-_T = TypeVar("_T")
-_MOE_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")
 
+class _Windows(enum.Enum):
+    """Which layers of a family slide over ``sliding_window`` positions."""
 
-class ConfigError(ValueError):
-    """A ``config.json`` that cannot be served; one line naming the field and its value."""
+    NONE = enum.auto()
+    ALL = enum.auto()
+    """Unless ``layer_types`` says otherwise; 4096 positions when the config is silent."""
+    LATER = enum.auto()
+    """With ``use_sliding_window``: those from ``max_window_layers`` on, or as ``layer_types`` says."""
 
 
 class _Traits(msgspec.Struct, frozen=True, kw_only=True):
     """What an architecture's name alone says of its shape."""
 
+    model_types: tuple[str, ...]
+    """What ``model_type`` may say: transformers chooses the model by it."""
     qkv_bias: bool = False
     """Always biased; otherwise ``reads_attention_bias`` decides."""
     reads_attention_bias: bool = False
@@ -36,18 +44,28 @@ class _Traits(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = False
     default_head_dim: int | None = None
     """Width of a head when the config is silent; None divides ``hidden_size`` by the heads."""
-    all_layers_slide: bool = False
-    """``sliding_window`` holds for every layer, 4096 when the config is silent."""
-    reads_layer_windows: bool = False
-    """``use_sliding_window`` with ``layer_types`` or ``max_window_layers`` says which layers slide."""
+    default_kv_heads: int | None = None
+    """Key/value heads when the config is silent; None means as many as query heads, as a null does."""
+    windows: _Windows = _Windows.NONE
+    implied: frozenset[str] = frozenset()
+    """Fields that, of this family, say what is so anyway."""
 
 
+_MISTRAL = _Traits(model_types=("mistral", "ministral"), default_kv_heads=8, windows=_Windows.ALL)
 _ARCHITECTURES = {
-    "LlamaForCausalLM": _Traits(reads_attention_bias=True, reads_mlp_bias=True),
-    "MistralForCausalLM": _Traits(all_layers_slide=True),
-    "Qwen2ForCausalLM": _Traits(qkv_bias=True, reads_layer_windows=True),
+    "LlamaForCausalLM": _Traits(model_types=("llama",), reads_attention_bias=True, reads_mlp_bias=True),
+    "MistralForCausalLM": _MISTRAL,
+    # transformers makes this of a Mistral with layer_types.
+    "MinistralForCausalLM": _MISTRAL,
+    "Qwen2ForCausalLM": _Traits(model_types=("qwen2",), qkv_bias=True, default_kv_heads=32, windows=_Windows.LATER),
     "Qwen3ForCausalLM": _Traits(
-        reads_attention_bias=True, qk_norm=True, default_head_dim=128, reads_layer_windows=True
+        model_types=("qwen3",),
+        reads_attention_bias=True,
+        qk_norm=True,
+        default_head_dim=128,
+        default_kv_heads=32,
+        windows=_Windows.LATER,
+        implied=frozenset({"use_qk_norm", "qk_layernorm"}),
     ),
 }
 SUPPORTED_ARCHITECTURES = tuple(_ARCHITECTURES)
@@ -92,14 +110,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             ConfigError: unknown architecture, missing or malformed field, or a setting that is not supported.
         """
         architecture, traits = _architecture(config)
-        _refuse_unsupported(config)
-        hf = _convert(config, _HfConfig, "")
-        num_kv_heads = hf.num_key_value_heads or hf.num_attention_heads
+        hf = convert(config, _HfConfig)
+        head_dim = _head_dim(hf, traits)
+        _refuse_unsupported(config, traits, head_dim)
+        num_kv_heads = _kv_heads(hf, traits)
         if hf.num_attention_heads % num_kv_heads:
             raise ConfigError(
                 f"num_key_value_heads = {num_kv_heads} does not divide num_attention_heads = {hf.num_attention_heads}"
             )
-        theta, scaling = _rope(config, hf.max_position_embeddings)
+        theta, scaling = rotary(config, hf.max_position_embeddings)
         attention_bias = traits.reads_attention_bias and bool(hf.attention_bias)
         return cls(
             architecture=architecture,
@@ -109,7 +128,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             num_layers=hf.num_hidden_layers,
             num_heads=hf.num_attention_heads,
             num_kv_heads=num_kv_heads,
-            head_dim=_head_dim(hf, traits),
+            head_dim=head_dim,
             rms_norm_eps=hf.rms_norm_eps,
             rope_theta=theta,
             rope_scaling=scaling,
@@ -119,8 +138,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             o_proj_bias=attention_bias,
             mlp_bias=traits.reads_mlp_bias and bool(hf.mlp_bias),
             qk_norm=traits.qk_norm,
-            layer_windows=_layer_windows(hf, traits),
+            layer_windows=_layer_windows(hf, traits, architecture),
         )
+
+
+_SILU = ("silu", "swish")
+"""One function under two names."""
+_OLD_LAYER_TYPES = {"attention": "full_attention"}
 
 
 class _HfConfig(msgspec.Struct, kw_only=True):
@@ -131,18 +155,31 @@ class _HfConfig(msgspec.Struct, kw_only=True):
     intermediate_size: Positive
     num_hidden_layers: Annotated[int, msgspec.Meta(gt=0, le=1 << 12)]
     num_attention_heads: Positive
-    num_key_value_heads: Positive | None = None
+    num_key_value_heads: Positive | msgspec.UnsetType | None = msgspec.UNSET
     head_dim: Positive | None = None
     max_position_embeddings: Positive
     rms_norm_eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 1e-6
-    hidden_act: str = "silu"
+    hidden_act: Any = "silu"
     tie_word_embeddings: bool | None = False
     attention_bias: bool | None = False
     mlp_bias: bool | None = False
     sliding_window: Positive | msgspec.UnsetType | None = msgspec.UNSET
-    use_sliding_window: bool | None = False
+    use_sliding_window: bool | None = None
     max_window_layers: int | None = None
     layer_types: list[str] | None = None
+
+
+FIELDS_READ = frozenset(_HfConfig.__struct_fields__) | {
+    "architectures",
+    "model_type",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "quantization_config",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+}
+"""Of ``config.json``."""
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, _Traits]:
@@ -160,14 +197,20 @@ def unsupported_architecture(name: str) -> ConfigError:
     return ConfigError(f"architectures = {name!r} is not supported; supported are {', '.join(SUPPORTED_ARCHITECTURES)}")
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    if config.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"hidden_act = {config['hidden_act']!r} is not supported, only 'silu' is")
-    for field in _MOE_FIELDS:
+def _refuse_unsupported(config: Mapping[str, Any], traits: _Traits, head_dim: int) -> None:
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in traits.model_types:
+        raise ConfigError(
+            f"model_type = {shown(model_type)} is not that of architectures = {shown(config['architectures'])}"
+        )
+    if config.get("hidden_act", "silu") not in _SILU:
+        raise ConfigError(f"hidden_act = {shown(config['hidden_act'])} is not supported, only 'silu' is")
+    for field in MOE_FIELDS:
         if config.get(field):
             raise ConfigError(f"{field} = {config[field]!r}: mixture-of-experts models are not supported")
     if config.get("quantization_config"):
         _check_quantization(config["quantization_config"])
+    refuse_number_changing(config, FIELDS_READ | traits.implied, head_dim)
 
 
 class _WeightScheme(msgspec.Struct):
@@ -199,12 +242,10 @@ def _check_quantization(value: Any) -> None:
         ) from None
 
 
-def _convert(value: Mapping[str, Any], kind: type[_T], where: str) -> _T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        prefix = f"{where}: " if where else ""
-        raise ConfigError(f"{prefix}{error}") from None
+def _kv_heads(hf: _HfConfig, traits: _Traits) -> int:
+    if hf.num_key_value_heads is msgspec.UNSET:
+        return traits.default_kv_heads or hf.num_attention_heads
+    return hf.num_key_value_heads or hf.num_attention_heads
 
 
 def _head_dim(hf: _HfConfig, traits: _Traits) -> int:
@@ -221,72 +262,37 @@ def _head_dim(hf: _HfConfig, traits: _Traits) -> int:
     return head_dim
 
 
-def _layer_windows(hf: _HfConfig, traits: _Traits) -> tuple[int | None, ...]:
-    """transformers' rules: Mistral slides everywhere, Qwen from ``max_window_layers`` on or as ``layer_types`` says."""
+def _layer_windows(hf: _HfConfig, traits: _Traits, architecture: str) -> tuple[int | None, ...]:
+    """transformers' rules; ``layer_types`` goes before all others."""
     window = 4096 if hf.sliding_window is msgspec.UNSET else hf.sliding_window
-    if traits.all_layers_slide:
-        return (window,) * hf.num_hidden_layers
-    if not traits.reads_layer_windows:
-        return (None,) * hf.num_hidden_layers
-    if not hf.use_sliding_window:
-        window = None
-    types = hf.layer_types
-    if types is None:
-        first = 28 if hf.max_window_layers is None else hf.max_window_layers
-        types = ["full_attention" if i < first else "sliding_attention" for i in range(hf.num_hidden_layers)]
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    return _windows_of_types(types, window, hf.num_hidden_layers)
+    first_sliding = 0
+    match traits.windows:
+        case _Windows.NONE:
+            _refuse_window(hf, architecture)
+            window = None
+        case _Windows.LATER:
+            window = window if hf.use_sliding_window else None
+            first_sliding = 28 if hf.max_window_layers is None else hf.max_window_layers
+    if hf.layer_types is not None:
+        return _windows_of_types(hf.layer_types, window, hf.num_hidden_layers)
+    return tuple(None if i < first_sliding else window for i in range(hf.num_hidden_layers))
+
+
+def _refuse_window(hf: _HfConfig, architecture: str) -> None:
+    """Refuses a window that is in use, of a family that has none."""
+    window = hf.sliding_window
+    if window in (None, msgspec.UNSET) or hf.use_sliding_window is False or window >= hf.max_position_embeddings:
+        return
+    raise ConfigError(f"sliding_window = {window} is not supported of {architecture}, whose layers see all positions")
 
 
 def _windows_of_types(types: list[str], window: int | None, num_layers: int) -> tuple[int | None, ...]:
     if len(types) != num_layers:
         raise ConfigError(f"layer_types has {len(types)} entries, num_hidden_layers = {num_layers}")
+    types = [_OLD_LAYER_TYPES.get(kind, kind) for kind in types]
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
             raise ConfigError(f"layer_types = {kind!r} is not supported")
         if kind == "sliding_attention" and window is None:
             raise ConfigError("layer_types names sliding_attention but sliding_window is not in use")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
-
-
-def _rope(config: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them."""
-    # An older field of the two wins, as in transformers.
-    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    rope = config.get(field) or {}
-    if not isinstance(rope, dict):
-        raise ConfigError(f"{field} = {rope!r} is not an object")
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise ConfigError(f"{field} = {sorted(rope)!r}: rotary settings by layer type are not supported")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1.0):
-        raise ConfigError(f"partial_rotary_factor = {partial!r} is not supported")
-    theta = rope.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
-    if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= _MAX_ROPE_THETA:
-        raise ConfigError(f"rope_theta = {theta!r} is not a positive number, at most {_MAX_ROPE_THETA:g}")
-    return float(theta), _rope_scaling(rope, field, config, max_position_embeddings)
-
-
-def _rope_scaling(
-    rope: Mapping[str, Any], field: str, config: Mapping[str, Any], max_position_embeddings: int
-) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    given = {key: value for key, value in rope.items() if value is not None}
-    original = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-    given["original_max_position_embeddings"] = original or max_position_embeddings
-    match kind:
-        case "default" | "dynamic":
-            # Dynamic NTK only changes the base beyond max_position_embeddings, and no sequence goes there.
-            return None
-        case "linear":
-            return _convert(given, LinearScaling, field)
-        case "llama3":
-            return _convert(given, Llama3Scaling, field)
-        case "yarn":
-            if "factor" not in given and isinstance(original, int) and original > 0:
-                given["factor"] = max_position_embeddings / original
-            return _convert(given, YarnScaling, field)
-        case _:
-            raise ConfigError(
-                f"{field}.rope_type = {kind!r} is not supported; supported are default, linear, dynamic, llama3, yarn"
-            )

@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
+from app.models.tied_head import EMBEDDING, HEAD
 from app.quant.destination import Destination
 from app.quant.placement import Placement
 
@@ -145,8 +147,8 @@ class LlamaForCausalLM:
         self,
         token_ids_T: Tensor,
         positions_T: Tensor,
-        kv: list[LayerKVCache],
-        meta: AttentionMetadata,
+        kv: Sequence[LayerKVCache],
+        metas: Sequence[AttentionMetadata],
         arena: StepArena,
     ) -> Tensor:
         """Final hidden states [T, D] of the step's tokens, a buffer of ``arena``; writes their keys and values.
@@ -155,11 +157,12 @@ class LlamaForCausalLM:
             token_ids_T: [T] int64.
             positions_T: [T] int64.
             kv: one cache a layer.
+            metas: one a layer; layers of a KV cache group share theirs.
             arena: begun with T rows.
         """
         acts = self._take_activations(arena)
         self.embedding(token_ids_T, acts.residual)
-        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
+        for index, (layer, layer_kv, meta) in enumerate(zip(self.layers, kv, metas, strict=True)):
             layer.forward(acts, positions_T, layer_kv, meta, first=index == 0)
         self.final_norm(acts.delta, Act(acts.final), residual_TD=acts.residual)
         return acts.final
@@ -177,21 +180,23 @@ class LlamaForCausalLM:
         """Every weight of the checkpoint by name, and where it goes."""
         tied = self._config.tie_word_embeddings
         named: dict[str, Destination] = {
-            "model.embed_tokens.weight": self.lm_head.destination(self.embedding)
-            if tied
-            else self.embedding.destination(),
+            EMBEDDING: self.lm_head.destination(self.embedding) if tied else self.embedding.destination(),
         }
         for layer in self.layers:
             named |= layer.destinations()
         named |= self.final_norm.destinations("model.norm")
         if not tied:
-            named["lm_head.weight"] = self.lm_head.destination()
+            named[HEAD] = self.lm_head.destination()
         return named
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
-        tied_copy = name == "lm_head.weight" and self._config.tie_word_embeddings
+        tied_copy = name == HEAD and self._config.tie_word_embeddings
         return tied_copy or name.endswith(".rotary_emb.inv_freq")
+
+    def twins(self) -> dict[str, str]:
+        """For names of :meth:`destinations` the tied tensor that a checkpoint may hold instead."""
+        return {EMBEDDING: HEAD} if self._config.tie_word_embeddings else {}
 
     def _take_activations(self, arena: StepArena) -> _Activations:
         width, dtype, layer = self._config.hidden_size, self._dtype, self.layers[0]

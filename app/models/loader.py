@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from app.models.checkpoint import WeightError, read_safetensors_header
+from app.models.checkpoint import WeightError, is_gguf, read_safetensors_header
 from app.quant.destination import Destination, Extent, Part
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
@@ -45,19 +45,21 @@ class StoredTensor:
 
 
 def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
-    """Lists the tensors of ``files`` (``.safetensors``, ``.gguf``); headers are checked, data is not yet read.
+    """Lists the tensors of ``files`` (safetensors or GGUF); headers are checked, data is not yet read.
+
+    A GGUF file is known by its first bytes, whatever it is called.
 
     Raises:
         WeightError: another format, or a file that is unreadable, truncated or malformed.
     """
     for file in files:
-        match file.suffix:
-            case ".safetensors":
-                yield from _safetensors(file)
-            case ".gguf":
-                yield from _gguf(file)
-            case _:
-                raise WeightError(f"{file}: only .safetensors and .gguf files are read")
+        suffix = file.suffix.lower()
+        if suffix == ".gguf" or is_gguf(file):
+            yield from _gguf(file)
+        elif suffix == ".safetensors":
+            yield from _safetensors(file)
+        else:
+            raise WeightError(f"{file}: only .safetensors and .gguf files are read")
 
 
 def load_weights(
@@ -66,6 +68,7 @@ def load_weights(
     *,
     ignore: Callable[[str], bool],
     progress: Callable[[int, int], None],
+    twins: Mapping[str, str] | None = None,
 ) -> None:
     """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
 
@@ -75,17 +78,18 @@ def load_weights(
         destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
         ignore: tells which left-over names are no error (tied or computed tensors).
         progress: called with bytes of the files that are done and in all.
+        twins: names of destinations -> tensors that go there where the files lack the first (tied tensors).
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
     """
-    wanted = _match(destinations, files, ignore)
-    total = sum(stored.nbytes for stored in wanted)
+    wanted = _match(destinations, files, ignore, twins or {})
+    total = sum(stored.nbytes for stored in wanted.values())
     done = 0
     progress(done, total)
     with torch.no_grad():
-        for stored in wanted:
-            destination = destinations[stored.name]
+        for name, stored in wanted.items():
+            destination = destinations[name]
             if isinstance(destination, Part):
                 destination.destination.copy_(stored.read(destination.extent))
             else:
@@ -95,17 +99,22 @@ def load_weights(
 
 
 def _match(
-    destinations: Mapping[str, Destination], files: Sequence[Path], ignore: Callable[[str], bool]
-) -> list[StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    left_over: list[StoredTensor] = []
+    destinations: Mapping[str, Destination],
+    files: Sequence[Path],
+    ignore: Callable[[str], bool],
+    twins: Mapping[str, str],
+) -> dict[str, StoredTensor]:
+    """The tensor of every destination."""
+    in_files: dict[str, StoredTensor] = {}
     for stored in iter_weights(files):
-        if stored.name in found:
-            raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {found[stored.name].file}")
-        if stored.name in destinations:
-            found[stored.name] = stored
-        elif not ignore(stored.name):
-            left_over.append(stored)
+        if stored.name in in_files and not ignore(stored.name):
+            raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {in_files[stored.name].file}")
+        in_files[stored.name] = stored
+    found = {name: stored for name, stored in in_files.items() if name in destinations}
+    for name, twin in twins.items():
+        if name not in found and twin in in_files:
+            found[name] = in_files[twin]
+    left_over = [stored for name, stored in in_files.items() if name not in destinations and not ignore(name)]
     where = ", ".join(map(str, files[:_NAMES_SHOWN])) + (", …" if len(files) > _NAMES_SHOWN else "")
     missing = [name for name in destinations if name not in found]
     if missing:
@@ -116,8 +125,10 @@ def _match(
     for name, stored in found.items():
         expected = tuple(destinations[name].shape)
         if stored.shape != expected:
-            raise WeightError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, the model expects {expected}")
-    return list(found.values())
+            raise WeightError(
+                f"{stored.file}: tensor {stored.name!r} has shape {stored.shape}, the model expects {expected}"
+            )
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:

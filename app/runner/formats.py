@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import msgspec
 import torch
 
 from app.kernels import dispatch
+from app.kernels.linear.pack import unpackable
+from app.kernels.paged_attention.cpu import can_pack
+from app.models.config import ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
+from app.runner.kv_cache import KV_DTYPES
 from app.types import EngineConfig
 
 QUANTIZATIONS = ("auto", "none", "int8", "int8_weight_only")
@@ -18,30 +23,37 @@ _PACKED_PAGES = ("bfloat16", "int8")
 _log = logging.getLogger(__name__)
 
 
-def choose_formats(config: EngineConfig, device: torch.device) -> tuple[EngineConfig, Placement]:
+def choose_formats(
+    config: EngineConfig, device: torch.device, model: ModelConfig | None = None
+) -> tuple[EngineConfig, Placement]:
     """The config with every ``auto`` decided, and where its model's tensors go.
 
     On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and int8 pages; a dtype asked for by name
     means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout. Call it after
     :func:`app.kernels.dispatch.configure`.
 
+    Args:
+        model: whose widths the native kernels have to take; where they do not, linear layers run in plain torch, and
+            ``auto`` takes the next format that is native. None: of any width.
+
     Raises:
         RunnerError: formats that do not go together, or not here.
     """
     native = _has_native(config, device)
-    quantization = _choose_quantization(config, native=native)
-    name = config.dtype
-    if name == "auto" and native and quantization == "none":
-        name = "bfloat16"
-    dtype = choose_dtype(name, device)
-    placement = Placement(dtype, device, _weight_format(quantization, dtype, device, native=native))
+    quantization, dtype, weights = wanted = _choose(config, device, {}, native=native)
+    refusals = _refusals(model, config.tensor_parallel_size) if native and model is not None else {}
+    if refusals:
+        quantization, dtype, weights = _choose(config, device, refusals, native=native)
+    placement = Placement(dtype, device, weights)
+    if wanted != (quantization, dtype, weights):
+        _tell_refused(wanted[2], placement, refusals, config)
     dtype_name = str(dtype).removeprefix("torch.")
     pages = config.kv_cache_dtype
     if pages == "auto":
         int8 = placement.format is WeightFormat.PACKED_INT8
         pages = "int8" if int8 else "bfloat16" if placement.packed else dtype_name
     if config.kernels == dispatch.Mode.STRICT.value and native:
-        _check_strict(placement, pages)
+        _check_strict(placement, pages, config, model)
     chosen = msgspec.structs.replace(
         config, device=str(device), dtype=dtype_name, quantization=quantization, kv_cache_dtype=pages
     )
@@ -67,6 +79,53 @@ def _has_native(config: EngineConfig, device: torch.device) -> bool:
     return False
 
 
+def _choose(
+    config: EngineConfig, device: torch.device, refusals: Mapping[torch.dtype, str], *, native: bool
+) -> tuple[str, torch.dtype, WeightFormat]:
+    """Quantisation, dtype and format of the weights where native layers refuse those dtypes of weights."""
+    quantization = _choose_quantization(config, native=native and torch.int8 not in refusals)
+    name = config.dtype
+    if name == "auto" and native and quantization == "none" and torch.bfloat16 not in refusals:
+        name = "bfloat16"
+    dtype = choose_dtype(name, device)
+    packs = native and (torch.int8 if quantization == "int8" else torch.bfloat16) not in refusals
+    return quantization, dtype, _weight_format(quantization, dtype, device, native=packs)
+
+
+def _refusals(model: ModelConfig, ranks: int) -> dict[torch.dtype, str]:
+    """For each dtype in which native linear layers do not take the weights of a rank's share, why."""
+    share = " / tensor_parallel_size" if ranks > 1 else ""
+    widths = {
+        "hidden_size": model.hidden_size,
+        f"num_attention_heads * head_dim{share}": model.num_heads * model.head_dim // ranks,
+        f"intermediate_size{share}": model.intermediate_size // ranks,
+    }
+    refusals: dict[torch.dtype, str] = {}
+    for name, width in widths.items():
+        for dtype in (torch.int8, torch.bfloat16):
+            if (why := unpackable(width, dtype)) is not None:
+                kind = str(dtype).removeprefix("torch.")
+                refusals.setdefault(dtype, f"{kind} weights [N, K] with K = {name} = {width} ({why})")
+    return refusals
+
+
+def _tell_refused(
+    wanted: WeightFormat, placement: Placement, refusals: Mapping[torch.dtype, str], config: EngineConfig
+) -> None:
+    """Logs that the model's widths cost it a native format.
+
+    Raises:
+        RunnerError: all of them, in strict mode.
+    """
+    why = refusals[torch.int8 if wanted is WeightFormat.PACKED_INT8 else torch.bfloat16]
+    if placement.packed:
+        _log.warning("no native linear layer takes %s; weights are kept in bfloat16", why)
+        return
+    if config.kernels == dispatch.Mode.STRICT.value:
+        raise RunnerError(f"{config.model_dir}: kernels = 'strict', but no native linear layer takes {why}")
+    _log.warning("no native linear layer takes %s; linear layers run in plain torch, many times slower", why)
+
+
 def _choose_quantization(config: EngineConfig, *, native: bool) -> str:
     asked = config.quantization
     if asked not in QUANTIZATIONS:
@@ -90,7 +149,7 @@ def _weight_format(quantization: str, dtype: torch.dtype, device: torch.device, 
     return WeightFormat.PACKED_BF16 if native and dtype == torch.bfloat16 else WeightFormat.PLAIN
 
 
-def _check_strict(placement: Placement, pages: str) -> None:
+def _check_strict(placement: Placement, pages: str, config: EngineConfig, model: ModelConfig | None) -> None:
     if not placement.packed:
         raise RunnerError(
             f"kernels = 'strict' has no native linear layer for weights of {placement.dtype}; "
@@ -100,4 +159,12 @@ def _check_strict(placement: Placement, pages: str) -> None:
         raise RunnerError(
             f"kernels = 'strict' has no native attention over pages of {pages}; "
             f"use kv_cache_dtype {' or '.join(map(repr, _PACKED_PAGES))}"
+        )
+    if model is None:
+        return
+    heads_per_kv = model.num_heads // model.num_kv_heads
+    if not can_pack((1, 2, 1, config.block_size, model.head_dim), KV_DTYPES[pages], heads_per_kv):
+        raise RunnerError(
+            f"{config.model_dir}: kernels = 'strict', but no native attention takes head_dim = {model.head_dim} "
+            f"in blocks of block_size = {config.block_size}, {heads_per_kv} query heads to a key head"
         )

@@ -6,10 +6,11 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import torch
 
 from app.models.config import ConfigError, ModelConfig
@@ -17,11 +18,12 @@ from app.models.dummy import fill_dummy_weights
 from app.models.llama import LlamaForCausalLM
 from app.models.loader import load_weights
 from app.models.registry import model_class
+from app.models.tied_head import ties_head
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
 from app.runner.device import available_memory
 from app.runner.errors import RunnerError
-from app.runner.kv_cache import KVCachePlan
+from app.runner.kv_plan import KVCachePlan
 from app.types import EngineConfig, LoadProgress
 
 Progress = Callable[[LoadProgress], None]
@@ -30,11 +32,15 @@ _REPORT_INTERVAL = 0.1
 """Seconds: a model has hundreds of tensors, nobody reads hundreds of lines."""
 
 
-def read_model_config(model_dir: Path) -> ModelConfig:
+def read_model_config(model_dir: Path, weights: Sequence[Path] = ()) -> ModelConfig:
     """Parses ``config.json`` of a model directory.
+
+    Args:
+        weights: the model's files, which have the last word on whether the output head is the embedding.
 
     Raises:
         ConfigError: missing, not JSON, or not supported; names the file.
+        WeightError: a weight file is unreadable, truncated or malformed.
     """
     path = model_dir / "config.json"
     try:
@@ -46,9 +52,11 @@ def read_model_config(model_dir: Path) -> ModelConfig:
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: not a JSON object")
     try:
-        return ModelConfig.from_dict(config)
+        model = ModelConfig.from_dict(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    tied = ties_head(model.tie_word_embeddings, weights)
+    return msgspec.structs.replace(model, tie_word_embeddings=tied)
 
 
 class Phases:
@@ -162,7 +170,7 @@ def _load(
         if cache.restore(destinations):
             progress(total, total)
             return
-    load_weights(destinations, files, ignore=model.ignores, progress=progress)
+    load_weights(destinations, files, ignore=model.ignores, twins=model.twins(), progress=progress)
     if cache is not None:
         cache.save(destinations)
 

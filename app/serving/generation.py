@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from app.serving.admission import Admission, kv_tokens, request_error
 from app.serving.chat_template import ChatTemplate
-from app.serving.choice import Choice, describe
+from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
@@ -281,12 +281,14 @@ class Generator:
             eos_token=files.eos_token,
             pad_token=files.pad_token,
         )
+        chat_template = ChatTemplate(files.chat_template, special_tokens=files.special_tokens)
+        chat_template.prepare(tokenizer)
         return cls(
             client,
             tokenizer,
             ledger,
             model_names=model_names or (files.name,),
-            chat_template=ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token),
+            chat_template=chat_template,
             generation_config=files.generation_config,
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
@@ -318,14 +320,19 @@ class Generator:
     def reserved(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[None]:
         """Holds room for ``n`` sequences while their prompts are rendered and tokenised; submit them afterwards.
 
-        However many long prompts come at once, no more are worked on than can be admitted.
+        However many long prompts come at once, no more are worked on than can be admitted. A refusal within the block
+        is written in the ledger.
 
         Raises:
             RequestError: as :meth:`check_accepting`, before the block is entered.
         """
         self.check_accepting(request_id, endpoint=endpoint, n=n)
         with self._admission.reserve(n):
-            yield
+            try:
+                yield
+            except RequestError as error:
+                self.ledger.refuse(request_id, endpoint, error)
+                raise
 
     async def submit(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
         """Admits a request and sends it to the engine.
@@ -340,7 +347,8 @@ class Generator:
         """
         arrival = time.monotonic()
         try:
-            sequences = self._admission.admit(request, arrival)
+            stops = control_stops(request.params, self.tokenizer)
+            sequences = self._admission.admit(request, arrival, stop_token_ids=tuple(stops))
             choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
             mailbox = self.client.submit(sequences)
         except RequestError as error:

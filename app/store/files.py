@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +14,15 @@ import msgspec
 from app.models.checkpoint import WeightError, read_safetensors_header
 from app.models.config import ConfigError, ModelConfig
 from app.store.errors import StoreError
-from app.store.special_tokens import eos_token_ids, token_text
+from app.store.special_tokens import DeclaredTokens, TokenizerFiles, declared_tokens, eos_token_ids
 
 INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _NAMES_SHOWN = 5
 _MAX_BYTES = 256 << 20
 """Of a file that is read whole; the largest tokenizers take some 40 MB."""
+_MAX_JSON = 32 << 20
+"""Bytes of a config or an index, which become Python objects of many times that; the largest take some 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class ModelFiles:
     """Every id that ends an answer, ascending: those of config, generation config and tokenizer together."""
     add_bos: bool
     """Begin texts with BOS even if the tokenizer's own post-processor does not."""
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    """Text by name, as templates use them: ``bos_token``, ``unk_token`` and the like, and the model's own names."""
 
 
 def read_model(
@@ -58,12 +62,13 @@ def read_model(
     """
     config = read_config(directory)
     generation = _read_generation_config(directory / "generation_config.json")
-    tokenizer = _read_if_there(directory / "special_tokens_map.json") | _read_if_there(
-        directory / "tokenizer_config.json"
-    )
     tokenizer_file = tokenizer_file or directory / "tokenizer.json"
+    definition = None
     if tokenizer_file.exists():
-        _check_size(tokenizer_file)
+        check_size(tokenizer_file)
+        definition = _read_bytes(tokenizer_file)
+    tokenizer = _read_tokenizer_files(directory, definition)
+    tokens = _declared_tokens(directory, tokenizer)
     return ModelFiles(
         name=name,
         directory=directory,
@@ -71,13 +76,27 @@ def read_model(
         config=config,
         generation_config=generation,
         tokenizer_file=tokenizer_file,
-        chat_template=_chat_template(directory, tokenizer),
-        bos_token=token_text(tokenizer.get("bos_token")),
-        eos_token=token_text(tokenizer.get("eos_token")),
-        pad_token=token_text(tokenizer.get("pad_token")),
-        eos_token_ids=eos_token_ids(directory, config, generation, tokenizer, tokenizer_file),
-        add_bos=tokenizer.get("add_bos_token") is True,
+        chat_template=_chat_template(directory, tokenizer.tokenizer_config),
+        bos_token=tokens.named.get("bos_token"),
+        eos_token=tokens.named.get("eos_token"),
+        pad_token=tokens.named.get("pad_token"),
+        eos_token_ids=eos_token_ids(directory, generation, tokenizer, tokens),
+        add_bos=tokens.adds_bos,
+        special_tokens=tokens.named,
     )
+
+
+def read_declared_tokens(directory: Path, definition: bytes) -> DeclaredTokens:
+    """What the files around a ``tokenizer.json`` make of its tokens.
+
+    Args:
+        directory: where they are, if there are any.
+        definition: contents of the ``tokenizer.json``.
+
+    Raises:
+        StoreError: a file is unreadable, or lists something that is no token.
+    """
+    return _declared_tokens(directory, _read_tokenizer_files(directory, definition))
 
 
 def find_weights(directory: Path) -> tuple[Path, ...]:
@@ -132,15 +151,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    _check_size(path)
+    check_size(path, _MAX_JSON)
+    return _read_bytes(path)
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
         raise StoreError(f"{path}: {e.strerror or e}") from None
 
 
-def _check_size(path: Path) -> None:
-    """Keeps what a model directory links to (a device, a pipe) from being read for ever."""
+def check_size(path: Path, limit: int = _MAX_BYTES) -> None:
+    """Keeps what a model directory links to (a device, a pipe) from being read for ever.
+
+    Raises:
+        StoreError: no regular file, or one larger than any that is read whole.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -149,8 +176,25 @@ def _check_size(path: Path) -> None:
         raise StoreError(f"{path}: {e.strerror or e}") from None
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path}: not a regular file")
-    if status.st_size > _MAX_BYTES:
-        raise StoreError(f"{path}: {status.st_size} bytes, at most {_MAX_BYTES} are read")
+    if status.st_size > limit:
+        raise StoreError(f"{path}: {status.st_size} bytes, at most {limit} are read")
+
+
+def _read_tokenizer_files(directory: Path, definition: bytes | None) -> TokenizerFiles:
+    return TokenizerFiles(
+        config=_read_if_there(directory / "config.json"),
+        tokenizer_config=_read_if_there(directory / "tokenizer_config.json"),
+        special_tokens_map=_read_if_there(directory / "special_tokens_map.json"),
+        added_tokens=_read_if_there(directory / "added_tokens.json"),
+        definition=definition,
+    )
+
+
+def _declared_tokens(directory: Path, files: TokenizerFiles) -> DeclaredTokens:
+    try:
+        return declared_tokens(files)
+    except StoreError as e:
+        raise StoreError(f"{directory}: {e}") from None
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -206,14 +250,17 @@ def _tensor_names(file: Path) -> set[str]:
 
 def _what_instead(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir())
-    if gguf := [name for name in names if name.endswith(".gguf")]:
+    if gguf := [name for name in names if name.lower().endswith(".gguf")]:
         return f"no safetensors weights; to serve the GGUF file name it: {directory / gguf[0]}"
     if pickled := [name for name in names if name.endswith(_PICKLED)]:
         return f"only pickled weights ({pickled[0]}), which are never opened: save the model as safetensors"
+    dangling = [path.name for path in sorted(directory.iterdir()) if path.is_symlink() and not path.exists()]
+    if dangling := [name for name in dangling if name.endswith((".safetensors", INDEX))]:
+        return f"{dangling[0]} is a link to a file that is not there"
     return "no safetensors weights"
 
 
-def _chat_template(directory: Path, tokenizer: dict[str, Any]) -> str | None:
+def _chat_template(directory: Path, tokenizer: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.exists():
         try:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import TokenType
 
 from app.models.checkpoint import TensorEntry
 from app.models.gguf_header import GGUFHeader
+from app.models.tied_head import equal_data
 from app.store.errors import StoreError
+from app.store.gguf_tokenizer import GGUFTokenizerError, special_token_id
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -24,6 +27,8 @@ _SAMPLING = {
 }
 _LLAMA3_CONTEXT, _LLAMA3_LOW, _LLAMA3_HIGH = 8192, 1.0, 4.0
 """Original context and ramp of every Llama 3.1 and later; a GGUF file has only the table that follows from them."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 _YARN_NEUTRAL = {"attn_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 """Settings of YaRN that are accepted only where they change nothing."""
@@ -40,7 +45,7 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
     if name not in _ARCHITECTURES:
         supported = ", ".join(_ARCHITECTURES)
         raise StoreError(f"{header.path}: architecture {name!r} is not supported; supported are {supported}")
-    if header.metadata.get("split.count", 1) != 1:
+    if header.metadata.get("split.count", 0) not in (0, 1):  # 0: never split
         raise StoreError(f"{header.path}: one of several files of a model; merge them with: llama-gguf-split --merge")
     if fields.integer("expert_count", 0):
         raise StoreError(f"{header.path}: mixture-of-experts models are not supported")
@@ -73,7 +78,7 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": context,
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
-        "tie_word_embeddings": "output.weight" not in tensors,
+        "tie_word_embeddings": _ties_head(header),
         "rope_theta": fields.number("rope.freq_base", 10_000.0),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
@@ -82,31 +87,56 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
     }
 
 
+def _ties_head(header: GGUFHeader) -> bool:
+    """Whether the file has no output head but the token embedding, or a copy of it."""
+    embedding, head = header.tensors.get("token_embd.weight"), header.tensors.get("output.weight")
+    if embedding is None or head is None:
+        return head is None
+    return equal_data(header.path, embedding, header.path, head)
+
+
 def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
     """``tokenizer_config.json``: special tokens and the chat template.
 
     Raises:
-        StoreError: a special token that is not in the vocabulary.
+        StoreError: a special token that is not in the vocabulary, or a template that is no text.
     """
     metadata = header.metadata
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise StoreError(f"{header.path}: tokenizer.chat_template is not a text")
     config: dict[str, Any] = {
         "bos_token": _token(header, "bos_token_id"),
         "eos_token": _token(header, "eos_token_id"),
-        "pad_token": _token(header, "padding_token_id"),
-        "unk_token": _token(header, "unknown_token_id"),
+        "pad_token": _token_beside_text(header, "padding_token_id"),
+        "unk_token": _token_beside_text(header, "unknown_token_id"),
+        "sep_token": _token_beside_text(header, "seperator_token_id"),
+        "cls_token": _token_beside_text(header, "cls_token_id"),
+        "mask_token": _token_beside_text(header, "mask_token_id"),
         # Silence is left to the tokenizer, which knows what it means for its kind.
         "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token"),
-        "chat_template": metadata.get("tokenizer.chat_template"),
+        "chat_template": template,
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
 def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
-    """``generation_config.json``: the tokens that end an answer, and sampling defaults if the file has any."""
+    """``generation_config.json``: the tokens that end an answer, and sampling defaults if the file has any.
+
+    Raises:
+        StoreError: a token that is not in the vocabulary, or a default that is no number.
+    """
     metadata = header.metadata
     ids = {_token_id(header, name) for name in _END_TOKENS}
     config: dict[str, Any] = {"eos_token_id": sorted(token_id for token_id in ids if token_id is not None)}
-    return config | {ours: metadata[key] for key, ours in _SAMPLING.items() if key in metadata}
+    for key, ours in _SAMPLING.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise StoreError(f"{header.path}: {key} is not a finite number")
+        config[ours] = value
+    return config
 
 
 class _Fields:
@@ -123,7 +153,7 @@ class _Fields:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._uniform(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:
             raise self._wrong(key, value)
         # Stored as fp32: the shortest decimal that gives it back is what the model's makers wrote.
         return float(str(np.float32(value)))
@@ -218,17 +248,28 @@ def _llama3_table(theta: float, head_dim: int, factor: float) -> np.ndarray[Any,
 
 
 def _token_id(header: GGUFHeader, name: str) -> int | None:
-    token_id = header.metadata.get(f"tokenizer.ggml.{name}")
-    if token_id is None:
-        return None
-    if not isinstance(token_id, int) or not 0 <= token_id < len(_tokens(header.metadata)):
-        raise StoreError(f"{header.path}: tokenizer.ggml.{name} = {token_id!r} is not in the vocabulary")
-    return token_id
+    try:
+        return special_token_id(header.metadata.get(f"tokenizer.ggml.{name}"), name, len(_tokens(header.metadata)))
+    except GGUFTokenizerError as e:
+        raise StoreError(f"{header.path}: {e}") from None
 
 
 def _token(header: GGUFHeader, name: str) -> str | None:
     token_id = _token_id(header, name)
     return None if token_id is None else str(_tokens(header.metadata)[token_id])
+
+
+def _token_beside_text(header: GGUFHeader, name: str) -> str | None:
+    """The token, unless it is of the kind that text is made of.
+
+    A named token is a control token to a tokenizer, which leaves it out of answers. Files whose makers knew of none
+    name token 0, a ``!`` in many a vocabulary.
+    """
+    token_id = _token_id(header, name)
+    types = header.metadata.get("tokenizer.ggml.token_type")
+    if token_id is not None and isinstance(types, list) and types[token_id : token_id + 1] == [TokenType.NORMAL]:
+        return None
+    return _token(header, name)
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[Any]:

@@ -1,59 +1,120 @@
-"""Which tokens begin, end and pad a text, out of the several files that may say so."""
+"""Which tokens a model's tokenizer has besides its vocabulary, and which of them have a name.
+
+Several files may say so, and they need not agree. What counts is what transformers makes of the directory: models are
+trained and tried with it. Here that is read off the files alone, without importing it. How text is normalised and cut
+stays what ``tokenizer.json`` says, also where a class of transformers has a fixed idea of that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from app.store.errors import StoreError
 
-
-def token_text(value: object) -> str | None:
-    """Text of a token that a config gives as a string or as the fields of an added token."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def eos_token_ids(
-    directory: Path,
-    config: Mapping[str, Any],
-    generation: Mapping[str, Any],
-    tokenizer: Mapping[str, Any],
-    tokenizer_file: Path,
-) -> tuple[int, ...]:
-    """Union of the ids that ``config.json``, ``generation_config.json`` and the tokenizer's files give, ascending.
-
-    Raises:
-        StoreError: something that is no token id, or an EOS token that the tokenizer does not have.
-    """
-    ids = set(_ids(directory / "config.json", config.get("eos_token_id")))
-    ids.update(_ids(directory / "generation_config.json", generation.get("eos_token_id")))
-    text = token_text(tokenizer.get("eos_token"))
-    if text is not None and tokenizer_file.exists():
-        ids.add(_token_id(text, tokenizer, tokenizer_file))
-    return tuple(sorted(ids))
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EXTRA = "extra_special_tokens"
+_ADDITIONAL = "additional_special_tokens"
+"""What the extra ones were called before."""
+_DECODER = "added_tokens_decoder"
 
 
-def _ids(file: Path, value: object) -> Iterator[int]:
-    for token_id in value if isinstance(value, list) else [value]:
-        if token_id is None:
-            continue
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
-            raise StoreError(f"{file}: eos_token_id = {token_id!r} is no token id")
-        yield token_id
+class AddedToken(msgspec.Struct, frozen=True):
+    """A token that is found in a text as it stands. The flags are those of ``tokenizers.AddedToken``."""
 
-
-class _AddedToken(msgspec.Struct):
-    id: int
     content: str
+    special: bool = False
+    normalized: bool | None = None
+    """Find it in the normalised text; a bool in every token that leaves this module."""
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
 
 
-class _Added(msgspec.Struct):
-    added_tokens: list[_AddedToken] = []
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """Contents of the files of a model directory that say something about tokens; an absent file is empty."""
+
+    config: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any]
+    special_tokens_map: Mapping[str, Any]
+    added_tokens: Mapping[str, Any]
+    """Id by token."""
+    definition: bytes | None
+    """``tokenizer.json``."""
+
+
+@dataclass(frozen=True)
+class DeclaredTokens:
+    """What the files around a ``tokenizer.json`` make of its tokens."""
+
+    named: dict[str, str] = field(default_factory=dict)
+    """Text by name: ``bos_token``, ``eos_token`` and the like, and a model's own names."""
+    added: tuple[AddedToken, ...] = ()
+    """To be added in this order to what ``tokenizer.json`` has. A token's id follows from the order alone."""
+    invented: frozenset[str] = frozenset()
+    """Texts that have a name and are in no list of tokens."""
+    replaces: bool = False
+    """The ``added_tokens`` of ``tokenizer.json`` do not count, only those in ``added``."""
+    adds_bos: bool = False
+    """Texts begin with BOS even if the post-processor of ``tokenizer.json`` does not add one."""
+
+
+@dataclass(frozen=True)
+class _TokenizerClass:
+    """A class of transformers that takes the vocabulary out of ``tokenizer.json`` and brings tokens of its own."""
+
+    defaults: Mapping[str, str]
+    """Named tokens where the files do not give any."""
+    resets_flags: bool = False
+    """The flags of special tokens are always the usual ones."""
+    adds_bos: bool = False
+
+
+_END_OF_TEXT = "<|endoftext|>"
+_SENTENCE = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+_INFILL = {
+    "prefix_token": "▁<PRE>",
+    "middle_token": "▁<MID>",
+    "suffix_token": "▁<SUF>",
+    "eot_token": "▁<EOT>",
+    "fill_token": "<FILL_ME>",
+}
+_CLASSES = {
+    "LlamaTokenizer": _TokenizerClass(_SENTENCE),
+    "CodeLlamaTokenizer": _TokenizerClass(_SENTENCE | _INFILL, adds_bos=True),
+    "GemmaTokenizer": _TokenizerClass(
+        {
+            "unk_token": "<unk>",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "mask_token": "<mask>",
+        }
+    ),
+    "GPT2Tokenizer": _TokenizerClass(dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT)),
+    "Qwen2Tokenizer": _TokenizerClass(
+        dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END_OF_TEXT), resets_flags=True
+    ),
+}
+"""Those that models of the served architectures come with; every other one takes ``tokenizer.json`` as it is."""
+_CLASS_OF_MODEL = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
+"""By ``model_type``, when the files name no class."""
+
+
+class _Padding(msgspec.Struct):
+    pad_token: str
+
+
+class _Definition(msgspec.Struct):
+    added_tokens: list[dict[str, Any]] = []
+    padding: _Padding | None = None
 
 
 class _Model(msgspec.Struct):
@@ -64,24 +125,208 @@ class _Vocabulary(msgspec.Struct):
     model: _Model
 
 
-def _token_id(text: str, tokenizer: Mapping[str, Any], tokenizer_file: Path) -> int:
-    """Looks among the few added tokens first: reading the whole vocabulary takes its time."""
-    decoder = tokenizer.get("added_tokens_decoder")
-    for token_id, token in decoder.items() if isinstance(decoder, dict) else ():
-        if token_text(token) == text and token_id.isdecimal():
-            return int(token_id)
+_T = TypeVar("_T")
+
+
+def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
+    """What transformers 5 makes of the tokens of a model directory.
+
+    Raises:
+        StoreError: something that is no token, or no id.
+    """
+    definition = _decode(files.definition or b"{}", _Definition)
+    own = [(_id(token.get("id")), _token(token, listed=True)) for token in definition.added_tokens]
+    fields, own_names = _fields(files)
+    listed = _listed(files, fields, own)
+    by_text = {token.content: token for _, token in listed}
+    by_id = dict(listed)
+    kind = _tokenizer_class(files)
+    if kind is not None:
+        fields = {**kind.defaults, **fields}
+    if definition.padding is not None:
+        fields.setdefault("pad_token", definition.padding.pad_token)
+    named = _named(fields, own_names, by_text)
+    extra = _extra(fields)
+
+    in_order = [by_id[token_id] for token_id in sorted(by_id)]
+    # Where the one list begins with the other, there is nothing to replace.
+    replaces = kind is not None and [token for _, token in own] != in_order[: len(own)]
+    known = {token.content for token in in_order} | {token.content for _, token in own if not replaces}
+    missing = [token for token in (*named.values(), *extra) if token.content not in known]
+    names = {token.content for token in named.values()}
+    added = [replace(token, special=token.special or token.content in names) for token in (*in_order, *missing)]
+    if kind is not None and kind.resets_flags:
+        added += [_token(token.content) for token in (*named.values(), *extra)]
+    return DeclaredTokens(
+        named={name: token.content for name, token in named.items()},
+        added=tuple(added),
+        invented=frozenset(token.content for token in missing).difference(kind.defaults.values() if kind else ()),
+        replaces=replaces,
+        adds_bos=kind is not None and kind.adds_bos,
+    )
+
+
+def eos_token_ids(
+    directory: Path, generation: Mapping[str, Any], files: TokenizerFiles, declared: DeclaredTokens
+) -> tuple[int, ...]:
+    """Union of the ids that ``config.json``, ``generation_config.json`` and the tokenizer give, ascending.
+
+    Raises:
+        StoreError: something that is no token id, or an EOS token that neither tokenizer nor model has.
+    """
+    ids = set(_ids(directory / "config.json", files.config.get("eos_token_id")))
+    ids.update(_ids(directory / "generation_config.json", generation.get("eos_token_id")))
+    text = declared.named.get("eos_token")
+    if not text or files.definition is None:
+        return tuple(sorted(ids))
+    token_id = _token_id(text, files.definition, declared)
+    if token_id is None or (text in declared.invented and token_id >= files.config["vocab_size"]):
+        raise StoreError(f"{directory}: the EOS token {text!r} is not in the vocabulary")
+    return tuple(sorted(ids | {token_id}))
+
+
+def _tokenizer_class(files: TokenizerFiles) -> _TokenizerClass | None:
+    """The class that transformers' ``AutoTokenizer`` takes, if it is one that does more than read the files."""
+    model = files.config.get("model_type")
+    name = files.tokenizer_config.get("tokenizer_class") or files.config.get("tokenizer_class")
+    usual = _CLASS_OF_MODEL.get(model) if isinstance(model, str) else None
+    if not isinstance(name, str) or model == "qwen2":  # whatever the files of a Qwen2 model name
+        return _CLASSES[usual] if usual else None
+    name = name.removesuffix("Fast")
+    if model == "mistral" or (name == "LlamaTokenizer" and b'"ByteLevel"' in (files.definition or b"")):
+        return None
+    return _CLASSES.get(name)
+
+
+def _fields(files: TokenizerFiles) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The merged fields of ``tokenizer_config.json`` and ``special_tokens_map.json``, and tokens of a model's own name.
+
+    The map counts, and then goes first, only where the config does not list the added tokens.
+    """
+    fields = dict(files.tokenizer_config)
+    if _ADDITIONAL in fields and not fields.get(_EXTRA):
+        fields[_EXTRA] = fields.pop(_ADDITIONAL)
+    own_names = {
+        name: fields.pop(name) for name in list(fields) if isinstance(fields[name], str) and _is_own_name(name)
+    }
+    if isinstance(fields.get(_EXTRA), dict):
+        own_names |= fields.pop(_EXTRA)
+    if _DECODER in fields:
+        return fields, own_names
+    for name, value in files.special_tokens_map.items():
+        if name == _EXTRA and isinstance(value, list):
+            before = fields.get(_EXTRA)
+            fields[_EXTRA] = (before if isinstance(before, list) else []) + value
+        else:
+            fields[name] = value
+    if isinstance(fields.get(_EXTRA), dict):
+        own_names |= fields.pop(_EXTRA)
+    return fields, own_names
+
+
+def _is_own_name(name: str) -> bool:
+    return name.endswith("_token") and name not in _NAMES
+
+
+def _listed(
+    files: TokenizerFiles, fields: Mapping[str, Any], own: Iterable[tuple[int, AddedToken]]
+) -> list[tuple[int, AddedToken]]:
+    """Added tokens with the ids they are listed under; of two with one id the last counts."""
+    if _DECODER in fields:
+        decoder = fields[_DECODER]
+        if not isinstance(decoder, dict):
+            raise StoreError(f"{_DECODER} is not an object")
+        return [(_id(key), _token(value, listed=True)) for key, value in decoder.items()]
+    special = {_token(fields[name]).content for name in _NAMES if fields.get(name) is not None}
+    special |= {_token(value).content for value in _list(fields, _EXTRA)}
+    added = [
+        (_id(token_id), AddedToken(content, special=content in special, normalized=content not in special))
+        for content, token_id in files.added_tokens.items()
+    ]
+    return [*added, *own]
+
+
+def _named(
+    fields: Mapping[str, Any], own_names: Mapping[str, Any], by_text: Mapping[str, AddedToken]
+) -> dict[str, AddedToken]:
+    named = {name: _token(fields[name]) for name in _NAMES if fields.get(name) is not None}
+    named = {name: by_text.get(token.content, token) for name, token in named.items()}
+    others = {
+        name: value
+        for name, value in fields.items()
+        if _is_own_name(name) and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
+    }
+    return named | {name: _token(value) for name, value in {**others, **own_names}.items()}
+
+
+def _extra(fields: Mapping[str, Any]) -> list[AddedToken]:
+    return [_token(value) for value in _list(fields, _EXTRA if _EXTRA in fields else _ADDITIONAL)]
+
+
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, list):
+        raise StoreError(f"{name} is not a list of tokens")
+    return value or []
+
+
+def _token(value: object, *, listed: bool = False) -> AddedToken:
+    """A token given as its text, or as the fields of an added token.
+
+    Args:
+        listed: it stands in a list of all added tokens, where only those are special that say so.
+
+    Raises:
+        StoreError: it is neither.
+    """
+    if isinstance(value, str) and not listed:
+        return AddedToken(value, special=True, normalized=False)
+    if isinstance(value, dict) and not listed and "__type" not in value:
+        value = value | {"special": True}
     try:
-        definition = tokenizer_file.read_bytes()
-        for added in msgspec.json.decode(definition, type=_Added).added_tokens:
-            if added.content == text:
-                return added.id
-        vocab = msgspec.json.decode(definition, type=_Vocabulary).model.vocab
-    except OSError as e:
-        raise StoreError(f"{tokenizer_file}: {e.strerror or e}") from None
-    except msgspec.DecodeError as e:
-        raise StoreError(f"{tokenizer_file}: {e}") from None
+        token = msgspec.convert(value, AddedToken)
+    except msgspec.ValidationError as e:
+        raise StoreError(f"{value!r:.80} is no token: {e}") from None
+    return token if token.normalized is not None else replace(token, normalized=not token.special)
+
+
+def _id(value: object) -> int:
+    """A token id; as a key it is a string."""
+    token_id = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
+    if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
+        raise StoreError(f"{value!r:.80} is no token id")
+    return token_id
+
+
+def _token_id(text: str, definition: bytes, declared: DeclaredTokens) -> int | None:
+    """The id that the tokenizer gives a token. Declared ids do not count there, the order does."""
+    vocab = _decode(definition, _Vocabulary).model.vocab
     if isinstance(vocab, list):  # a Unigram model lists its pieces by id
         vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
-    if text not in vocab:
-        raise StoreError(f"{tokenizer_file}: the EOS token {text!r} is not in the vocabulary")
-    return vocab[text]
+    if text in vocab:
+        return vocab[text]
+    own = () if declared.replaces else _decode(definition, _Definition).added_tokens
+    contents = [*(str(token.get("content")) for token in own), *(token.content for token in declared.added)]
+    highest = -1
+    for content in dict.fromkeys(filter(None, contents)):
+        token_id = vocab[content] if content in vocab else max(highest + 1, len(vocab))
+        if content == text:
+            return token_id
+        highest = max(highest, token_id)
+    return None
+
+
+def _decode(definition: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(definition, type=kind)
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise StoreError(f"tokenizer.json: {e}") from None
+
+
+def _ids(file: Path, value: object) -> Iterator[int]:
+    for token_id in value if isinstance(value, list) else [value]:
+        if token_id is None:
+            continue
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
+            raise StoreError(f"{file}: eos_token_id = {token_id!r} is no token id")
+        yield token_id

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from app.models.gguf import checkpoint_name
-from app.models.gguf_header import read_gguf_header
+from app.models.gguf_header import MAX_ELEMENTS, read_gguf_header
 from app.models.loader import WeightError, iter_weights
 from app.quant.destination import Extent
 from tests.store.tiny import HEADS, HIDDEN, KV_HEADS, permute, random_weights, write_gguf
@@ -243,6 +243,17 @@ def test_malformed_headers(tmp_path: Path, header: Header, message: str) -> None
         read_gguf_header(file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_elements_of_all_arrays_together_are_bounded(tmp_path: Path) -> None:
+    half = MAX_ELEMENTS // 2 + 1
+    header = Header(fields=2)
+    for key in ("a", "b"):
+        header.string(key).pack("IIQ", ARRAY, UINT8, half).bytes += bytes(half)
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(header.bytes)
+    with pytest.raises(WeightError, match=rf"{half} elements in an array, at most {MAX_ELEMENTS - half} are read"):
+        read_gguf_header(file)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 30, 2000])

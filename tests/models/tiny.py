@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +30,7 @@ from app.models.registry import model_class
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
 from app.types import ScheduledRow
+from tests.fakes import kv_group
 from tests.runner.steps import row_of, step_of
 
 CPU = torch.device("cpu")
@@ -59,6 +61,7 @@ _LLAMA3 = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 _YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
@@ -69,6 +72,7 @@ VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama_llama3": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LLAMA3}),
     "llama_yarn": (LlamaConfig, {**_HEAD_10, "rope_parameters": _YARN}),
     "mistral": (MistralConfig, {**_HEAD_16, "sliding_window": 24}),
+    "ministral": (MinistralConfig, {**_HEAD_16, "sliding_window": 24, "layer_types": _LAYER_TYPES}),
     "mistral_full": (MistralConfig, {**_HEAD_16, "sliding_window": None, "tie_word_embeddings": True}),
     "qwen2": (Qwen2Config, {**_HEAD_10, "tie_word_embeddings": True}),
     "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
@@ -130,6 +134,7 @@ class PagedExecution:
         self._arena = StepArena(CONTEXT, CPU)
         self._last_token = torch.zeros(8, dtype=torch.int64)
         self._batch = InputBatch(
+            [kv_group("full", num_blocks)],
             num_slots=8,
             max_tokens=CONTEXT,
             max_logit_rows=CONTEXT,
@@ -150,8 +155,8 @@ class PagedExecution:
         self._batch.expand(inputs, self._last_token)
         tokens = inputs.tokens
         self._arena.begin(tokens.token_ids.numel())
-        meta = replace(inputs.meta, split_workspace=self._split_workspace)
-        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, meta, self._arena)
+        metas = [replace(inputs.metas[0], split_workspace=self._split_workspace)] * len(self.kv)
+        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, metas, self._arena)
         logits = torch.full((tokens.logit_indices.numel(), self._vocab_size), torch.nan)
         self._model.logits(hidden, tokens.logit_indices, logits, self._arena)
         return logits

@@ -31,7 +31,7 @@ def test_directory_is_used_in_place(tmp_path: Path, store: Store) -> None:
     assert files.eos_token_ids == (1, 2)
     assert files.add_bos is False
     assert pull(str(directory), store, SILENT) == files
-    assert not store.home.exists()
+    assert list(store.entries()) == []
 
 
 def test_path_may_be_relative(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_a_directory_may_be_called_like_a_gguf_file(tmp_path: Path, store: Store
         ({"eos_token": "<|pad|>"}, (1, 2)),
         ({"eos_token": {"content": "<|pad|>", "special": True}}, (1, 2)),
         ({"eos_token": "ab"}, (1, 259)),
-        ({"eos_token": "<|x|>", "added_tokens_decoder": {"300": {"content": "<|x|>"}}}, (1, 300)),
+        ({"eos_token": "<|x|>", "added_tokens_decoder": {"300": {"content": "<|x|>"}}}, (1, 260)),
         ({"eos_token": None}, (1,)),
     ],
 )
@@ -215,11 +215,48 @@ def test_unigram_vocabulary_is_searched_by_piece(tmp_path: Path, store: Store) -
     assert resolve(str(directory), store).eos_token_ids == (1, 2)
 
 
-def test_special_tokens_map_fills_in_for_the_tokenizer_config(tmp_path: Path, store: Store) -> None:
+def test_special_tokens_map_counts_where_the_config_lists_no_tokens(tmp_path: Path, store: Store) -> None:
     directory = write_directory(tmp_path / "m")
-    write_json(directory / "special_tokens_map.json", {"bos_token": "ignored", "pad_token": {"content": "<|pad|>"}})
+    write_json(directory / "special_tokens_map.json", {"bos_token": "ab", "pad_token": {"content": "<|pad|>"}})
     files = resolve(str(directory), store)
-    assert (files.bos_token, files.pad_token) == ("<|bos|>", "<|pad|>")
+    assert (files.bos_token, files.pad_token) == ("ab", "<|pad|>")
+    write_json(directory / "tokenizer_config.json", {"bos_token": "<|bos|>", "added_tokens_decoder": {}})
+    files = resolve(str(directory), store)
+    assert (files.bos_token, files.pad_token) == ("<|bos|>", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": []}, "m: added_tokens_decoder is not an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "m: 'x' is no token id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9": "a"}}, "m: 'a' is no token: Expected `object`"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9": {"content": 1}}}, r"is no token: .* `\$\.content`"),
+        ("tokenizer_config.json", {"bos_token": 3}, "m: 3 is no token"),
+        ("tokenizer_config.json", {"extra_special_tokens": "a"}, "m: extra_special_tokens is not a list of tokens"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"a_token": 1}}, "m: 1 is no token"),
+        ("special_tokens_map.json", {"unk_token": {"text": "a"}}, r"m: .* is no token: .*`content`"),
+        ("added_tokens.json", {"a": -1}, "m: -1 is no token id"),
+        ("added_tokens.json", ["a"], r"added_tokens\.json: not a JSON object"),
+    ],
+)
+def test_what_is_no_token_is_one_line(tmp_path: Path, store: Store, file: str, content: object, message: str) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / file, content)
+    with pytest.raises(StoreError, match=message) as caught:
+        resolve(str(directory), store)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_eos_that_the_model_has_no_logit_for_is_an_error_if_only_its_name_is_given(
+    tmp_path: Path, store: Store
+) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", {"eos_token": "<new>"})
+    with pytest.raises(StoreError, match="m: the EOS token '<new>' is not in the vocabulary"):
+        resolve(str(directory), store)
+    write_json(directory / "config.json", CONFIG | {"vocab_size": 261})
+    assert resolve(str(directory), store, need_weights=False).eos_token_ids == (1, 260)
 
 
 @pytest.mark.parametrize(
@@ -242,11 +279,10 @@ def test_chat_template_of_the_tokenizer_config(
 
 def test_chat_template_file_comes_first(tmp_path: Path, store: Store) -> None:
     directory = write_directory(tmp_path / "m")
-    write_json(directory / "tokenizer_config.json", {"chat_template": "config", "add_bos_token": True})
+    write_json(directory / "tokenizer_config.json", {"chat_template": "config"})
     (directory / "chat_template.jinja").write_text("file")
     files = resolve(str(directory), store)
     assert files.chat_template == "file"
-    assert files.add_bos is True
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "nowhere.gguf", "~no-such-user/m"])

@@ -28,6 +28,7 @@ def test_gguf_file_is_served_where_it_is(tmp_path: Path, store: Store) -> None:
     assert files.config["architectures"] == ["LlamaForCausalLM"]
     assert files.chat_template == "{{ messages[0].content }}"
     assert (files.bos_token, files.eos_token, files.pad_token) == ("<|bos|>", "<|eos|>", "<|pad|>")
+    assert files.special_tokens == {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
     assert files.eos_token_ids == (1,)
     assert files.add_bos is False
     assert tokenizers.Tokenizer.from_file(str(files.tokenizer_file)).encode("ab<|eos|>").ids == [259, 1]

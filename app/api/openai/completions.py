@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.api.body import read_body
 from app.api.extras import ignored_fields, ignored_header
 from app.api.middleware import request_id
-from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
+from app.api.openai.answer import Answer, ChunkUsage, Head, deadline, generation_request, head, is_strict
 from app.api.openai.logprobs import TextOffsets, completion_logprobs, joined
 from app.api.openapi import answers, takes
 from app.api.params import check_limits, check_logprobs, check_token_ids, sampling_params
@@ -23,7 +23,7 @@ from app.serving import generation as serving
 from app.serving.detokenizer import IncrementalDetokenizer
 from app.serving.errors import RequestError
 from app.serving.generation import Generation
-from app.serving.tokenizer import Tokenizer
+from app.serving.tokenizer import TextOptions, Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
 
 ENDPOINT = "/v1/completions"
@@ -42,6 +42,8 @@ class _Prompt:
     token_ids: list[int]
     text: str
     """As ``echo`` repeats it."""
+    offsets: list[int] | None = None
+    """Where the tokens of a given text begin in it, if their log-probabilities are repeated too."""
 
 
 def router(service: Service) -> APIRouter:
@@ -64,9 +66,10 @@ def router(service: Service) -> APIRouter:
         model = service.model_name(body.model)
         given = _given_prompts(body)
         max_tokens = _check(body, len(given), service)
+        ends = deadline(request, body.timeout, service)
         answer_id = f"cmpl-{request_id(request.scope)}"
         with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
-            prompts = [await _encode(prompt, body, service) for prompt in given]
+            prompts = [await _encode(prompt, body, service, ends) for prompt in given]
         params = sampling_params(
             body,
             service,
@@ -75,7 +78,7 @@ def router(service: Service) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo else None,
         )
         requests = [
-            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, service)
+            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, ends)
             for index, prompt in enumerate(prompts)
         ]
         writer = CompletionWriter(head(answer_id, service, model), body, prompts, service.generator.tokenizer)
@@ -107,18 +110,36 @@ def _check(body: CompletionBody, num_prompts: int, service: Service) -> int:
     return max_tokens
 
 
-async def _encode(prompt: str | list[int], body: CompletionBody, service: Service) -> _Prompt:
+async def _encode(prompt: str | list[int], body: CompletionBody, service: Service, ends: float | None) -> _Prompt:
     tokenizer = service.generator.tokenizer
+    max_tokens = service.generator.max_model_len
     if isinstance(prompt, str):
-        add_special_tokens = body.add_special_tokens is not False
-        encoded = _Prompt(await tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens), prompt)
+        encoded = await _encode_text(prompt, body, tokenizer, max_tokens, ends)
     else:
+        if len(prompt) > max_tokens:
+            message = f"prompt has {len(prompt)} tokens, more than the {max_tokens} that fit."
+            raise RequestError(message, code="context_length_exceeded", param="prompt")
         check_token_ids("prompt", prompt, service.engine().vocab_size)
         skip = body.skip_special_tokens is not False
-        encoded = _Prompt(prompt, tokenizer.decode(prompt, skip_special_tokens=skip) if body.echo else "")
+        text = await tokenizer.decode_async(prompt, skip_special_tokens=skip, deadline=ends) if body.echo else ""
+        encoded = _Prompt(prompt, text)
     if not encoded.token_ids:
         raise RequestError("prompt has no tokens.", code="invalid_value", param="prompt")
     return encoded
+
+
+async def _encode_text(
+    text: str, body: CompletionBody, tokenizer: Tokenizer, max_tokens: int, ends: float | None
+) -> _Prompt:
+    options: TextOptions = {
+        "add_special_tokens": body.add_special_tokens is not False,
+        "parse_special": body.parse_special is not False,
+        "max_tokens": max_tokens,
+    }
+    if body.echo and body.logprobs is not None:
+        token_ids, offsets = await tokenizer.encode_with_offsets_async(text, deadline=ends, **options)
+        return _Prompt(token_ids, text, offsets)
+    return _Prompt(await tokenizer.encode_async(text, deadline=ends, **options), text)
 
 
 @dataclass(slots=True)
@@ -188,11 +209,11 @@ class CompletionWriter:
         prompt_logprobs: Sequence[TokenLogprob] | None,
     ) -> CompletionChoice:
         text = part.text
-        logprobs = completion_logprobs(part.tokens, state.offsets) if self._with_logprobs else None
+        logprobs = completion_logprobs(part.tokens, state.offsets.advance(part.tokens)) if self._with_logprobs else None
         if self._echo and not state.begun:
             text = self._prompts[prompt].text + text
             if logprobs is not None:
-                logprobs = joined(self._prompt_logprobs(prompt_logprobs or ()), logprobs)
+                logprobs = joined(self._prompt_logprobs(prompt, prompt_logprobs or ()), logprobs)
         state.begun = True
         return CompletionChoice(
             index=prompt * self._n + part.index,
@@ -205,9 +226,12 @@ class CompletionWriter:
         start = len(self._prompts[prompt].text) if self._echo else 0
         return _ChoiceState(TextOffsets(IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens), start))
 
-    def _prompt_logprobs(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
-        return completion_logprobs(tokens, TextOffsets(detokenizer))
+    def _prompt_logprobs(self, prompt: int, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        offsets = self._prompts[prompt].offsets
+        if offsets is None:
+            detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
+            offsets = TextOffsets(detokenizer).advance(tokens)
+        return completion_logprobs(tokens, offsets[: len(tokens)])
 
     @staticmethod
     def _shows(choice: CompletionChoice) -> bool:

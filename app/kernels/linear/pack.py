@@ -16,7 +16,7 @@ from app.kernels.int8 import quantize
 from app.kernels.native.library import allocate
 from app.kernels.types import LinearWeight, PackedWeight
 
-__all__ = ["LAYOUT", "new_packed_weight", "pack_bias", "pack_rows", "packed_nbytes", "unpack"]
+__all__ = ["LAYOUT", "new_packed_weight", "pack_bias", "pack_rows", "packed_nbytes", "unpack", "unpackable"]
 
 LAYOUT = "tile32"
 """Changes whenever buffers packed before could no longer be read."""
@@ -26,6 +26,16 @@ _PANEL = 16
 _ALONG_K = {torch.int8: 4, torch.bfloat16: 2}
 _MAX_INT8_WIDTH = 1 << 16  # 255 * 127 * K has to fit int32
 _BLOCK_ELEMENTS = 1 << 18  # quantised and moved at a time: stays in the cache
+
+
+def unpackable(in_features: int, dtype: torch.dtype) -> str | None:
+    """Why weights of that K cannot be packed in ``dtype``, int8 or bf16; None when they can."""
+    along_k = _ALONG_K[dtype]
+    if in_features < 1 or in_features % along_k:
+        return f"K is no multiple of {along_k}"
+    if dtype is torch.int8 and in_features > _MAX_INT8_WIDTH:
+        return f"sums of more than {_MAX_INT8_WIDTH} products overflow"
+    return None
 
 
 def new_packed_weight(
@@ -45,13 +55,9 @@ def new_packed_weight(
     """
     if dtype not in _ALONG_K:
         raise ValueError(f"packed weights are int8 or bfloat16, not {dtype}")
-    along_k = _ALONG_K[dtype]
-    if out_features < 1 or in_features < 1 or in_features % along_k:
-        raise ValueError(
-            f"cannot pack {dtype} [{out_features}, {in_features}]: K has to be a multiple of {along_k}, N at least 1"
-        )
-    if dtype is torch.int8 and in_features > _MAX_INT8_WIDTH:
-        raise ValueError(f"cannot pack int8 rows of {in_features}: sums of more than {_MAX_INT8_WIDTH} overflow")
+    why = "N has to be at least 1" if out_features < 1 else unpackable(in_features, dtype)
+    if why is not None:
+        raise ValueError(f"cannot pack {dtype} [{out_features}, {in_features}]: {why}")
     if gate_up and out_features % 2:
         raise ValueError(f"a gate and an up projection have an even number of rows together, not {out_features}")
     rows = _packed_rows(out_features, gate_up)

@@ -21,10 +21,15 @@ _MAX_GROUP = 128
 """Query heads of one KV head; a tile of both maxima still fits a thread's scratch."""
 
 
-def can_pack(shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether native kernels take pages [num_blocks, 2, G, B, E] of that shape and dtype."""
+def can_pack(shape: Sequence[int], dtype: torch.dtype, heads_per_kv: int = 1) -> bool:
+    """Whether native kernels take pages [num_blocks, 2, G, B, E] of that shape and dtype.
+
+    Args:
+        heads_per_kv: query heads that share a key/value head.
+    """
     block_size, head_dim = shape[3:]
-    return dtype in _PAGE_DTYPES and not block_size % 16 and not head_dim % 16 and head_dim <= _MAX_HEAD_DIM
+    fits = not block_size % 16 and not head_dim % 16 and head_dim <= _MAX_HEAD_DIM and heads_per_kv <= _MAX_GROUP
+    return dtype in _PAGE_DTYPES and fits
 
 
 def check_packed_pages(op: str, kv: LayerKVCache) -> None:

@@ -1,0 +1,77 @@
+"""Rotary settings of a ``config.json``, in both spellings (torch-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from app.models.config_fields import ConfigError, convert, shown
+
+_DEFAULT_ROPE_THETA = 10_000.0
+_MAX_ROPE_THETA = 1e30
+
+NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "alpha": (None,),
+    "attn_factor": (None, 1),
+    "extrapolation_factor": (None, 1),
+    "llama_4_scaling_beta": (None, 0),
+    "long_factor": (None,),
+    "long_mscale": (None,),
+    "mrope_interleaved": (None, False),
+    "mrope_section": (None,),
+    "short_factor": (None,),
+    "short_mscale": (None,),
+}
+"""Fields of other families' rotary settings -> the values under which they change nothing."""
+
+
+def rotary(config: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them."""
+    # An older field of the two wins, as in transformers.
+    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(field) or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{field} = {rope!r} is not an object")
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ConfigError(f"{field} = {sorted(rope)!r}: rotary settings by layer type are not supported")
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise ConfigError(f"partial_rotary_factor = {partial!r} is not supported")
+    theta = rope.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
+    if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= _MAX_ROPE_THETA:
+        raise ConfigError(f"rope_theta = {theta!r} is not a positive number, at most {_MAX_ROPE_THETA:g}")
+    scaling = _scaling(rope, field, config, max_position_embeddings)
+    _refuse_number_changing(rope, field)
+    return float(theta), scaling
+
+
+def _scaling(
+    rope: Mapping[str, Any], field: str, config: Mapping[str, Any], max_position_embeddings: int
+) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    given = {key: value for key, value in rope.items() if value is not None}
+    original = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+    given["original_max_position_embeddings"] = original or max_position_embeddings
+    match kind:
+        case "default" | "dynamic":
+            # Dynamic NTK only changes the base beyond max_position_embeddings, and no sequence goes there.
+            return None
+        case "linear":
+            return convert(given, LinearScaling, field)
+        case "llama3":
+            return convert(given, Llama3Scaling, field)
+        case "yarn":
+            if "factor" not in given and isinstance(original, int) and original > 0:
+                given["factor"] = max_position_embeddings / original
+            return convert(given, YarnScaling, field)
+        case _:
+            raise ConfigError(
+                f"{field}.rope_type = {kind!r} is not supported; supported are default, linear, dynamic, llama3, yarn"
+            )
+
+
+def _refuse_number_changing(rope: Mapping[str, Any], field: str) -> None:
+    for key, value in rope.items():
+        if value not in NEUTRAL.get(key, (value,)):
+            raise ConfigError(f"{field}.{key} = {shown(value)} is not supported")

@@ -1,0 +1,241 @@
+"""Every field that transformers' models read is read here or harmless; others pass only where they change no number."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from app.models.config import FIELDS_READ, SUPPORTED_ARCHITECTURES, ConfigError, ModelConfig
+from app.models.config_fields import NEUTRAL, is_neutral
+from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
+from tests.models.test_config import LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2
+from tests.runner.driver import runner_of
+
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
+SHARED = ("modeling_rope_utils", "masking_utils")
+PACKAGE = Path(transformers.__file__).parent
+
+HARMLESS = {
+    "_attn_implementation": "how attention is computed, not what",
+    "attention_dropout": "of training",
+    "initializer_range": "of training",
+    "pad_token_id": "the embedding row that training leaves alone",
+    "use_cache": "of the caller",
+    "get_text_config": "a method",
+    "standardize_rope_params": "a method",
+    "validate_rope": "a method",
+    "default_theta": "of the class",
+}
+"""Read by transformers' models or declared by their configs, without any effect on the numbers."""
+DECLARED_HARMLESS = {
+    "transformers_version",
+    "output_hidden_states",
+    "return_dict",
+    "dtype",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "bos_token_id",
+    "eos_token_id",
+    "pretraining_tp",
+}
+
+
+def fields_of(source: str) -> set[str]:
+    """Attributes that code reads of anything called ``config``."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=owner, attr=name):
+                pass
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr"), args=[owner, ast.Constant(value=str(name)), *_]):
+                pass
+            case _:
+                continue
+        if ast.unparse(owner).split(".")[-1] in ("config", "effective_config", "text_config"):
+            found.add(name)
+    return found
+
+
+def family_source(family: str) -> str:
+    return (PACKAGE / "models" / family / f"modeling_{family}.py").read_text()
+
+
+def is_known(field: str) -> bool:
+    return field in FIELDS_READ or field in NEUTRAL or field in HARMLESS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_familys_model_reads_is_read_here_or_harmless(family: str) -> None:
+    read = fields_of(family_source(family))
+    assert {"hidden_size", "rope_parameters"} <= read
+    assert {field for field in read if not is_known(field)} == set()
+
+
+@pytest.mark.parametrize("module", SHARED)
+def test_what_its_masks_and_angles_read_is_read_here_or_harmless(module: str) -> None:
+    read = fields_of((PACKAGE / f"{module}.py").read_text())
+    assert read
+    assert {field for field in read if not is_known(field)} == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_familys_config_declares_is_read_here_or_harmless(family: str) -> None:
+    declared = {field.name for field in dataclasses.fields(transformers.AutoConfig.for_model(family))}
+    assert "hidden_size" in declared
+    assert {field for field in declared if not is_known(field) and field not in DECLARED_HARMLESS} == set()
+
+
+def test_factors_and_caps_of_all_other_decoders_are_refused() -> None:
+    """Names that say what they do: no decoder of transformers has one that would pass unread."""
+    says = re.compile(r"\w*(multiplier|softcap|soft_cap|logit_cap|logits?_scal|clip_qkv|scale_emb|embedding_scale)\w*")
+    passing = set()
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        file = PACKAGE / "models" / family / f"modeling_{family}.py"
+        if file.is_file():
+            fields = {field for field in fields_of(file.read_text()) if says.fullmatch(field)}
+            passing |= {field for field in fields if is_neutral(field, 0.37, head_dim=64)}
+    assert passing <= {"logit_scale_init_value"}  # of training
+
+
+def test_the_introspection_finds_all_ways_to_read() -> None:
+    source = "self.config.a; config.b; getattr(config, 'c', None); getattr(self.config, 'd'); x.e; hasattr(config, 'f')"
+    assert fields_of(source) == {"a", "b", "c", "d", "f"}
+
+
+@pytest.mark.parametrize(
+    ("field", "refused", "neutral"),
+    [
+        ("is_causal", False, True),
+        ("attn_logit_softcapping", 50.0, None),
+        ("final_logit_softcapping", 30.0, None),
+        ("embedding_multiplier", 12.0, 1.0),
+        ("residual_multiplier", 0.22, 1),
+        ("mlp_multipliers", [0.5, 2.0], None),
+        ("logits_scaling", 8.0, 1.0),
+        ("logit_scale", 0.0625, 1.0),
+        ("query_pre_attn_scalar", 256, 64),
+        ("clip_qkv", 8.0, None),
+        ("no_rope_layers", [1, 1, 1, 0] * 7, [1] * 30),
+        ("per_layer_config", {"3": {"num_attention_heads": 1}}, {}),
+        ("use_qk_norm", True, False),
+        ("scale_emb", 12, 1),
+        ("scale_depth", 1.4, None),
+        ("use_bidirectional_attention", True, False),
+        ("position_embedding_type", "alibi", "rope"),
+        ("layer_types", ["full_attention"] * 29 + ["sliding_attention"], ["full_attention"] * 30),
+        ("sliding_window", 4096, 8192),
+        ("hidden_act", "gelu", "swish"),
+        ("model_type", "granite", "llama"),
+        (
+            "rope_scaling",
+            {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0},
+            {"rope_type": "dynamic", "factor": 2.0},
+        ),
+        (
+            "rope_scaling",
+            {"rope_type": "yarn", "factor": 2.0, "attn_factor": 0.5},
+            {"rope_type": "yarn", "factor": 2.0, "attn_factor": 1.0, "finetuned": True},
+        ),
+        (
+            "rope_scaling",
+            {"type": "default", "mrope_section": [16, 24, 24]},
+            {"type": "default", "mrope_section": None},
+        ),
+    ],
+)
+def test_a_field_passes_only_where_it_changes_nothing(field: str, refused: Any, neutral: Any) -> None:
+    ModelConfig.from_dict({**SMOLLM2, field: neutral})
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_dict({**SMOLLM2, field: refused})
+    assert field in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_dict({**SMOLLM2, "per_layer_config": {str(i): {"hidden_size": i} for i in range(10_000)}})
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("config", [SMOLLM2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3])
+def test_what_published_configs_carry_beside_is_no_error(config: dict[str, Any]) -> None:
+    beside = {
+        "_name_or_path": "x/y",
+        "auto_map": {"AutoModelForCausalLM": "modeling.X"},
+        "attention_bias": config.get("attention_bias", False),
+        "attention_dropout": 0.1,
+        "bos_token_id": 1,
+        "initializer_range": 0.02,
+        "mlp_bias": False,
+        "num_experts": 0,
+        "pretraining_tp": 2,
+        "rope_interleaved": False,
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"dtype": "q4"},
+        "transformers_version": "4.40.0",
+        "unsloth_version": "2025.1",
+        "use_cache": True,
+    }
+    assert ModelConfig.from_dict({**config, **beside}) == ModelConfig.from_dict(config)
+
+
+def test_fields_that_a_family_does_not_read_change_nothing() -> None:
+    assert ModelConfig.from_dict({**QWEN2_5, "attention_bias": False}) == ModelConfig.from_dict(QWEN2_5)
+    assert ModelConfig.from_dict({**QWEN3, "use_qk_norm": True}) == ModelConfig.from_dict(QWEN3)
+    windowless = {**SMOLLM2, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 3}
+    assert ModelConfig.from_dict(windowless) == ModelConfig.from_dict(SMOLLM2)
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
+    family = architecture.removesuffix("ForCausalLM").lower()
+    given = {
+        "architectures": [architecture],
+        "hidden_size": 4096,
+        "intermediate_size": 64,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 30,
+        "vocab_size": 128,
+    }
+    theirs, ours = transformers.AutoConfig.for_model(family, **given), ModelConfig.from_dict(given)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 128)
+    assert ours.rms_norm_eps == theirs.rms_norm_eps
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    sliding = getattr(theirs, "sliding_window", None)
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 30
+    assert ours.layer_windows == tuple(sliding if kind == "sliding_attention" else None for kind in types)
+
+
+BY_LAYER = ["full_attention", "sliding_attention", "attention"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "config"),
+    [
+        ("mistral", {"layer_types": BY_LAYER}),
+        ("mistral", {"layer_types": ["sliding_attention"] * 3}),
+        ("mistral_full", {"layer_types": None, "sliding_window": 24}),
+        ("qwen2_sliding", {"layer_types": BY_LAYER}),
+        ("qwen3", {"layer_types": BY_LAYER, "use_sliding_window": True, "sliding_window": 24}),
+        ("qwen3", {"layer_types": None, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}),
+        ("llama", {"pretraining_tp": 4, "attention_dropout": 0.5, "hidden_act": "swish"}),
+        ("qwen2", {"attention_bias": False}),
+    ],
+)
+def test_edited_configs_mean_the_same_to_both(tmp_path: Path, variant: str, config: dict[str, Any]) -> None:
+    directory = checkpoint(tmp_path, variant, config=config)
+    served = served_logprobs(runner_of(directory))
+    torch.testing.assert_close(served, expected_logprobs(directory), rtol=0, atol=1e-4)
