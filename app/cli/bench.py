@@ -1,4 +1,4 @@
-"""``tuili bench``: the options. What measures is imported when it is asked to."""
+"""``tuili bench``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from app.cli._common import api_key_option, model_option
 
 _COUNT = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -55,16 +57,16 @@ def _bounds(parts: list[str]) -> dict[str, float]:
     return bounds
 
 
-@click.group()
-def bench() -> None:
+@click.group("bench")
+def verb() -> None:
     """Measure a server."""
 
 
-@bench.command()
+@verb.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server, with or without /v1.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True)
-@click.option("--model", help="Model to ask; the first that the server lists when absent.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="Bearer token (or OPENAI_API_KEY).")
+@model_option
+@api_key_option
 @click.option("--concurrency", type=_COUNT, help="Closed loop: requests under way at once.  [default: 8]")
 @click.option("--request-rate", type=_RATE, help="Open loop instead: requests a second, Poisson arrivals.")
 @click.option("--burstiness", type=_RATE, default=1.0, help="Shape of the gaps: 1 is Poisson, less is burstier.")

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import msgspec
 
-from app.bench.sse import DONE, Chunk, EventDecoder, decode_chunk
-from app.bench.target import (
+from app.client.sse import DONE, Chunk, EventDecoder, decode_chunk
+from app.client.target import (
     TargetError,
     api_root,
     auth_headers,

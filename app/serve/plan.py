@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from app.kernels import dispatch
-from app.main import engine_config
 from app.models.checkpoint import WeightError
 from app.models.config import ConfigError
 from app.runner.errors import RunnerError
@@ -19,6 +18,7 @@ from app.runner.formats import choose_formats
 from app.runner.loading import read_model_config
 from app.runner.memory import DRIVER_BYTES, MARGIN_BYTES, Budget, MemoryPlan, gib
 from app.runner.start import plan_for_gpu
+from app.serve.engine import engine_config
 from app.settings import Settings
 from app.store import Store, StoreError, locate_config
 

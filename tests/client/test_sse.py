@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bench.sse import DONE, EventDecoder, decode_chunk
+from app.client.sse import DONE, EventDecoder, decode_chunk
 
 
 def feed(pieces: list[bytes]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""How the parts are wired."""
+"""How connections are served."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import socket
 
 from app.api.protocol import HttpProtocol
 from app.api.service import Service
-from app.main import api_settings, listen, uvicorn_config
+from app.serve.compose import api_settings
+from app.serve.http import uvicorn_config
+from app.serve.sockets import listen
 from app.serving.supervisor import LONGEST_STEP
 from app.settings import Settings
 from tests.serving.rig import make_rig

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.bench.target import TargetError
-from app.chat import Conversation
+from app.client.conversation import Conversation
+from app.client.target import TargetError
 from app.serving.chat_template import ChatTemplate
 from tests.api.conftest import NO_TLS, Server, start_server
 from tests.byte_tokenizer import CHATML_TEMPLATE
