@@ -41,7 +41,7 @@ from app.api.service import Service
 from app.api.sse import EventStream
 from app.api.timing import generation_phases, server_timing
 from app.api.token_writer import TokenWriter, prefill_token
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.types import FinishReason, SamplingParams

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.api.schemas.requests import GenerationBody
 from app.api.service import ApiSettings, Service
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.types import SamplingParams
 
 GREEDY_BELOW = 1e-5

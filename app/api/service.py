@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.errors import RequestError
 from app.keys import ApiKey
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.generation import Generator
 from app.serving.live_requests import LiveRequests
 from app.telemetry.metrics import Metrics

@@ -16,7 +16,7 @@ from app.api.openapi import answers, takes
 from app.api.params import check_token_ids
 from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.service import Service
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 _MAX_TOKENS = 1 << 18
 """Most tokens of a text, if the model's context has not more: documents may be longer than a prompt."""

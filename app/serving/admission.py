@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from app.engine.admission import Limits, check
+from app.errors import RequestError
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.types import GenerationRequest
 from app.types import EngineError, EngineReady, EngineRequest
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from app.errors import RequestError
 from app.serving.admission import Admission, kv_tokens, request_error
-from app.serving.chat_template import ChatTemplate
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Arrival, Mailbox
-from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
 from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
 
 if TYPE_CHECKING:

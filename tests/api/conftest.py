@@ -25,8 +25,8 @@ from starlette.types import ASGIApp
 from app.api.app import create_app
 from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
-from app.serving.chat_template import ChatTemplate
 from app.serving.supervisor import LONGEST_STEP
+from app.text.chat_template import ChatTemplate
 from tests.byte_tokenizer import CHATML_TEMPLATE
 from tests.serving.rig import Rig, make_rig, running
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from app.api.service import ApiSettings
-from app.serving.long_work import CAPACITY
-from app.serving.tokenizer import THREAD_THRESHOLD
+from app.text.long_work import CAPACITY
+from app.text.tokenizer import THREAD_THRESHOLD
 from tests.api.conftest import TIMEOUT, Server, start_server
 from tests.serving.rig import until
 

@@ -15,7 +15,7 @@ import pytest
 
 from app.client.conversation import Conversation
 from app.client.target import TargetError
-from app.serving.chat_template import ChatTemplate
+from app.text.chat_template import ChatTemplate
 from tests.api.conftest import NO_TLS, Server, start_server
 from tests.byte_tokenizer import CHATML_TEMPLATE
 from tests.serving.rig import repeat, until

@@ -9,10 +9,10 @@ import socket
 import pytest
 
 from app.engine.inproc import InprocConnection
+from app.errors import RequestError
 from app.ipc import AsyncFrameChannel, ChannelClosedError, encode
 from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineFailedError, EngineState
-from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
 from app.types import (
     EngineConfig,

@@ -24,7 +24,7 @@ from app.api.schemas.usage import Usage, total_usage
 from app.api.service import Service
 from app.api.sse import DONE, EventStream
 from app.api.timing import server_timing
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.types import SamplingParams

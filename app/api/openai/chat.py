@@ -28,7 +28,7 @@ from app.api.schemas.chat import (
 )
 from app.api.schemas.usage import Usage
 from app.api.service import Service
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, TokenLogprob
 

@@ -19,12 +19,12 @@ from app.api.params import check_limits, check_logprobs, check_token_ids, sampli
 from app.api.schemas.completions import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
 from app.api.schemas.usage import Usage
 from app.api.service import Service
+from app.errors import RequestError
 from app.serving import generation as serving
-from app.serving.detokenizer import IncrementalDetokenizer
-from app.serving.errors import RequestError
 from app.serving.generation import Generation
-from app.serving.tokenizer import TextOptions, Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
+from app.text.tokenizer import TextOptions, Tokenizer
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16

@@ -7,13 +7,13 @@ import random
 
 import pytest
 
-from app.serving import long_text
-from app.serving.breaks import BREAK
-from app.serving.errors import RequestError
-from app.serving.long_text import FEW_CHARACTERS, exceeds, last_part
-from app.serving.tokenizer import TextOptions, Tokenizer
+from app.errors import RequestError
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
+from app.text import long_text
+from app.text.breaks import BREAK
+from app.text.long_text import FEW_CHARACTERS, exceeds, last_part
+from app.text.tokenizer import TextOptions, Tokenizer
 from tests.gguf_metadata import byte_level_metadata, sentencepiece_metadata
 from tests.serving.rig import byte_tokenizer
 

@@ -13,9 +13,9 @@ import transformers
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from app.serving.tokenizer import Tokenizer, TokenizerError
 from app.store import ModelFiles, StoreError
 from app.store.files import read_model
+from app.text.tokenizer import Tokenizer, TokenizerError
 from tests.byte_tokenizer import build_byte_tokenizer, byte_alphabet
 from tests.store.tiny import CONFIG as TINY
 

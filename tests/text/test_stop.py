@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.stop import StopMatcher
+from app.text.stop import StopMatcher
 
 
 def naive_cut(text: str, stops: list[str], include_stop: bool) -> tuple[str, str | None]:

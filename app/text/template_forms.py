@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 Message = Mapping[str, Any]
 Render = Callable[..., str]

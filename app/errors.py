@@ -1,4 +1,4 @@
-"""Errors of the text side that a client can act on. ``api/errors.py`` gives them their HTTP shape."""
+"""Errors that a client can act on. ``api/errors.py`` gives them their HTTP shape."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.serving.chat_template import ChatTemplate
-from app.serving.errors import RequestError
-from app.serving.long_work import CAPACITY
-from app.serving.template_sandbox import MAX_SOURCE_CHARS, Budget, OutOfBudgetError, TemplateEnvironment, spending
-from app.serving.tokenizer import Tokenizer
+from app.errors import RequestError
+from app.text.chat_template import ChatTemplate
+from app.text.long_work import CAPACITY
+from app.text.template_sandbox import MAX_SOURCE_CHARS, Budget, OutOfBudgetError, TemplateEnvironment, spending
+from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import build_byte_tokenizer
 
 BYTE_LEVEL = Tokenizer(build_byte_tokenizer().to_str())
@@ -110,8 +110,8 @@ def test_time_is_bounded() -> None:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> ChatTemplate:
     """Renders for longer than anybody waits."""
-    monkeypatch.setattr("app.serving.chat_template.MAX_SECONDS", 1e6)
-    monkeypatch.setattr("app.serving.chat_template.MAX_STEPS", 10**15)
+    monkeypatch.setattr("app.text.chat_template.MAX_SECONDS", 1e6)
+    monkeypatch.setattr("app.text.chat_template.MAX_STEPS", 10**15)
     return ChatTemplate(
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
         "{{ f(60 if messages[0].content == 'go' else 0) }}"
@@ -143,7 +143,7 @@ async def test_nobody_renders_past_the_request_s_deadline(endless: ChatTemplate)
 
 
 async def test_waiting_for_a_turn_is_no_time_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.serving.chat_template.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("app.text.chat_template.MAX_SECONDS", 0.5)
     template = ChatTemplate("{% for i in range(messages | length) %}{{ i % 9 }}{% endfor %}")
     begun, done = threading.Event(), threading.Event()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from app.serving.chat_template import ChatTemplate
+from app.text.chat_template import ChatTemplate
 from tests.byte_tokenizer import CHATML_TEMPLATE, build_byte_tokenizer
 
 Message = dict[str, Any]

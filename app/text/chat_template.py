@@ -1,7 +1,7 @@
 """Chat messages to a prompt, through the Jinja template that comes with a model.
 
 A template mixes the server's control tokens with text that clients wrote, and only the first may take effect. The
-template sees the text as it is; :mod:`app.serving.template_origins` tells afterwards which control tokens of the prompt
+template sees the text as it is; :mod:`app.text.template_origins` tells afterwards which control tokens of the prompt
 are the template's own, and encoding reads no others. Without control tokens in messages the result is the plain
 encoding of the rendered string.
 """
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jinja2
 
-from app.serving.errors import RequestError
-from app.serving.template_forms import MessageForms, find_forms
-from app.serving.template_origins import Origins
-from app.serving.template_sandbox import Budget, OutOfBudgetError, TemplateEnvironment, spending
-from app.serving.tokenizer import THREAD_THRESHOLD, EncodeOptions, Tokenizer
+from app.errors import RequestError
+from app.text.template_forms import MessageForms, find_forms
+from app.text.template_origins import Origins
+from app.text.template_sandbox import Budget, OutOfBudgetError, TemplateEnvironment, spending
+from app.text.tokenizer import THREAD_THRESHOLD, EncodeOptions, Tokenizer
 
 TEMPLATE_KWARGS = frozenset(
     {

@@ -14,15 +14,15 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import normalizers
 
-from app.serving.breaks import BREAK, broken, offsets_without_breaks, within
-from app.serving.control_tokens import ControlTokens
-from app.serving.errors import RequestError
-from app.serving.long_text import exceeds, last_part, most_characters
-from app.serving.long_work import LongWork
-from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
+from app.errors import RequestError
 from app.store.errors import StoreError
 from app.store.files import read_declared_tokens
 from app.store.special_tokens import AddedToken, DeclaredTokens
+from app.text.breaks import BREAK, broken, offsets_without_breaks, within
+from app.text.control_tokens import ControlTokens
+from app.text.long_text import exceeds, last_part, most_characters
+from app.text.long_work import LongWork
+from app.text.token_bytes import TokenBytes, TokenizerError, build_token_bytes
 
 __all__ = ["EncodeOptions", "EncodedText", "TextOptions", "Tokenizer", "TokenizerError"]
 

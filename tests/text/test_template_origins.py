@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from app.serving.chat_template import ChatTemplate
-from app.serving.tokenizer import Tokenizer
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, build_byte_tokenizer
 
 Message = dict[str, Any]

@@ -7,7 +7,7 @@ import string
 from contextlib import suppress
 from pathlib import Path
 
-from app.serving.tokenizer import Tokenizer, TokenizerError
+from app.text.tokenizer import Tokenizer, TokenizerError
 
 _RUN = 48
 """Length of a run of one character: a pattern that backtracks without end takes longer than anybody waits."""

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from app.serving.chat_template import ChatTemplate
-from app.serving.errors import RequestError
-from app.serving.tokenizer import Tokenizer
+from app.errors import RequestError
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import CHATML_TEMPLATE, IM_END_ID, IM_START_ID, build_byte_tokenizer
 from tests.gguf_metadata import sentencepiece_metadata
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from app.serving.errors import RequestError
-from app.serving.long_work import CAPACITY, LongWork
+from app.errors import RequestError
+from app.text.long_work import CAPACITY, LongWork
 from tests.serving.rig import WAIT_SECONDS, until
 
 

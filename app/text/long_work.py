@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 T = TypeVar("T")
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from app.serving.errors import RequestError
-from app.serving.tokenizer import Tokenizer, TokenizerError
+from app.errors import RequestError
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
+from app.text.tokenizer import Tokenizer, TokenizerError
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, VOCAB_SIZE, build_byte_tokenizer
 from tests.gguf_metadata import byte_level_metadata, sentencepiece_metadata
 

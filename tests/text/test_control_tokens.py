@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.control_tokens import ControlTokens
+from app.text.control_tokens import ControlTokens
 
 CONTROL = ControlTokens(["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "!", "Mask"])
 PIECES = st.lists(

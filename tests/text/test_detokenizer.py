@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.detokenizer import IncrementalDetokenizer
-from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
+from app.text.detokenizer import IncrementalDetokenizer
+from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import EOS_ID, VOCAB_SIZE, build_byte_tokenizer
 from tests.gguf_metadata import sentencepiece_metadata
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import nodes
 
-from app.serving.control_tokens import ControlTokens
-from app.serving.errors import RequestError
-from app.serving.template_sandbox import TemplateEnvironment
+from app.errors import RequestError
+from app.text.control_tokens import ControlTokens
+from app.text.template_sandbox import TemplateEnvironment
 
 ROLES = frozenset({"assistant", "developer", "function", "model", "system", "tool", "user"})
 """Of messages; a template may put them into control tokens of its own (``'<|' + role + '|>'``)."""

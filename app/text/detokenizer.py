@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from app.serving.tokenizer import Tokenizer
+from app.text.tokenizer import Tokenizer
 
 
 class IncrementalDetokenizer:
