@@ -13,7 +13,7 @@ from app.serving.engine_client import EngineClient
 from app.serving.generation import Generator
 from app.serving.live_requests import LiveRequests
 from app.telemetry.metrics import Metrics
-from app.types import EngineReady
+from app.types import RunnerInfo
 from app.version import __version__
 
 
@@ -62,11 +62,11 @@ class Service:
     draining: bool = False
     """Readiness answers 503 while requests are still taken: set it, let balancers notice, then drain the client."""
 
-    def engine(self) -> EngineReady:
-        """What the engine is. Raises :class:`RequestError` 503 before its first start."""
+    def engine(self) -> RunnerInfo:
+        """Facts about the loaded model. Raises :class:`RequestError` 503 before its first start."""
         if self.client.ready is None:
             raise self.client.unavailable() or RequestError("The model is not available.", status=503)
-        return self.client.ready
+        return self.client.ready.info
 
     def model_name(self, asked: str | None) -> str:
         """The name that an answer carries. Raises :class:`RequestError` 404 for a model that is not served."""

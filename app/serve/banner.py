@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from app.types import EngineReady, LoadProgress
+from app.types import LoadProgress, RunnerInfo
 
 _PROGRESS_INTERVAL = 2.0
 
@@ -67,7 +67,7 @@ class Banner:
     model: str
     needs_key: bool
 
-    def ready_line(self, engine: EngineReady, seconds: float) -> str:
+    def ready_line(self, info: RunnerInfo, seconds: float) -> str:
         """Address, model and formats, and a request to try.
 
         Args:
@@ -77,11 +77,11 @@ class Banner:
         # The shell puts the key in: it must not end up in a log.
         key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if self.needs_key else ""
         return (
-            f"ready: {self.url} serves {self.model} ({_formats(engine)}) after {seconds:.2f} s. Try:\n"
+            f"ready: {self.url} serves {self.model} ({_formats(info)}) after {seconds:.2f} s. Try:\n"
             f"  curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
         )
 
 
-def _formats(engine: EngineReady) -> str:
-    weights = engine.dtype if engine.quantization == "none" else engine.quantization
-    return f"{weights} weights, {engine.dtype} activations, {engine.kv_cache_dtype} KV cache, {engine.kernels} kernels"
+def _formats(info: RunnerInfo) -> str:
+    weights = info.dtype if info.quantization == "none" else info.quantization
+    return f"{weights} weights, {info.dtype} activations, {info.kv_cache_dtype} KV cache, {info.kernels} kernels"

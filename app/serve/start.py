@@ -83,7 +83,7 @@ async def _until_done(
             # What was loaded stays; keep the collector from walking it again and again.
             gc.freeze()
             phases.end()
-            click.echo(banner.ready_line(ready.result(), phases.seconds))
+            click.echo(banner.ready_line(ready.result().info, phases.seconds))
         await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             _, reason = client.readiness()

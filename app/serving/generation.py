@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from app.errors import RequestError
-from app.serving.admission import Admission, kv_tokens, request_error
+from app.serving.admission import Admission, request_error
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
 from app.serving.ledger import Ledger, LedgerEntry
@@ -298,7 +298,7 @@ class Generator:
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together. Raises :class:`RequestError` 503 before the first start."""
         ready = self.client.ready or self.client.check_available()
-        return min(ready.max_model_len, kv_tokens(ready))
+        return min(ready.info.max_model_len, ready.max_kv_tokens)
 
     def remaining_tokens(self, prompt_len: int) -> int:
         """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""

@@ -41,5 +41,5 @@ def _card(service: Service, name: str) -> ModelCard:
         created=service.created,
         owned_by=OWNER,
         root=service.generator.model_names[0],
-        max_model_len=None if ready is None else ready.max_model_len,
+        max_model_len=None if ready is None else ready.info.max_model_len,
     )
