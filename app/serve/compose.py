@@ -13,6 +13,7 @@ from app.serve.engine import ENGINE_COMMAND, engine_config
 from app.serving.engine_client import EngineClient
 from app.serving.generation import Generator
 from app.serving.ledger import Ledger
+from app.serving.served import Served, ServedModels
 from app.serving.supervisor import RestartPolicy, Supervisor
 from app.settings import Settings
 from app.store import ModelFiles
@@ -28,6 +29,8 @@ class Parts:
     """The parts of a server, wired; nothing runs yet."""
 
     service: Service
+    served: Served
+    """The one model."""
     supervisor: Supervisor
     gave_up: asyncio.Event
     """Set when there will be no engine any more."""
@@ -61,7 +64,6 @@ def compose(settings: Settings, api: ApiSettings, files: ModelFiles, phases: Pha
             files,
             client,
             Ledger(metrics),
-            model_names=names,
             max_num_seqs=settings.max_num_seqs,
             max_queue=settings.max_queue,
         )
@@ -74,5 +76,5 @@ def compose(settings: Settings, api: ApiSettings, files: ModelFiles, phases: Pha
         on_give_up=lambda _: gave_up.set(),
         policy=RestartPolicy(stall_timeout=settings.stall_timeout),
     )
-    service = Service(generator, client, metrics, client.progress_age, supervisor.stall_limit, api)
-    return Parts(service, supervisor, gave_up)
+    served = Served(tuple(names), generator, client, client.progress_age, supervisor.stall_limit)
+    return Parts(Service(ServedModels([served]), metrics, api), served, supervisor, gave_up)

@@ -75,7 +75,7 @@ class DrainingServer(uvicorn.Server):
     async def _drain_then_exit(self) -> None:
         self._service.draining = True
         await asyncio.sleep(self._drain_delay)
-        self._service.client.drain()
+        self._service.models.drain()
         self.should_exit = True
         await asyncio.sleep(self._drain_timeout)
         await self._supervisor.stop()

@@ -61,7 +61,7 @@ def _model_files(settings: Settings, phases: Phases) -> ModelFiles:
 async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files: ModelFiles, phases: Phases) -> int:
     parts = compose(settings, api, files, phases)
     server = DrainingServer(parts.service, parts.supervisor, settings)
-    banner = Banner(url_of(sock), parts.service.generator.model_names[0], needs_key=bool(api.api_keys))
+    banner = Banner(url_of(sock), parts.served.name, needs_key=bool(api.api_keys))
     serving = asyncio.create_task(server.serve([sock]), name="http")
     parts.supervisor.start()
     try:
@@ -74,7 +74,7 @@ async def _until_done(
     serving: asyncio.Task[None], server: DrainingServer, parts: Parts, banner: Banner, phases: Phases
 ) -> int:
     """Announces readiness, then waits for a signal's drain or for the supervisor to give up."""
-    client = parts.service.client
+    client = parts.served.client
     failed = asyncio.create_task(parts.gave_up.wait(), name="give-up")
     ready = asyncio.create_task(client.wait_ready(), name="ready")
     try:

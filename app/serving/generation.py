@@ -230,7 +230,6 @@ class Generator:
     """The text side of the engine: one for each served model.
 
     Args:
-        model_names: names that clients use; the first is the one answers carry.
         generation_config: the model's own, for :attr:`default_params`.
         max_num_seqs, max_queue: sequences that run, and that may wait, at once.
     """
@@ -241,7 +240,6 @@ class Generator:
         tokenizer: Tokenizer,
         ledger: Ledger,
         *,
-        model_names: Sequence[str],
         chat_template: ChatTemplate | None = None,
         generation_config: Mapping[str, Any] | None = None,
         max_num_seqs: int,
@@ -250,7 +248,6 @@ class Generator:
         self.client = client
         self.tokenizer = tokenizer
         self.ledger = ledger
-        self.model_names = list(model_names)
         self.chat_template = chat_template or ChatTemplate(None)
         self.default_params = sampling_defaults(generation_config or {})
         """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
@@ -265,7 +262,6 @@ class Generator:
         client: EngineClient,
         ledger: Ledger,
         *,
-        model_names: Sequence[str] = (),
         max_num_seqs: int,
         max_queue: int,
     ) -> Self:
@@ -287,7 +283,6 @@ class Generator:
             client,
             tokenizer,
             ledger,
-            model_names=model_names or (files.name,),
             chat_template=chat_template,
             generation_config=files.generation_config,
             max_num_seqs=max_num_seqs,

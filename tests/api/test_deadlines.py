@@ -51,7 +51,7 @@ async def busy(server: Server) -> AsyncIterator[None]:
         begun.set()
         assert done.wait(TIMEOUT)
 
-    task = asyncio.create_task(server.service.generator.tokenizer.long_work.run(CAPACITY, work))
+    task = asyncio.create_task(server.rig.generator.tokenizer.long_work.run(CAPACITY, work))
     try:
         await until(begun.is_set)
         yield

@@ -10,9 +10,10 @@ from app.api.service import Service
 from app.serve.compose import api_settings
 from app.serve.http import uvicorn_config
 from app.serve.sockets import listen
+from app.serving.served import Served, ServedModels
 from app.serving.supervisor import LONGEST_STEP
 from app.settings import Settings
-from tests.serving.rig import make_rig
+from tests.serving.rig import MODEL, make_rig
 
 LONGEST_REUSE = 60
 """Seconds for which common proxies and clients keep an idle connection to a server."""
@@ -20,9 +21,8 @@ LONGEST_REUSE = 60
 
 def test_the_server_is_not_the_first_to_close_an_idle_connection() -> None:
     rig, settings = make_rig(), Settings.model_validate({})
-    service = Service(
-        rig.generator, rig.client, rig.metrics, rig.client.progress_age, lambda: LONGEST_STEP, api_settings(settings)
-    )
+    served = Served((MODEL,), rig.generator, rig.client, rig.client.progress_age, lambda: LONGEST_STEP)
+    service = Service(ServedModels([served]), rig.metrics, api_settings(settings))
     config = uvicorn_config(service, settings)
     assert config.timeout_keep_alive > LONGEST_REUSE
     assert config.http is HttpProtocol

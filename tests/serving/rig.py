@@ -113,7 +113,6 @@ def make_rig(
         client,
         byte_tokenizer(),
         ledger,
-        model_names=[MODEL],
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
     )
