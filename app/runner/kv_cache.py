@@ -10,7 +10,7 @@ from app.kernels import dispatch
 from app.kernels.native.library import allocate
 from app.kernels.paged_attention.cpu import can_pack
 from app.kernels.types import LayerKVCache
-from app.models.config import ModelConfig
+from app.models.config import AttentionConfig, ModelConfig
 from app.runner.device import DTYPES
 from app.runner.errors import RunnerError
 from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
@@ -84,23 +84,35 @@ def kv_cache_dtype(config: EngineConfig) -> str:
     return name
 
 
+def attention_of(model: ModelConfig) -> AttentionConfig:
+    """What the pages of every layer are made for: layers may differ in their windows and angles alone.
+
+    Raises:
+        RunnerError: they differ in more.
+    """
+    shapes = {(attention.num_heads, attention.num_kv_heads, attention.head_dim) for attention in model.attentions}
+    if len(shapes) != 1 or len(model.attentions) != model.num_layers:
+        raise RunnerError("layers that keep different things for a sequence are not supported")
+    return model.attentions[0]
+
+
 def kv_cache_group(model: ModelConfig, config: EngineConfig) -> KVCacheGroup:
     """What a rank holds, all layers in one group: sliding-window layers keep their whole past too.
 
     Raises:
-        RunnerError: not a dtype that pages can have.
+        RunnerError: not a dtype that pages can have, or layers that differ.
     """
-    name = kv_cache_dtype(config)
-    num_heads = model.num_kv_heads // config.tensor_parallel_size
+    name, attention = kv_cache_dtype(config), attention_of(model)
+    num_heads = attention.num_kv_heads // config.tensor_parallel_size
     vectors = model.num_layers * 2 * num_heads * config.block_size
     scale_bytes = _SCALE.itemsize if name == "int8" else 0
     return KVCacheGroup(
         kind="full",
         num_layers=model.num_layers,
         num_kv_heads=num_heads,
-        head_dim=model.head_dim,
+        head_dim=attention.head_dim,
         dtype=name,
-        bytes_per_block=vectors * (model.head_dim * KV_DTYPES[name].itemsize + scale_bytes),
+        bytes_per_block=vectors * (attention.head_dim * KV_DTYPES[name].itemsize + scale_bytes),
     )
 
 

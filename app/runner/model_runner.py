@@ -14,13 +14,13 @@ from torch import Tensor
 from app.kernels import dispatch
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
 from app.runner.graph import Bucket, BucketGraphs, StepGraphs, capture_on, graph_bytes
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
-from app.runner.kv_cache import KVCachePlan, allocate_kv_cache
+from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, attention_of
 from app.runner.memory import Footprint, bytes_of
 from app.runner.page_populator import PagePopulator
 from app.runner.pending_sample import PendingSample
@@ -61,7 +61,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         model_config: ModelConfig,
         plan: KVCachePlan,
         config: EngineConfig,
@@ -77,9 +77,9 @@ class ModelRunner:
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
-        self._kv = allocate_kv_cache(
-            plan, device, heads_per_kv=model_config.num_heads // model_config.num_kv_heads, trash=on_triton
-        )
+        attention = attention_of(model_config)
+        heads_per_kv = attention.num_heads // attention.num_kv_heads
+        self._kv = allocate_kv_cache(plan, device, heads_per_kv=heads_per_kv, trash=on_triton)
         self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
         self._batch = InputBatch(
@@ -91,9 +91,9 @@ class ModelRunner:
             device=device,
             split_workspace=new_split_workspace(
                 config.max_num_seqs,
-                model_config.num_heads // config.tensor_parallel_size,
-                model_config.num_kv_heads // config.tensor_parallel_size,
-                model_config.head_dim,
+                attention.num_heads // config.tensor_parallel_size,
+                attention.num_kv_heads // config.tensor_parallel_size,
+                attention.head_dim,
                 device,
             )
             if on_triton
@@ -147,7 +147,8 @@ class ModelRunner:
         """All kernels of a step."""
         self._batch.expand(inputs, self._sampler.last_token)
         tokens = inputs.tokens
-        hidden_TD = self._model.forward(tokens.token_ids, tokens.positions, self._kv, inputs.meta, self._arena)
+        metas = [inputs.meta] * len(self._kv)
+        hidden_TD = self._model.forward(tokens.token_ids, tokens.positions, self._kv, metas, self._arena)
         if logits_LV.shape[0]:
             self._model.logits(hidden_TD, tokens.logit_indices, logits_LV, self._arena)
         if num_samples:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
 from tests.models.tiny import (
     VARIANTS,
     PagedExecution,
@@ -37,7 +37,7 @@ class Loaded:
     def __init__(self, variant: str, directory: Path) -> None:
         self.reference: PreTrainedModel = make_reference(variant)
         self.directory = save(self.reference, directory)
-        self.model: LlamaForCausalLM
+        self.model: Decoder
         self.config: ModelConfig
         self.model, self.config = load(directory)
 

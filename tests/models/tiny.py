@@ -21,14 +21,15 @@ from transformers import (
     Qwen3Config,
 )
 
+from app.checkpoints.loader import load_weights
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import LayerKVCache, StepArena
+from app.models.architectures import find, parse_config
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
-from app.models.loader import load_weights
-from app.models.registry import model_class
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
+from app.runner.kv_cache import attention_of
 from app.types import ScheduledRow
 from tests.runner.steps import row_of, step_of
 
@@ -101,10 +102,10 @@ def save(reference: PreTrainedModel, directory: Path) -> Path:
     return directory
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, ModelConfig]:
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, ModelConfig]:
     """The served model out of a checkpoint directory, by the way the runner takes."""
-    config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
-    model = model_class(config.architecture)(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
+    config = parse_config(json.loads((directory / "config.json").read_text()))
+    model = find(config.architecture).build(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
     files = sorted(directory.glob("*.safetensors"))
     load_weights(model.destinations(), files, ignore=model.ignores, progress=_no_progress)
     return model, config
@@ -126,7 +127,7 @@ class PagedExecution:
     """Runs a model over paged keys and values, step by step, as the runner does; logits of every token."""
 
     def __init__(
-        self, model: LlamaForCausalLM, config: ModelConfig, dtype: torch.dtype = torch.float32, num_blocks: int = 64
+        self, model: Decoder, config: ModelConfig, dtype: torch.dtype = torch.float32, num_blocks: int = 64
     ) -> None:
         self._model = model
         self._vocab_size = config.vocab_size
@@ -140,9 +141,10 @@ class PagedExecution:
             block_size=BLOCK_SIZE,
             device=CPU,
         )
-        shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        attention = attention_of(config)
+        shape = (num_blocks, 2, attention.num_kv_heads, BLOCK_SIZE, attention.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
-        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
         self._split_workspace = new_split_workspace(8, *heads, CPU).fill_(torch.nan)
         self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
 
@@ -154,7 +156,8 @@ class PagedExecution:
         tokens = inputs.tokens
         self._arena.begin(tokens.token_ids.numel())
         meta = replace(inputs.meta, split_workspace=self._split_workspace)
-        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, meta, self._arena)
+        metas = [meta] * len(self.kv)
+        hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, metas, self._arena)
         logits = torch.full((tokens.logit_indices.numel(), self._vocab_size), torch.nan)
         self._model.logits(hidden, tokens.logit_indices, logits, self._arena)
         return logits

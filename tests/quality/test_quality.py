@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.models.int8_checkpoint import write_int8_checkpoint
-from app.models.loader import iter_weights
+from app.checkpoints.int8 import write_int8_checkpoint
+from app.checkpoints.loader import iter_weights
 from app.quality import texts
 from app.quality.measure import Score
 from tests.models.tiny import make_reference, save

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from app.checkpoints.loader import iter_weights
 from app.kernels.int8 import quantize
-from app.models.loader import iter_weights
 
 _QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _SHARD_BYTES = 1 << 30
