@@ -35,7 +35,7 @@ def load_weights(
     *,
     ignore: Callable[[str], bool],
     progress: Callable[[int, int], None],
-    twins: Mapping[str, str] | None = None,
+    twins: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
 
@@ -45,7 +45,7 @@ def load_weights(
         destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
         ignore: tells which left-over names are no error (tied or computed tensors).
         progress: called with bytes of the files that are done and in all.
-        twins: names of destinations -> tensors that go there where the files lack the first (tied tensors).
+        twins: names of destinations -> tensors that go there where the files lack that one, the first that they have.
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
@@ -69,7 +69,7 @@ def _match(
     destinations: Mapping[str, Destination],
     files: Sequence[Path],
     ignore: Callable[[str], bool],
-    twins: Mapping[str, str],
+    twins: Mapping[str, Sequence[str]],
 ) -> dict[str, StoredTensor]:
     """The tensor of every destination."""
     in_files: dict[str, StoredTensor] = {}
@@ -78,8 +78,9 @@ def _match(
             raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {in_files[stored.name].file}")
         in_files[stored.name] = stored
     found = {name: stored for name, stored in in_files.items() if name in destinations}
-    for name, twin in twins.items():
-        if name not in found and twin in in_files:
+    for name, others in twins.items():
+        twin = next((other for other in others if other in in_files), None)
+        if name not in found and twin is not None:
             found[name] = in_files[twin]
     left_over = [stored for name, stored in in_files.items() if name not in destinations and not ignore(name)]
     where = ", ".join(map(str, files[:_NAMES_SHOWN])) + (", …" if len(files) > _NAMES_SHOWN else "")

@@ -35,9 +35,11 @@ def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> b
     for file in files:
         if format_of(file).suffix == ".safetensors":
             found |= {entry.name: (file, entry) for entry in read_safetensors_header(file)}
-    if names.embedding_weight not in found or names.head_weight not in found:
+    embedding = found.get(names.embedding_weight) or found.get(names.embedding_weight.removeprefix(names.base))
+    head = found.get(names.head_weight)
+    if embedding is None or head is None:
         return configured
-    return equal_data(*found[names.embedding_weight], *found[names.head_weight])
+    return equal_data(*embedding, *head)
 
 
 def equal_data(file: Path, entry: TensorEntry, other_file: Path, other: TensorEntry) -> bool:

@@ -25,8 +25,8 @@ class Model(Protocol):
     def ignores(self, name: str, /) -> bool:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
 
-    def twins(self) -> Mapping[str, str]:
-        """For names of :meth:`destinations` the tensor that a checkpoint may hold instead."""
+    def twins(self) -> Mapping[str, Sequence[str]]:
+        """For names of :meth:`destinations` the tensors that a checkpoint may hold instead, the likeliest first."""
 
 
 class Decoder(Model, Protocol):

@@ -153,7 +153,7 @@ class DecoderStack:
         self._layouts = tuple(layouts)
         self._has_post_norms = any(layer.mixer_post_norm or layer.mlp_post_norm for layer in self.layers)
         self._twins = self._find_twins()
-        self._stored_otherwise = frozenset(self._twins.values())
+        self._stored_otherwise = frozenset(name for others in self._twins.values() for name in others)
 
     def forward(
         self,
@@ -210,17 +210,18 @@ class DecoderStack:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
         return name in self._stored_otherwise or name.endswith(self._names.computed)
 
-    def twins(self) -> dict[str, str]:
-        """For names of :meth:`destinations` the tensor that a checkpoint may hold instead."""
+    def twins(self) -> dict[str, list[str]]:
+        """See :meth:`app.models.base.Model.twins`."""
         return self._twins
 
-    def _find_twins(self) -> dict[str, str]:
+    def _find_twins(self) -> dict[str, list[str]]:
         names = self._names
-        twins: dict[str, str] = {}
+        twins: dict[str, list[str]] = {}
         if names.base:
-            twins = {name: name.removeprefix(names.base) for name in self.destinations() if name.startswith(names.base)}
+            own = [name for name in self.destinations() if name.startswith(names.base)]
+            twins = {name: [name.removeprefix(names.base)] for name in own}
         if self._config.tie_word_embeddings:
-            twins[names.embedding_weight] = names.head_weight
+            twins.setdefault(names.embedding_weight, []).append(names.head_weight)
         return twins
 
     def _take(self, arena: StepArena) -> _Stream:

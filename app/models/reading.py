@@ -82,7 +82,9 @@ def read_fields(
         )
     for field in () if experts else MOE_FIELDS:
         if config.get(field):
-            raise ConfigError(f"{field} = {shown(config[field])}: mixture-of-experts models of this family are not supported")
+            raise ConfigError(
+                f"{field} = {shown(config[field])}: mixture-of-experts models of this family are not supported"
+            )
     if config.get("quantization_config"):
         _check_quantization(config["quantization_config"])
     return fields

@@ -65,7 +65,9 @@ _LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
-VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
+"""transformers' config of a family, and its fields beside those of every tiny model."""
+VARIANTS: dict[str, Variant] = {
     "llama": (LlamaConfig, {**_HEAD_10, "tie_word_embeddings": True}),
     "llama_biases": (LlamaConfig, {**_HEAD_10, "attention_bias": True, "mlp_bias": True}),
     "llama_linear": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LINEAR}),
@@ -81,9 +83,10 @@ VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }
 
 
-def make_reference(variant: str, **overrides: object) -> PreTrainedModel:
-    """transformers' model of a variant, random weights, biases and norms included: the same in every call."""
-    config_class, changes = VARIANTS[variant]
+def make_reference(variant: str | Variant, **overrides: object) -> PreTrainedModel:
+    """transformers' model of a variant, or of the one of that name; random weights, biases and norms included, the same
+    in every call."""
+    config_class, changes = VARIANTS[variant] if isinstance(variant, str) else variant
     config = config_class(**{**_SHAPE, **changes, **overrides})
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -107,7 +110,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, 
     config = parse_config(json.loads((directory / "config.json").read_text()))
     model = find(config.architecture).build(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
     files = sorted(directory.glob("*.safetensors"))
-    load_weights(model.destinations(), files, ignore=model.ignores, progress=_no_progress)
+    load_weights(model.destinations(), files, ignore=model.ignores, twins=model.twins(), progress=_no_progress)
     return model, config
 
 
