@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
-from app.quant.destination import Adapted, Destination, Elsewhere, Part, Stacked, Tee
+from app.quant.destination import Adapted, Destination, Elsewhere, Part, Concatenated, Tee
 from app.quant.packed import PackedBias, PackedRows
 
 _MAGIC = b"tuili packed\n"
@@ -141,7 +141,7 @@ def _buffers_of(destination: Destination) -> Iterable[Tensor]:
     match destination:
         case Tensor():
             yield destination
-        case Tee() | Stacked():
+        case Tee() | Concatenated():
             for part in destination.parts:
                 yield from _buffers_of(part)
         case Part() | Adapted():

@@ -145,7 +145,7 @@ class PlusOne(Adapted):
         return source.float() + 1.0
 
 
-class Stacked:
+class Concatenated:
     """One tensor of a checkpoint whose rows go to several places, one after the other."""
 
     def __init__(self, *destinations: Destination) -> None:
