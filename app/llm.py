@@ -122,6 +122,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         n: int = 1,
+        parse_special: bool = True,
     ) -> list[Completion]:
         """Continues one prompt or many, together in one batch.
 
@@ -129,6 +130,8 @@ class LLM:
             prompts: text or token ids, one prompt or several.
             params: the model's own recommendations, 16 tokens, when absent.
             n: choices a prompt.
+            parse_special: take control tokens that a text spells for what they say. False keeps pasted text from
+                posing as a turn of its own.
 
         Returns:
             ``n`` completions a prompt, in the order of the prompts.
@@ -136,7 +139,8 @@ class LLM:
         Raises:
             RequestError: a prompt cannot be served, or the engine gave up on it. The others are aborted.
         """
-        return self._run(self._generate(_as_list(prompts), params or self._default_params(), n))
+        inputs = _as_list(prompts)
+        return self._run(self._generate(inputs, params or self._default_params(), n, parse_special=parse_special))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The next turn of a conversation of OpenAI-style messages.
@@ -149,9 +153,12 @@ class LLM:
             params = msgspec.structs.replace(self._default_params(), max_tokens=max_tokens)
         return self._run(self._generate([prompt], params, 1))[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = True
+    ) -> Iterator[str]:
         """Continues one prompt and yields text as it is made. Leaving the loop early aborts the request."""
-        generation = self._run(self._submit(prompt, params or self._default_params(), 1, "stream", stream=True))
+        token_ids = self._run(self._encode(prompt, parse_special=parse_special))
+        generation = self._run(self._submit(token_ids, params or self._default_params(), 1, "stream", stream=True))
         try:
             while (delta := self._run(_next(generation))) is not None:
                 if delta.text:
@@ -200,19 +207,28 @@ class LLM:
         await asyncio.gather(self._serving, return_exceptions=True)
         await asyncio.get_running_loop().shutdown_default_executor()
 
+    async def _encode(self, prompt: Prompt, *, parse_special: bool) -> list[int]:
+        if isinstance(prompt, list):
+            return prompt
+        return await self._generator.tokenizer.encode_async(prompt, parse_special=parse_special)
+
     async def _submit(
-        self, prompt: Prompt, params: SamplingParams, n: int, request_id: str, *, stream: bool = False
+        self, token_ids: list[int], params: SamplingParams, n: int, request_id: str, *, stream: bool = False
     ) -> Generation:
-        token_ids = await self._generator.tokenizer.encode_async(prompt) if isinstance(prompt, str) else prompt
         request = GenerationRequest(request_id=request_id, prompt_token_ids=token_ids, params=params, n=n)
         return await self._generator.submit(request, endpoint=_ENDPOINT, stream=stream)
 
-    async def _complete(self, prompt: Prompt, params: SamplingParams, n: int, request_id: str) -> list[Completion]:
-        return await (await self._submit(prompt, params, n, request_id)).collect()
+    async def _complete(
+        self, prompt: Prompt, params: SamplingParams, n: int, request_id: str, *, parse_special: bool
+    ) -> list[Completion]:
+        token_ids = await self._encode(prompt, parse_special=parse_special)
+        return await (await self._submit(token_ids, params, n, request_id)).collect()
 
-    async def _generate(self, prompts: list[Prompt], params: SamplingParams, n: int) -> list[Completion]:
+    async def _generate(
+        self, prompts: list[Prompt], params: SamplingParams, n: int, *, parse_special: bool = True
+    ) -> list[Completion]:
         tasks = [
-            asyncio.create_task(self._complete(prompt, params, n, f"generate-{index}"))
+            asyncio.create_task(self._complete(prompt, params, n, f"generate-{index}", parse_special=parse_special))
             for index, prompt in enumerate(prompts)
         ]
         try:

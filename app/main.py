@@ -31,7 +31,7 @@ from app.keys import distinct, read_key_file
 from app.serving.engine_client import EngineClient, EngineFailedError
 from app.serving.generation import Generator
 from app.serving.ledger import Ledger
-from app.serving.supervisor import Supervisor
+from app.serving.supervisor import RestartPolicy, Supervisor
 from app.settings import Settings
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull, resolve
 from app.telemetry.logs import configure_logging
@@ -43,6 +43,8 @@ from app.version import __version__
 # the server in a project of their own may well have a package named app there.
 _ENGINE_ENTRY = f"""import sys
 sys.path[:] = {sys.path!r}
+from app.parent import end_with_parent
+end_with_parent()
 from app.worker import main
 sys.exit(main(*map(int, sys.argv[1:])))"""
 ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
@@ -192,7 +194,6 @@ def api_settings(settings: Settings) -> ApiSettings:
         max_stop=settings.max_stop,
         keepalive_interval=settings.keepalive_interval,
         default_timeout=settings.request_timeout,
-        stall_timeout=settings.stall_timeout,
         api_keys=distinct([*settings.api_keys, *in_file]),
         cors_origins=settings.cors_origins,
     )
@@ -260,8 +261,9 @@ async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files:
         ENGINE_COMMAND,
         metrics=metrics,
         on_give_up=lambda _: gave_up.set(),
+        policy=RestartPolicy(stall_timeout=settings.stall_timeout),
     )
-    service = Service(generator, client, metrics, client.progress_age, api)
+    service = Service(generator, client, metrics, client.progress_age, supervisor.stall_limit, api)
     server = _Server(uvicorn_config(service, settings), service, supervisor, settings)
     serving = asyncio.create_task(server.serve([sock]), name="http")
     supervisor.start()

@@ -93,7 +93,11 @@ class Settings(BaseSettings):
     keepalive_interval: Seconds = Field(15.0, description="Seconds of silence before a stream gets a comment line.")
     drain_delay: Seconds = Field(0.0, description="Seconds to keep accepting after SIGTERM, readiness being 503.")
     drain_timeout: Seconds = Field(30.0, description="Seconds that streams get to finish after that.")
-    stall_timeout: Seconds = Field(60.0, description="Seconds without a step, work waiting, after which /livez fails.")
+    stall_timeout: Seconds | None = Field(
+        None,
+        description="Seconds without progress, work waiting, after which the engine is killed and started again: more "
+        "than any one step takes; 0: never. Left out: from the pace of the steps so far, 60 to 600 s.",
+    )
 
     # Limits of a request
     max_queue: Count = Field(256, description="Requests that may wait; more are answered 429.")

@@ -53,7 +53,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     include_stop: bool = False
-    """Keep the matched stop string (or stop token's text) in the answer."""
+    """Keep the matched stop string (or stop token's text) in the answer, as far as ``skip_special_tokens`` lets it."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int | None = None

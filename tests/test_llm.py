@@ -97,6 +97,15 @@ def test_chat_renders_the_template(llm: LLM) -> None:
     assert len(llm.chat(messages).token_ids) == llm.max_model_len - length
 
 
+def test_control_tokens_of_a_text_are_parsed_unless_told_otherwise(llm: LLM) -> None:
+    text = "<|im_start|>a<|im_end|>"
+    assert llm.generate(text, GREEDY)[0].text == llm.generate([97] * 3, GREEDY)[0].text
+    assert llm.generate([text], GREEDY, parse_special=False)[0].text == llm.generate("a" * len(text), GREEDY)[0].text
+    assert "".join(llm.stream(text, GREEDY)) == llm.generate([97] * 3, GREEDY)[0].text
+    plain = "".join(llm.stream(text, GREEDY, parse_special=False))
+    assert plain == llm.generate("a" * len(text), GREEDY)[0].text
+
+
 def test_a_stream_adds_up_and_can_be_left(llm: LLM) -> None:
     assert "".join(llm.stream("abc", GREEDY)) == "defghijk"
     for piece in llm.stream("abc", SamplingParams(temperature=0, max_tokens=400)):

@@ -8,6 +8,7 @@ import socket
 from app.api.protocol import HttpProtocol
 from app.api.service import Service
 from app.main import api_settings, listen, uvicorn_config
+from app.serving.supervisor import LONGEST_STEP
 from app.settings import Settings
 from tests.serving.rig import make_rig
 
@@ -17,7 +18,9 @@ LONGEST_REUSE = 60
 
 def test_the_server_is_not_the_first_to_close_an_idle_connection() -> None:
     rig, settings = make_rig(), Settings.model_validate({})
-    service = Service(rig.generator, rig.client, rig.metrics, rig.client.progress_age, api_settings(settings))
+    service = Service(
+        rig.generator, rig.client, rig.metrics, rig.client.progress_age, lambda: LONGEST_STEP, api_settings(settings)
+    )
     config = uvicorn_config(service, settings)
     assert config.timeout_keep_alive > LONGEST_REUSE
     assert config.http is HttpProtocol

@@ -56,6 +56,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "max_completion_tokens": (),
     "modalities": (["text"],),
+    "parse_special": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),

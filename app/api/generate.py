@@ -128,7 +128,9 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
     name = f"gen-{request_id(request.scope)}"
     with service.generator.reserved(name, endpoint=endpoint):
-        prompt = await service.generator.tokenizer.encode_async(body.inputs)
+        prompt = await service.generator.tokenizer.encode_async(
+            body.inputs, parse_special=parameters.parse_special is not False
+        )
     if parameters.truncate is not None:
         prompt = prompt[-parameters.truncate :]
     max_tokens = parameters.max_new_tokens or min(

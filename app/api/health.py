@@ -14,6 +14,8 @@ from app.api.service import Service
 from app.serving.engine_client import EngineState
 
 Probe = Callable[[], Awaitable[Response]]
+_HEALING_SECONDS = 30.0
+"""For the supervisor to end an engine that stalled."""
 
 
 def router(service: Service) -> APIRouter:
@@ -31,11 +33,12 @@ def router(service: Service) -> APIRouter:
 
     @probe("/livez", "Liveness")
     async def livez() -> Response:
-        """Fails when only a restart helps: no engine any more, or one that has work and makes no step."""
+        """Fails when only a restart helps: no engine any more, or one that stalled and could not be replaced."""
         if service.client.state is EngineState.DEAD:
             _, reason = service.client.readiness()
             return _health(service, reason)
-        if (age := service.progress_age()) > service.settings.stall_timeout:
+        limit = service.stall_limit()
+        if limit and (age := service.progress_age()) > limit + _HEALING_SECONDS:
             return _health(service, f"the engine has made no step for {age:.0f} s")
         return _health(service, None)
 

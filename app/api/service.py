@@ -37,8 +37,6 @@ class ApiSettings:
     """Seconds of silence before a stream gets a comment line; 0 sends none."""
     default_timeout: float | None = 600.0
     """Seconds after which a request is given up."""
-    stall_timeout: float = 60.0
-    """Seconds without a step, work waiting, after which ``/livez`` fails."""
     api_keys: tuple[ApiKey, ...] = ()
     """Once there is one, everything but the probes needs one."""
     cors_origins: tuple[str, ...] = ()
@@ -53,7 +51,9 @@ class Service:
     client: EngineClient
     metrics: Metrics
     progress_age: Callable[[], float]
-    """Seconds for which the engine had work and made no step."""
+    """Seconds for which the engine had work and showed no progress."""
+    stall_limit: Callable[[], float]
+    """Seconds of that after which the supervisor starts the engine again; 0: it never does."""
     settings: ApiSettings = field(default_factory=ApiSettings)
     live: LiveRequests = field(default_factory=LiveRequests)
     created: int = field(default_factory=lambda: int(time.time()))

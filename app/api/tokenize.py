@@ -93,15 +93,19 @@ async def _encode(body: TokenizeBody, service: Service) -> list[int]:
     if body.messages is None:
         if body.prompt is None:
             raise RequestError("prompt or messages is required.", code="missing_required_parameter", param="prompt")
-        add_special_tokens = body.add_special_tokens is not False
         return await generator.tokenizer.encode_async(
-            body.prompt, add_special_tokens=add_special_tokens, parse_special=True
+            body.prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+            parse_special=body.parse_special is not False,
         )
     if body.prompt is not None:
         raise RequestError("prompt and messages exclude each other.", code="invalid_value", param="prompt")
     if body.add_special_tokens:
         message = "add_special_tokens is not supported with messages: the chat template alone adds special tokens."
         raise RequestError(message, code="unsupported_parameter", param="add_special_tokens")
+    if body.parse_special:
+        message = "parse_special is not supported with messages: control tokens that they spell are always text."
+        raise RequestError(message, code="unsupported_parameter", param="parse_special")
     check_messages(body.messages)
     return await encode_messages(body.messages, body, generator)
 

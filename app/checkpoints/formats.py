@@ -37,11 +37,10 @@ class Format:
         return cast("Tensors", import_module(self.module).tensors)
 
 
-FORMATS = (
-    # The length of a JSON object, then the object.
-    Format(suffix=".safetensors", begins=lambda head: head[8:9] == b"{", module="app.checkpoints.safetensors"),
-    Format(suffix=".gguf", begins=lambda head: head[:4] == b"GGUF", module="app.checkpoints.gguf"),
-)
+# The length of a JSON object, then the object.
+SAFETENSORS = Format(suffix=".safetensors", begins=lambda head: head[8:9] == b"{", module="app.checkpoints.safetensors")
+GGUF = Format(suffix=".gguf", begins=lambda head: head[:4] == b"GGUF", module="app.checkpoints.gguf")
+FORMATS = (SAFETENSORS, GGUF)
 
 
 def format_of(file: Path) -> Format:
@@ -50,15 +49,17 @@ def format_of(file: Path) -> Format:
     Raises:
         WeightError: none that is read.
     """
+    found = format_by_content(file) or next((row for row in FORMATS if file.suffix.lower() == row.suffix), None)
+    if found is not None:
+        return found
+    raise WeightError(f"{file}: only {' and '.join(row.suffix for row in FORMATS)} files are read")
+
+
+def format_by_content(file: Path) -> Format | None:
+    """The format that a file's first bytes say; None where they say none, or cannot be read."""
     try:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
     except OSError:
-        head = b""  # what is wrong with it is for the format to say
-    for row in FORMATS:
-        if row.begins(head):
-            return row
-    for row in FORMATS:
-        if file.suffix.lower() == row.suffix:
-            return row
-    raise WeightError(f"{file}: only {' and '.join(row.suffix for row in FORMATS)} files are read")
+        return None
+    return next((row for row in FORMATS if row.begins(head)), None)

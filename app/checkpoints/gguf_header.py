@@ -26,10 +26,12 @@ from gguf.constants import (
 from app.checkpoints.header import TensorEntry, WeightError, check_extents
 
 VERSIONS = (2, 3)
-MAX_HEADER: Final = 256 << 20
+MAX_HEADER: Final = 64 << 20
+"""Bytes; a vocabulary of 262,144 tokens with its merges and scores takes some 20 MB."""
 MAX_FIELDS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 16
-MAX_ARRAY: Final = 1 << 23
+MAX_ELEMENTS: Final = 1 << 22
+"""Of all arrays together: as Python objects they take many times their bytes in the file."""
 MAX_NAME: Final = 1 << 10
 MAX_DIMS: Final = 4
 MAX_ALIGNMENT: Final = 1 << 20
@@ -150,6 +152,7 @@ class _Cursor:
         self.position = 0
         self._data = data
         self._end = end
+        self._elements_left = MAX_ELEMENTS
 
     def integer(self, fmt: str) -> int:
         (value,) = struct.unpack_from(fmt, self._data, self._advance(struct.calcsize(fmt)))
@@ -172,7 +175,8 @@ class _Cursor:
         if kind != _ARRAY:
             return self._scalars(kind, 1)[0]
         item_kind = self.integer("<I")
-        length = self.count("elements in an array", MAX_ARRAY)
+        length = self.count("elements in an array", self._elements_left)
+        self._elements_left -= length
         return self._strings(length) if item_kind == _STRING else self._scalars(item_kind, length)
 
     def _scalars(self, kind: int, count: int) -> list[Any]:

@@ -15,6 +15,8 @@ from app.checkpoints.header import TensorEntry, WeightError, check_extents
 MAX_HEADER = 100 << 20
 """Bytes; the limit of the format's own library."""
 MAX_DIMS = 8
+MAX_VALUES = 1 << 22
+"""In a safetensors header, brackets and commas counted: as Python objects they take many times their bytes."""
 
 _DTYPE_BITS = {
     "BOOL": 8,
@@ -78,6 +80,8 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
             raise ValueError("a name stands twice")
         return fields
 
+    if sum(map(header.count, (b"{", b"[", b","))) > MAX_VALUES:
+        raise WeightError(f"{path}: bad header: more values than the {MAX_VALUES} that are read")
     try:
         fields = json.loads(header.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as e:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.checkpoints.formats import format_of
+from app.checkpoints.formats import SAFETENSORS, format_of
 from app.checkpoints.header import TensorEntry, WeightError
 from app.checkpoints.safetensors_header import read_safetensors_header
 from app.models.names import DecoderNames
@@ -33,7 +33,7 @@ def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> b
     """
     found: dict[str, tuple[Path, TensorEntry]] = {}
     for file in files:
-        if format_of(file).suffix == ".safetensors":
+        if format_of(file) is SAFETENSORS:
             found |= {entry.name: (file, entry) for entry in read_safetensors_header(file)}
     embedding = found.get(names.embedding_weight) or found.get(names.embedding_weight.removeprefix(names.base))
     head = found.get(names.head_weight)

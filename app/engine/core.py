@@ -164,8 +164,11 @@ class EngineCore:
         self.advance()
         return [output for outputs in self.take_outputs().values() for output in outputs]
 
-    def advance(self) -> None:
+    def advance(self, on_planned: Callable[[], None] | None = None) -> None:
         """Starts the next step and, once as many are under way as the depth allows, finishes the oldest.
+
+        Args:
+            on_planned: called when :meth:`stats` tell of a new step that has not begun; it may take long.
 
         Outputs are had from :meth:`take_outputs`. Raises :class:`EngineFailedError` after too many failed steps in a
         row; their requests have been answered all the same.
@@ -176,6 +179,8 @@ class EngineCore:
         self._expire(started)
         in_flight = self._scheduler.in_flight
         planned = self._scheduler.schedule(started)
+        if planned is not None and on_planned is not None:
+            on_planned()
         submitted = planned is not None and self._submit(planned)
         if in_flight and (not submitted or len(in_flight) >= self._depth):
             self._collect(in_flight[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from app.types import (
     EngineOutput,
     EngineReady,
     EngineRequest,
+    EngineStats,
     LoadProgress,
     StepOutputs,
 )
@@ -34,6 +36,8 @@ MakeRunner = Callable[[EngineConfig, Callable[[LoadProgress], None]], Runner]
 # What loading raises for reasons that a person can act on; anything else is a bug and shows its traceback.
 _LOAD_ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _FLUSH_SECONDS = 5.0
+_REPORT_SECONDS = 1.0
+"""Age of what the clients know of the engine's state at which they are told before a step, not only after it."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class EngineLoop:
         self._stamp = stamp
         self._clients = {0}
         self._reported = core.stats()
+        self._report_time = time.monotonic()
 
     def run(self) -> None:
         """Returns on a :class:`~app.types.Shutdown` frame; raises what ends the engine otherwise."""
@@ -85,7 +90,8 @@ class EngineLoop:
         while True:
             can_step = core.has_work and not port.congested
             if not can_step:
-                self._report_idle()
+                if not core.has_work:
+                    self._report()
                 core.pause()
             self._mark(has_work=can_step)
             for frame in port.poll(wait=not can_step, for_room=core.has_work):
@@ -94,7 +100,7 @@ class EngineLoop:
             if core.has_work and not port.congested:
                 self._mark(has_work=True)
                 try:
-                    core.advance()
+                    core.advance(self._report_if_old)
                 finally:  # also when this was the engine's last step
                     self._send(core.take_outputs())
 
@@ -125,22 +131,26 @@ class EngineLoop:
         return True
 
     def _send(self, outputs: dict[int, list[EngineOutput]]) -> None:
-        if not outputs:
-            return
-        self._reported = stats = self._core.stats()
+        if outputs:
+            self._send_frames(outputs, self._core.stats())
+        else:
+            self._report()
+
+    def _report_if_old(self) -> None:
+        if time.monotonic() - self._report_time >= _REPORT_SECONDS:
+            self._report()
+
+    def _report(self) -> None:
+        """Lets every client see a state that changed without an output."""
+        stats = self._core.stats()
+        if stats != self._reported:
+            self._send_frames({client_index: [] for client_index in sorted(self._clients)}, stats)
+
+    def _send_frames(self, outputs: dict[int, list[EngineOutput]], stats: EngineStats) -> None:
+        self._reported, self._report_time = stats, time.monotonic()
         steps = self._core.take_records()
         for client_index, client_outputs in outputs.items():
             self._port.send(StepOutputs(client_index=client_index, outputs=client_outputs, stats=stats, steps=steps))
-
-    def _report_idle(self) -> None:
-        """Lets every client see the final state when the last step changed it without an output."""
-        stats = self._core.stats()
-        if stats == self._reported or self._core.has_work:
-            return
-        self._reported = stats
-        steps = self._core.take_records()
-        for client_index in sorted(self._clients):
-            self._port.send(StepOutputs(client_index=client_index, outputs=[], stats=stats, steps=steps))
 
 
 def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:

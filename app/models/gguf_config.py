@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from app.models.gguf_names import ROPE_FACTORS, Header, TensorInfo
 
 _LLAMA3_CONTEXT, _LLAMA3_LOW, _LLAMA3_HIGH = 8192, 1.0, 4.0
 """Original context and ramp of every Llama 3.1 and later; a GGUF file has only the table that follows from them."""
+_LARGEST = float(np.finfo(np.float32).max)
 _YARN_NEUTRAL = {"attn_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
 """Settings of YaRN that are accepted only where they change nothing."""
 
@@ -34,7 +34,7 @@ class GGUFReader:
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number, likewise."""
         value = self._uniform(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:
             raise self._wrong(key, value)
         # Stored as fp32: the shortest decimal that gives it back is what the model's makers wrote.
         return float(str(np.float32(value)))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
-from app.quant.destination import Adapted, Destination, Elsewhere, Part, Concatenated, Tee
+from app.quant.destination import Adapted, Concatenated, Destination, Elsewhere, Part, Tee
 from app.quant.packed import PackedBias, PackedRows
 
 _MAGIC = b"tuili packed\n"

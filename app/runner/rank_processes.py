@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,9 +25,13 @@ _log = logging.getLogger(__name__)
 # It imports from where this process does: the working directory may hold a package of the same name.
 _RANK_ENTRY = f"""import sys
 sys.path[:] = {sys.path!r}
+if sys.argv[2] == "bound":
+    from app.parent import end_with_parent
+    end_with_parent()
 from app.runner.rank import main
 sys.exit(main(int(sys.argv[1])))"""
 _COMMAND = (sys.executable, "-P", "-c", _RANK_ENTRY)
+_OWN_FDS = Path("/proc/self/fd")
 _READ_BYTES = 64 << 10
 _EXIT_GRACE = 2.0
 """Seconds that a rank gets to end by itself."""
@@ -53,22 +58,50 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
+class Meeting:
+    """The file by which the ranks find each other. Where that can be it has no name, and is gone with them however they
+    end."""
+
+    def __init__(self) -> None:
+        self.inherited: tuple[int, ...] = ()
+        """Descriptors that the other ranks need."""
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        if sys.platform == "linux" and _OWN_FDS.is_dir():
+            # Never closed: torch's store opens the path again and again, for the last time as it is freed. By then the
+            # number could be that of any other file.
+            self.inherited = (os.memfd_create("tuili-ranks"),)
+            self.path = _OWN_FDS / str(self.inherited[0])
+        else:
+            self._directory = tempfile.TemporaryDirectory(prefix="tuili-ranks-", ignore_cleanup_errors=True)
+            self.path = Path(self._directory.name) / "ranks"
+
+    def close(self) -> None:
+        """Removes what has a name. The ranks have met, or never will."""
+        if self._directory is not None:
+            self._directory.cleanup()
+
+
 class RankProcess:
     """Another rank, seen from the first.
 
     Args:
+        inherited: descriptors that it gets besides its own connection's.
         on_end: called from a thread of this object's own, once, with one line about how the rank ended.
     """
 
-    def __init__(self, start: RankStart, on_end: Callable[[str], None]) -> None:
+    def __init__(self, start: RankStart, inherited: Sequence[int], on_end: Callable[[str], None]) -> None:
         self._rank = start.rank
         self._on_end = on_end
         self._loaded = threading.Event()
         self.weight_bytes = 0
         self._socket, theirs = socket.socketpair()
         with theirs:
+            # What binds it to its parent binds it to this thread; one that may end earlier than the model must not.
+            bound = "bound" if threading.current_thread() is threading.main_thread() else "free"
             self._process = subprocess.Popen(
-                [*_COMMAND, str(theirs.fileno())], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                [*_COMMAND, str(theirs.fileno()), bound],
+                pass_fds=(theirs.fileno(), *inherited),
+                stdin=subprocess.DEVNULL,
             )
         threading.Thread(target=self._watch, name=f"rank {start.rank}", daemon=True).start()
         self.send(frame_bytes(encode(start)))
@@ -134,12 +167,13 @@ class RankProcesses:
         self._lock = threading.Lock()
         self._lost: str | None = None
         self._ended = threading.Event()
-        self._directory = tempfile.TemporaryDirectory(prefix="tuili-ranks-", ignore_cleanup_errors=True)
-        self.meeting = Path(self._directory.name) / "ranks"
+        self._meeting = Meeting()
+        self.meeting = self._meeting.path
         self._processes: list[RankProcess] = []
         try:
             for rank in range(1, config.tensor_parallel_size):
-                self._add(RankProcess(RankStart(config, rank, str(self.meeting)), self.lose))
+                start = RankStart(config, rank, str(self.meeting))
+                self._add(RankProcess(start, self._meeting.inherited, self.lose))
         except BaseException:
             self.stop()
             raise
@@ -197,5 +231,5 @@ class RankProcesses:
         self._ended.set()
         for process in self._processes:
             process.hang_up()
-        self._directory.cleanup()
+        self._meeting.close()
         return True

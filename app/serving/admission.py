@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -44,8 +44,13 @@ class Admission:
         self._capacity = max_num_seqs + max_queue
         self._reserved = 0
 
-    def admit(self, request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+    def admit(
+        self, request: GenerationRequest, arrival: float, stop_token_ids: Sequence[int] = ()
+    ) -> list[EngineRequest]:
         """The engine requests of a request, one a choice.
+
+        Args:
+            stop_token_ids: further ones; those that the model does not have never come and are left out.
 
         Raises:
             RequestError: as :meth:`check_accepting`; 400 when it can never be served, 504 when it has no time left.
@@ -57,7 +62,8 @@ class Admission:
             raise RequestError("n must be at least 1.", param="n")
         if "" in request.params.stop:
             raise RequestError("A stop string must not be empty.", param="stop")
-        sequences = _fan_out(request, arrival)
+        stops = tuple(token_id for token_id in stop_token_ids if token_id < ready.vocab_size)
+        sequences = _fan_out(request, arrival, stops)
         limits = Limits(ready.vocab_size, ready.max_model_len, kv_tokens(ready))
         if (error := check(sequences[0], limits)) is not None:
             raise request_error(error)
@@ -100,9 +106,11 @@ class Admission:
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
 
 
-def _fan_out(request: GenerationRequest, arrival: float) -> list[EngineRequest]:
+def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[EngineRequest]:
     """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
     params = request.params
+    if stop_token_ids:
+        params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *stop_token_ids))
     seed = secrets.randbits(63) if params.seed is None else params.seed
     if params.max_tokens == 0:  # nothing but the prompt's logprobs is wanted, and they come with a first token
         params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)

@@ -1,28 +1,25 @@
 """Chat messages to a prompt, through the Jinja template that comes with a model.
 
 A template mixes the server's control tokens with text that clients wrote, and only the first may take effect. The
-rendered string cannot tell them apart, so before rendering every control token spelt in client text gets a break
-inside (:meth:`Tokenizer.break_control_tokens`); encoding drops the breaks after it has looked for control tokens.
-Templates may trim, split and search the text as they like: it differs only inside a spelt control token. Without such
-a token the result is the plain encoding of the rendered string.
+template sees the text as it is; :mod:`app.serving.template_origins` tells afterwards which control tokens of the prompt
+are the template's own, and encoding reads no others. Without control tokens in messages the result is the plain
+encoding of the rendered string.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
 from app.serving.errors import RequestError
+from app.serving.template_forms import MessageForms, find_forms
+from app.serving.template_origins import Origins
+from app.serving.template_sandbox import Budget, OutOfBudgetError, TemplateEnvironment, spending
 from app.serving.tokenizer import THREAD_THRESHOLD, Tokenizer
 
 TEMPLATE_KWARGS = frozenset(
@@ -39,16 +36,20 @@ TEMPLATE_KWARGS = frozenset(
 """Variables that a request may set for the template."""
 
 MAX_PROMPT_CHARS = 16_000_000
+MAX_STEPS = 100_000_000
+"""Of one rendering; a conversation of a hundred thousand messages takes some ten million."""
+MAX_SECONDS = 10.0
+"""For one rendering."""
+INLINE_STEPS = 100_000
+"""Of a rendering on the event loop: some milliseconds."""
+_PROBE_STEPS = 2_000_000
+_PROBE_SECONDS = 1.0
 
 _END_OF_TEXT = "\ufdd1\ufdef"
 """Marks where the final message ends, to cut the rendered text there."""
 
 _TRIMMABLE = "\u205f"
 """White space that no template writes: follows the mark unless the template trims."""
-
-_ROLE = re.compile(r"[\w-]{1,64}")
-_LOOPS_OVER_CONTENT = re.compile(r"""for\s+\w+\s+in\s+\w+(\.content|\[['"]content['"]\])""")
-_TESTS_FOR_STRING = re.compile(r"""content(['"]\])?\s+is\s+(not\s+)?string""")
 
 
 class ChatOptions(TypedDict, total=False):
@@ -64,6 +65,12 @@ class ChatOptions(TypedDict, total=False):
     """Further variables, of :data:`TEMPLATE_KWARGS`."""
 
 
+class _Prompt(NamedTuple):
+    text: str
+    breaks: list[int]
+    """Positions in the text that control tokens are not read across."""
+
+
 class ChatTemplate:
     """One model's template, rendered in a sandbox with the globals and filters that templates are written for."""
 
@@ -71,6 +78,7 @@ class ChatTemplate:
         self,
         source: str | None,
         *,
+        special_tokens: Mapping[str, str | None] | None = None,
         bos_token: str | None = None,
         eos_token: str | None = None,
         max_chars: int = MAX_PROMPT_CHARS,
@@ -78,24 +86,40 @@ class ChatTemplate:
         """
         Args:
             source: Jinja source; None for a model without a template, for which every call is an error.
+            special_tokens: the model's tokens by the names that templates have for them (``bos_token``,
+                ``pad_token``, …); None counts as absent.
+            bos_token, eos_token: as in ``special_tokens``, before which they go.
             max_chars: longest prompt rendered, in characters.
         """
         self.source = source
         self._max_chars = max_chars
         # Absent ones stay undefined: templates test for that, and print nothing for it.
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._tokens = {name: token for name, token in tokens.items() if token is not None}
+        named = [*(special_tokens or {}).items(), ("bos_token", bos_token), ("eos_token", eos_token)]
+        self._tokens = {name: token for name, token in named if token is not None}
         self._template: jinja2.Template | None = None
         self._problem = "This model has no chat template; use /v1/completions."
-        self._takes_parts = False
+        self._forms = MessageForms()
+        self._origins: Origins | None = None
         if source is None:
             return
-        # A template that loops over the parts of a message and never asks whether it is a string needs parts.
-        self._takes_parts = bool(_LOOPS_OVER_CONTENT.search(source)) and not _TESTS_FOR_STRING.search(source)
+        self._environment = TemplateEnvironment()
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            template = self._environment.from_string(self._environment.parse_bounded(source))
+        except Exception as error:  # noqa: BLE001 - Jinja's own errors and, for odd sources, Python's compiler's
             self._problem = f"The model's chat template is broken: {error}"
+            return
+        try:
+            self._forms = find_forms(partial(self._probe, template))
+        except OutOfBudgetError as error:
+            self._problem = f"The model's chat template does not get through a few words: {error}."
+            return
+        self._template = template
+
+    def prepare(self, tokenizer: Tokenizer) -> None:
+        """Does ahead what the first call of :meth:`encode` would do for this tokenizer."""
+        if self._template is not None:
+            with contextlib.suppress(RequestError):  # told by each request
+                self._origins_for(tokenizer)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]) -> str:
         """The prompt as text, for people to read. Not for encoding: what in it came from messages is lost.
@@ -103,7 +127,8 @@ class ChatTemplate:
         Raises:
             RequestError: as :meth:`encode`.
         """
-        return self._render(messages, lambda text: text, **options)
+        with _answering_out_of_budget():
+            return self._build(messages, None, Budget(MAX_STEPS, MAX_SECONDS), **options).text
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
@@ -111,145 +136,161 @@ class ChatTemplate:
         """The prompt as token ids, without a BOS but for the template's own.
 
         Args:
-            messages: OpenAI-style messages; contents are strings, lists of text parts, or absent.
+            messages: OpenAI-style messages; contents are strings, lists of text parts, or absent. Fields that are
+                null are left out.
 
         Raises:
-            RequestError: the model has no template, the template refuses the messages, or a message or an option is
-                not supported.
+            RequestError: the model has no template, the template refuses the messages or takes too long over them, or
+                a message or an option is not supported.
         """
-        prompt = self._render(messages, tokenizer.break_control_tokens, **options)
-        return tokenizer.encode(prompt, add_special_tokens=False, parse_special=True)
+        return self._encode(messages, tokenizer, Budget(MAX_STEPS, MAX_SECONDS), **options)
 
     async def encode_async(
         self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
     ) -> list[int]:
-        """:meth:`encode`, off the event loop when the messages are long."""
-        if _are_long(messages):
-            # The rendering too: a template takes seconds over a hundred thousand messages.
-            return await asyncio.to_thread(self.encode, messages, tokenizer, **options)
-        prompt = self._render(messages, tokenizer.break_control_tokens, **options)
-        return await tokenizer.encode_async(prompt, add_special_tokens=False, parse_special=True)
+        """:meth:`encode`, off the event loop when the messages are long or the template takes long over them."""
+        if not _are_long([*messages, *(options.get("tools") or ()), options.get("template_kwargs")]):
+            try:
+                prompt = self._build(messages, tokenizer, Budget(INLINE_STEPS, MAX_SECONDS), **options)
+            except OutOfBudgetError:
+                pass
+            else:
+                return await tokenizer.encode_async(
+                    prompt.text, add_special_tokens=False, parse_special=True, breaks=prompt.breaks
+                )
+        budget = Budget(MAX_STEPS, MAX_SECONDS)
+        try:
+            return await asyncio.to_thread(self._encode, messages, tokenizer, budget, **options)
+        except asyncio.CancelledError:
+            budget.cancel()
+            raise
 
-    def _render(
+    def _encode(
         self,
         messages: Sequence[Mapping[str, Any]],
-        guard: Callable[[str], str],
+        tokenizer: Tokenizer,
+        budget: Budget,
+        **options: Unpack[ChatOptions],
+    ) -> list[int]:
+        with _answering_out_of_budget():
+            prompt = self._build(messages, tokenizer, budget, **options)
+        return tokenizer.encode(prompt.text, add_special_tokens=False, parse_special=True, breaks=prompt.breaks)
+
+    def _build(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer | None,
+        budget: Budget,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
+    ) -> _Prompt:
+        """The prompt, without breaks if there is no tokenizer. Raises OutOfBudgetError besides RequestError."""
         if self._template is None:
-            raise RequestError(self._problem, code="chat_template_error", param="messages")
+            raise _failure(self._problem)
         if continue_final_message and add_generation_prompt:
             raise RequestError("continue_final_message needs add_generation_prompt to be false.", param="messages")
         arguments = dict(template_kwargs or {})
         unknown = sorted(arguments.keys() - TEMPLATE_KWARGS)
         if unknown:
             raise RequestError(f"Unknown chat template arguments: {', '.join(unknown)}.", param="chat_template_kwargs")
-        prepared = [self._prepare(message, guard) for message in messages]
+        prepared = [self._forms.message(message) for message in messages]
         if continue_final_message:
             _mark_end(prepared)
-        rendered = self._run(
-            self._template,
-            messages=prepared,
-            tools=_guarded(tools, guard) or None,
-            add_generation_prompt=add_generation_prompt,
-            **_guarded(arguments, guard),
-            **self._tokens,
-        )
-        return _cut_at_end(rendered) if continue_final_message else rendered
+        written = {"documents": None, **arguments, "messages": prepared, "tools": list(tools) if tools else None}
+        variables = {**self._tokens, **written, "add_generation_prompt": add_generation_prompt}
+        with spending(budget):
+            text = self._run(self._template, variables)
+            breaks = [] if tokenizer is None else self._breaks(text, written, variables, tokenizer)
+        if continue_final_message:
+            text = _cut_at_end(text)
+        return _Prompt(text, [position for position in breaks if position < len(text)])
 
-    def _run(self, template: jinja2.Template, **variables: Any) -> str:
+    def _breaks(
+        self, text: str, written: Mapping[str, Any], variables: Mapping[str, Any], tokenizer: Tokenizer
+    ) -> list[int]:
+        """Where control tokens are that clients had a part in; ``written`` are the variables that clients set."""
+        origins = self._origins_for(tokenizer)
+        if not origins.always_in_doubt and not origins.control.may_come_from("\n".join(_strings(written))):
+            return []
+        roles = {message["role"] for message in written["messages"]}
+        return origins.breaks(text, roles, lambda template, **others: self._run(template, {**variables, **others}))
+
+    def _origins_for(self, tokenizer: Tokenizer) -> Origins:
+        if self._origins is None or self._origins.control is not tokenizer.control:
+            try:
+                self._origins = Origins(self.source or "", self._environment, tokenizer.control, self._tokens)
+            except RecursionError as error:
+                raise _failure("The model's chat template is nested too deeply.") from error
+        return self._origins
+
+    def _probe(
+        self,
+        template: jinja2.Template,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        variables = {"documents": None, "messages": messages, "tools": tools, "add_generation_prompt": True}
+        with spending(Budget(_PROBE_STEPS, _PROBE_SECONDS)):
+            return self._run(template, {**self._tokens, **variables})
+
+    def _run(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         chunks: list[str] = []
         size = 0
         try:
-            for chunk in template.generate(**variables):
+            for chunk in template.generate(variables):
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > self._max_chars:
                     break
+        except OutOfBudgetError:
+            raise
         except Exception as error:
             # Besides Jinja's own errors, whatever its expressions raise on messages that they do not expect.
-            message = f"The chat template failed: {error}"
-            raise RequestError(message, code="chat_template_error", param="messages") from error
+            raise _failure(f"The chat template failed: {error}") from error
         if size > self._max_chars:
-            message = f"The chat template made a prompt of more than {self._max_chars} characters."
-            raise RequestError(message, code="chat_template_error", param="messages")
+            raise _failure(f"The chat template made a prompt of more than {self._max_chars} characters.")
         return "".join(chunks)
 
-    def _prepare(self, message: Mapping[str, Any], guard: Callable[[str], str]) -> dict[str, Any]:
-        """The message as the template expects it, its text guarded."""
-        role = message.get("role")
-        if not isinstance(role, str) or not _ROLE.fullmatch(role):
-            raise RequestError(f"{role!r} is not a message role.", param="messages")
-        # Arguments are parsed before they are guarded: JSON can spell a control token in escapes.
-        others = {key: value for key, value in message.items() if key not in ("role", "content", "tool_calls")}
-        if message.get("tool_calls"):
-            others["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
-        texts = [guard(text) for text in _texts(message.get("content"))]
-        content = [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
-        return {"role": role, "content": content, **_guarded(others, guard)}
+
+@contextlib.contextmanager
+def _answering_out_of_budget() -> Iterator[None]:
+    try:
+        yield
+    except OutOfBudgetError as error:
+        raise _failure(f"The chat template failed: {error}.") from error
 
 
-def _are_long(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _failure(message: str) -> RequestError:
+    return RequestError(message, code="chat_template_error", param="messages")
+
+
+def _are_long(written: Sequence[object]) -> bool:
     size = 0
-    for message in messages:
-        size += len(repr(message))
+    for value in written:
+        size += len(repr(value))
         if size >= THREAD_THRESHOLD:
             return True
     return False
 
 
-def _texts(content: object) -> list[str]:
-    match content:
-        case None:
-            return []
-        case str():
-            return [content]
-        case list():
-            return [_part_text(part) for part in content]
-        case _:
-            raise RequestError("A message's content must be a string or a list of parts.", param="messages")
-
-
-def _part_text(part: object) -> str:
-    match part:
-        case str():
-            return part
-        case {"type": "text", "text": str(text)}:
-            return text
-        case {"type": kind}:
-            raise RequestError(f"Content parts of type {kind!r} are not supported by this model.", param="messages")
-        case _:
-            raise RequestError("A content part must be an object with a type.", param="messages")
-
-
-def _guarded(value: Any, guard: Callable[[str], str]) -> Any:
-    """A copy with every string in it guarded, keys included."""
-    match value:
-        case str():
-            return guard(value)
-        case Mapping():
-            return {_guarded(key, guard): _guarded(item, guard) for key, item in value.items()}
-        case list() | tuple():
-            return [_guarded(item, guard) for item in value]
-        case _:
-            return value
-
-
-def _with_parsed_arguments(call: Any) -> Any:
-    """Templates print a call's arguments as JSON, so they take an object; on the wire it is a string."""
-    match call:
-        case {"function": {"arguments": str(arguments)} as function}:
-            try:
-                parsed = json.loads(arguments)
-            except ValueError as error:
-                raise RequestError(f"A tool call's arguments are not JSON: {error}", param="messages") from error
-            return {**call, "function": {**function, "arguments": parsed}}
-        case _:
-            return call
+def _strings(tree: Any) -> list[str]:
+    """Every string in a tree, keys included."""
+    found: list[str] = []
+    left = [tree]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, (dict, Mapping)):
+            found += (key for key in value if isinstance(key, str))
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return found
 
 
 def _mark_end(messages: list[dict[str, Any]]) -> None:
@@ -266,46 +307,5 @@ def _mark_end(messages: list[dict[str, Any]]) -> None:
 def _cut_at_end(rendered: str) -> str:
     head, mark, tail = rendered.rpartition(_END_OF_TEXT)
     if not mark:
-        message = "The chat template does not show the final message, so it cannot be continued."
-        raise RequestError(message, code="chat_template_error", param="messages")
+        raise _failure("The chat template does not show the final message, so it cannot be continued.")
     return head if tail.startswith(_TRIMMABLE) else head.rstrip()
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's text for training; here it only groups."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so by the base class
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=lineno)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is; Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(layout)

@@ -25,8 +25,8 @@ class Choice:
     The token that ends a choice (EOS or of ``stop_token_ids``) is listed with the others, in token ids and in
     logprobs, so that both always have as many elements as ``usage.completion_tokens`` counts. Its text is left out
     unless ``include_stop``. Of a matched stop string every token is listed, up to the one that completed it.
-    Stop strings are looked for once ``min_tokens`` tokens are there. With ``max_tokens`` 0 the one token that the
-    engine makes is not part of the answer.
+    Stop strings are looked for once ``min_tokens`` tokens are there; those of :func:`control_stops` the engine finds.
+    With ``max_tokens`` 0 the one token that the engine makes is not part of the answer.
 
     Raises:
         ValueError: a stop string is empty.
@@ -41,6 +41,7 @@ class Choice:
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
         self._matcher = StopMatcher(params.stop, params.include_stop)
+        self._control_stops = control_stops(params, tokenizer)
         self._stop_reason: str | int | None = None
         self._num_tokens = 0
         self._decoded = 0
@@ -68,8 +69,7 @@ class Choice:
                 return
         if output.finish_reason is not None and not self._release(self._detokenizer.flush()):
             self._text += self._matcher.flush()
-            by_request = output.stop_token_id in self._params.stop_token_ids
-            self._finish(output.finish_reason, output.stop_token_id if by_request else None)
+            self._finish(output.finish_reason, self._requested_stop(output.stop_token_id))
 
     def take(self) -> ChoiceDelta | None:
         """What became final since the last call; None if nothing did."""
@@ -117,9 +117,25 @@ class Choice:
             self._finish(FinishReason.STOP, result.stop)
         return result.stop is not None
 
+    def _requested_stop(self, token_id: int | None) -> str | int | None:
+        if token_id is None or token_id in self._params.stop_token_ids:
+            return token_id
+        return self._control_stops.get(token_id)
+
     def _finish(self, reason: FinishReason, stop_reason: str | int | None) -> None:
         self.finish_reason = reason
         self._stop_reason = stop_reason
+
+
+def control_stops(params: SamplingParams, tokenizer: Tokenizer) -> dict[int, str]:
+    """Stop strings that are the text of a control token, by its id.
+
+    Left out of the text, such a token is for the engine to stop at. Where it is shown, its text is matched like any.
+    """
+    if not params.skip_special_tokens:
+        return {}
+    token_ids = {stop: tokenizer.control_token_id(stop) for stop in params.stop}
+    return {token_id: stop for stop, token_id in token_ids.items() if token_id is not None}
 
 
 def describe(tokenizer: Tokenizer, logprob: TokenLogprobs) -> TokenLogprob:

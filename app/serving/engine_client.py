@@ -73,10 +73,12 @@ class EngineClient:
         self.ready: EngineReady | None = None
         """What the engine said when it came up; kept while the next one loads."""
         self.stats = EngineStats()
+        self.slowest_token: float | None = None
+        """Seconds a token of the slowest step so far; None before the first."""
         self.progress: LoadProgress | None = None
         """How far a start under way has come."""
-        self._busy_since: float | None = None
-        self._last_step = 0.0
+        # Instants: the first frame to an engine that had nothing to do, the last frame to it, the last one from it.
+        self._asked_since = self._last_sent = self._last_frame = 0.0
         self._stamp: ProgressStamp | None = None
         self._metrics = metrics
         self._max_backlog = max_backlog
@@ -107,12 +109,28 @@ class EngineClient:
         """Sequences sent to the engine that have not ended."""
         return len(self._routes)
 
+    @property
+    def loading(self) -> bool:
+        """Whether the present engine, or the next one, is not up yet; also while draining."""
+        return self._state is EngineState.LOADING
+
     def progress_age(self) -> float:
-        """Seconds for which the engine had work and showed no progress; 0 while it has none, or loads."""
-        if self._busy_since is None:
+        """Seconds for which the engine had work, or frames to read, and showed no progress; 0 while it has none, or
+        loads."""
+        if not self._is_asked():
             return 0.0
-        stamped = self._stamp.read().time if self._stamp is not None else 0.0
-        return max(0.0, time.monotonic() - max(self._busy_since, self._last_step, stamped))
+        return max(0.0, time.monotonic() - max(self._asked_since, self._last_frame, self._stamped()))
+
+    def load_age(self) -> float:
+        """Seconds since the engine that loads said how far it is; 0 while none loads."""
+        return time.monotonic() - max(self._load_started, self._last_frame) if self.loading else 0.0
+
+    def _stamped(self) -> float:
+        return self._stamp.read().time if self._stamp is not None else 0.0
+
+    def _is_asked(self) -> bool:
+        """Whether the engine has work, or frames that it has not read: it stamps whenever it has read some."""
+        return bool(self._routes) or (self._stamp is not None and self._stamped() < self._last_sent)
 
     def completion_rate(self) -> float | None:
         """Sequences that ended of late, a second; None before there is anything to measure."""
@@ -178,10 +196,8 @@ class EngineClient:
         self.check_available()
         mailbox = Mailbox()
         for request in requests:
+            self._send(request)
             self._routes[request.request_id] = mailbox
-            self._outbox.put_nowait(request)
-        if self._busy_since is None and self._routes:
-            self._busy_since = time.monotonic()
             self._idle.clear()
         return mailbox
 
@@ -189,11 +205,18 @@ class EngineClient:
         """Forgets these sequences and frees what they hold in the engine. Ids that ended already are ignored."""
         known = [request_id for request_id in request_ids if self._forget(request_id)]
         if known:
-            self._outbox.put_nowait(AbortRequests(known))
+            self._send(AbortRequests(known))
 
     def shut_down(self) -> None:
         """Asks the engine to leave."""
-        self._outbox.put_nowait(Shutdown())
+        self._send(Shutdown())
+
+    def _send(self, frame: ClientFrame) -> None:
+        now = time.monotonic()
+        if not self._is_asked():
+            self._asked_since = now
+        self._last_sent = now
+        self._outbox.put_nowait(frame)
 
     # -- connection ----------------------------------------------------------------------------------------------
 
@@ -208,6 +231,7 @@ class EngineClient:
         """
         self._outbox = asyncio.Queue()
         self._stamp = stamp
+        self._last_sent = 0.0
         self._load_started = time.monotonic()
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
         reader = asyncio.create_task(self._read(connection))
@@ -235,6 +259,7 @@ class EngineClient:
                 return last_words
             except ConnectionError as error:
                 return last_words or str(error)
+            self._last_frame = time.monotonic()
             match frame:
                 case StepOutputs():
                     started = time.perf_counter()
@@ -263,8 +288,9 @@ class EngineClient:
 
     def _route(self, frame: StepOutputs) -> None:
         self.stats = frame.stats
-        self._last_step = time.monotonic()
         self._metrics.observe_step(frame.stats, frame.steps)
+        for step in frame.steps:
+            self.slowest_token = max(self.slowest_token or 0.0, step.seconds / max(1, step.tokens))
         for output in frame.outputs:
             mailbox = self._routes.get(output.request_id)
             if mailbox is None:
@@ -294,7 +320,6 @@ class EngineClient:
         if known:
             self._ends.append(time.monotonic())
         if not self._routes:
-            self._busy_since = None
             self._idle.set()
         return known
 

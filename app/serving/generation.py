@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from app.serving.admission import Admission, kv_tokens, request_error
 from app.serving.chat_template import ChatTemplate
-from app.serving.choice import Choice, describe
+from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
@@ -281,12 +281,14 @@ class Generator:
             eos_token=files.eos_token,
             pad_token=files.pad_token,
         )
+        chat_template = ChatTemplate(files.chat_template, special_tokens=files.special_tokens)
+        chat_template.prepare(tokenizer)
         return cls(
             client,
             tokenizer,
             ledger,
             model_names=model_names or (files.name,),
-            chat_template=ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token),
+            chat_template=chat_template,
             generation_config=files.generation_config,
             max_num_seqs=max_num_seqs,
             max_queue=max_queue,
@@ -340,7 +342,8 @@ class Generator:
         """
         arrival = time.monotonic()
         try:
-            sequences = self._admission.admit(request, arrival)
+            stops = control_stops(request.params, self.tokenizer)
+            sequences = self._admission.admit(request, arrival, stop_token_ids=tuple(stops))
             choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
             mailbox = self.client.submit(sequences)
         except RequestError as error:

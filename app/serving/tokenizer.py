@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import contextlib
+import functools
+import itertools
 import json
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import tokenizers
 from msgspec.structs import replace
 from tokenizers import normalizers
 
+from app.serving.control_tokens import ControlTokens
 from app.serving.errors import RequestError
 from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
 from app.store.errors import StoreError
 from app.store.files import read_declared_tokens
 from app.store.special_tokens import AddedToken, DeclaredTokens
 
-__all__ = ["CONTROL_BREAK", "Tokenizer", "TokenizerError"]
+__all__ = ["Tokenizer", "TokenizerError"]
 
-CONTROL_BREAK = "\ufdd0\ufdef"
+_BREAK = "\ufdd0\ufdef"
 """Put inside a control token's text to keep it plain text; takes no part in the encoding otherwise.
 
-Two noncharacters, which Unicode reserves for a program's own use.
+Two noncharacters, which Unicode reserves for a program's own use. A text that has them nevertheless keeps them, see
+:func:`_broken`.
 """
+_GUARDED_BREAK = _BREAK[0] + _BREAK + _BREAK[1]
+"""What :func:`_broken` makes of a break that is part of a text: removing the break inside leaves it."""
 
 THREAD_THRESHOLD = 4_000
 """Characters from which encoding leaves the event loop: about a millisecond of work."""
 
 
+class EncodedText(NamedTuple):
+    """Token ids of a text, and where in it each of them begins."""
+
+    token_ids: list[int]
+    offsets: list[int]
+    """In characters of the text as given. Tokens that share a character share its offset; tokens that were added to
+    the text stand at its ends."""
+
+
 class Tokenizer:
     """A model's ``tokenizer.json``, with the tokens that other files declare. Safe to use from several threads.
 
-    Text that a client wrote is encoded without looking for control tokens in it, so that a typed ``<|im_end|>`` is
-    six or so ordinary tokens. Only text that the server made (a rendered chat template) or that the caller vouches
-    for is encoded with ``parse_special=True``. The library keeps that choice as state of a tokenizer, hence the two.
+    A message of a conversation is encoded without looking for control tokens in it, so that a typed ``<|im_end|>`` is
+    six or so ordinary tokens. Text that the server made (a rendered chat template) and raw prompts, which clients
+    render themselves, are encoded with ``parse_special=True``: control tokens are then matched in the text as it
+    stands, before normalisation. The library keeps that choice as state of a tokenizer, hence the two.
     Added tokens that are not control tokens (``<think>`` in some models) are recognised in any text.
     """
 
@@ -77,17 +95,14 @@ class Tokenizer:
         raw = [replace(token, normalized=False) if token.content in control else token for token in declared.added]
         _add(self._parsing, raw)
         # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
-        remove_breaks = normalizers.Replace(CONTROL_BREAK, "")
+        remove_breaks = normalizers.Replace(_BREAK, "")
         normalizer = self._parsing.normalizer
         self._parsing.normalizer = normalizers.Sequence([remove_breaks, normalizer]) if normalizer else remove_breaks
 
         added = self._plain.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.content in control)
         self.special_tokens: frozenset[str] = frozenset(added[token_id].content for token_id in self._special_ids)
-        # For break_control_tokens; one character has no inside to put a break in.
-        breakable = [token for token in self.special_tokens if len(token) > 1]
-        self._beginnings = frozenset(token[:size] for token in breakable for size in range(1, len(token) + 1))
-        self._first_characters = re.compile("|".join({re.escape(token[0]) for token in breakable}) or "(?!)")
+        self.control = ControlTokens(self.special_tokens)
         self._bytes: TokenBytes = build_token_bytes(
             tree.get("decoder"),
             self._plain.get_vocab(with_added_tokens=True),
@@ -98,7 +113,9 @@ class Tokenizer:
         self.pad_token = pad_token
         self.bos_token_id = self._plain.token_to_id(bos_token) if bos_token else None
         self.eos_token_id = self._plain.token_to_id(eos_token) if eos_token else None
-        self._prefix = self._missing_bos() if add_bos else []
+        self._prefix, self._suffix = self._take_post_processor()
+        if add_bos:
+            self._prefix = [*self._missing_bos(), *self._prefix]
 
     @classmethod
     def load(
@@ -145,58 +162,72 @@ class Tokenizer:
         """Spaces that decoding drops from the start of a text, because encoding adds them there."""
         return self._bytes.leading_spaces
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        breaks: Sequence[int] = (),
+    ) -> list[int]:
         """Token ids of a text.
 
         Args:
-            add_special_tokens: add BOS (and EOS) where the model's tokenizer does.
-            parse_special: take control tokens in the text for what they say, but for those with a
-                :data:`CONTROL_BREAK` inside.
+            add_special_tokens: add BOS (and EOS) where the model's tokenizer does. A text that begins with that BOS
+                itself, as a client renders it from a chat template, does not get a second one. Here transformers and
+                vLLM add another; no model was trained on two, and llama.cpp warns of them.
+            parse_special: take control tokens in the text for what they say.
+            breaks: positions in the text, ascending. With ``parse_special``, a control token that has one of them
+                inside is plain text; all else is encoded as it is without them.
 
         Raises:
             RequestError: the text holds lone surrogates, which no encoding can carry.
         """
         tokenizer = self._parsing if parse_special else self._plain
-        try:
+        text = _broken(text, breaks) if parse_special else text
+        with _refusing_surrogates():
             # The batch call alone has a variant that skips the offsets: half the time on long texts.
-            ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except TypeError as error:
-            raise RequestError("The text is not valid Unicode: it contains lone surrogates.") from error
-        return self._prefix + ids if add_special_tokens else ids
+            ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if not add_special_tokens:
+            return ids
+        before, after = self._added_to(ids)
+        return [*before, *ids, *after] if before or after else ids
 
     async def encode_async(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        breaks: Sequence[int] = (),
     ) -> list[int]:
         """:meth:`encode`, in a thread when the text is long (the library lets other threads run meanwhile)."""
-        if len(text) < THREAD_THRESHOLD:
-            return self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
-        return await asyncio.to_thread(
-            self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special
+        encode = functools.partial(
+            self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special, breaks=breaks
         )
+        return encode() if len(text) < THREAD_THRESHOLD else await asyncio.to_thread(encode)
 
-    def break_control_tokens(self, text: str) -> str:
-        """The text with a :data:`CONTROL_BREAK` inside every control token that it spells or ends in the middle of.
+    def encode_with_offsets(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> EncodedText:
+        """:meth:`encode`, and where the tokens stand in the text."""
+        tokenizer = self._parsing if parse_special else self._plain
+        given = _broken(text, ()) if parse_special else text
+        with _refusing_surrogates():
+            encoding = tokenizer.encode_batch([given], add_special_tokens=False)[0]
+        offsets = [start for start, _ in encoding.offsets]
+        if given != text:
+            # A guarded break is two characters longer, the first of which stands before what the library leaves out.
+            guards = [found.end() - 1 for found in re.finditer(_GUARDED_BREAK, given)]
+            offsets = [offset - 2 * bisect.bisect_right(guards, offset) for offset in offsets]
+        before, after = self._added_to(encoding.ids) if add_special_tokens else ([], [])
+        offsets = [0] * len(before) + offsets + [len(text)] * len(after)
+        return EncodedText([*before, *encoding.ids, *after], offsets)
 
-        Encoded on its own or as part of a longer text with ``parse_special=True``, it is plain text throughout, spelt
-        as if the breaks were not there. Text without control tokens comes back as it is.
-        """
-        pieces = []
-        copied = 0
-        for match in self._first_characters.finditer(text):
-            if self._begins_control_token(text, match.start()):
-                pieces.append(text[copied : match.end()])
-                copied = match.end()
-        return CONTROL_BREAK.join([*pieces, text[copied:]])
-
-    def _begins_control_token(self, text: str, start: int) -> bool:
-        """Whether a control token stands at ``start``, or its beginning does and the text ends there."""
-        for end in range(start + 1, len(text) + 1):
-            beginning = text[start:end]
-            if beginning not in self._beginnings:
-                return False
-            if beginning in self.special_tokens:
-                return True
-        return True
+    def _added_to(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
+        """Ids that the model's tokenizer adds before and after a text's own."""
+        has_prefix = token_ids[: len(self._prefix)] == self._prefix
+        return [] if has_prefix else self._prefix, self._suffix
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -223,11 +254,43 @@ class Tokenizer:
         """Whether this is a control token, left out of answers."""
         return token_id in self._special_ids
 
+    def control_token_id(self, text: str) -> int | None:
+        """Id of the control token that is written like this; None if none is."""
+        return self._plain.token_to_id(text) if text in self.special_tokens else None
+
+    def _take_post_processor(self) -> tuple[list[int], list[int]]:
+        """Ids that the definition adds before and after a text; the library no longer does then.
+
+        What it adds depends on the text (:meth:`encode`), and byte-level post-processors take spaces off the offsets.
+        """
+        probe = self._plain.encode("a")
+        self._plain.post_processor = self._parsing.post_processor = None
+        added = probe.special_tokens_mask
+        num_before = len(list(itertools.takewhile(bool, added)))
+        num_after = len(list(itertools.takewhile(bool, reversed(added[num_before:]))))
+        return probe.ids[:num_before], probe.ids[len(added) - num_after :]
+
     def _missing_bos(self) -> list[int]:
         if self.bos_token_id is None:
             raise TokenizerError(f"BOS is to be added, but bos_token {self.bos_token!r} is not a token")
-        added_already = self._plain.encode("").ids
-        return [] if self.bos_token_id in added_already else [self.bos_token_id]
+        return [] if self.bos_token_id in self._prefix else [self.bos_token_id]
+
+
+@contextlib.contextmanager
+def _refusing_surrogates() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise RequestError("The text is not valid Unicode: it contains lone surrogates.") from error
+
+
+def _broken(text: str, breaks: Sequence[int]) -> str:
+    """The text with breaks put in, and one in the middle of whatever it has itself that looks like a break."""
+    if _BREAK in text:
+        breaks = sorted({*breaks, *(match.start() + 1 for match in re.finditer(_BREAK, text))})
+    if not breaks:
+        return text
+    return _BREAK.join(text[start:end] for start, end in itertools.pairwise([0, *breaks, len(text)]))
 
 
 def _parse(definition: str) -> tokenizers.Tokenizer:

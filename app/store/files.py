@@ -23,6 +23,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _NAMES_SHOWN = 5
 _MAX_BYTES = 256 << 20
 """Of a file that is read whole; the largest tokenizers take some 40 MB."""
+_MAX_JSON = 32 << 20
+"""Bytes of a config or an index, which become Python objects of many times that; the largest take some 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_model(
     tokenizer_file = tokenizer_file or directory / "tokenizer.json"
     definition = None
     if tokenizer_file.exists():
-        _check_size(tokenizer_file)
+        check_size(tokenizer_file)
         definition = _read_bytes(tokenizer_file)
     tokenizer = _read_tokenizer_files(directory, definition)
     tokens = _declared_tokens(directory, tokenizer)
@@ -151,7 +153,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    _check_size(path)
+    check_size(path, _MAX_JSON)
     return _read_bytes(path)
 
 
@@ -162,8 +164,12 @@ def _read_bytes(path: Path) -> bytes:
         raise StoreError(f"{path}: {e.strerror or e}") from None
 
 
-def _check_size(path: Path) -> None:
-    """Keeps what a model directory links to (a device, a pipe) from being read for ever."""
+def check_size(path: Path, limit: int = _MAX_BYTES) -> None:
+    """Keeps what a model directory links to (a device, a pipe) from being read for ever.
+
+    Raises:
+        StoreError: no regular file, or one larger than any that is read whole.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -172,8 +178,8 @@ def _check_size(path: Path) -> None:
         raise StoreError(f"{path}: {e.strerror or e}") from None
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path}: not a regular file")
-    if status.st_size > _MAX_BYTES:
-        raise StoreError(f"{path}: {status.st_size} bytes, at most {_MAX_BYTES} are read")
+    if status.st_size > limit:
+        raise StoreError(f"{path}: {status.st_size} bytes, at most {limit} are read")
 
 
 def _read_tokenizer_files(directory: Path, definition: bytes | None) -> TokenizerFiles:
@@ -246,10 +252,13 @@ def _tensor_names(file: Path) -> set[str]:
 
 def _what_instead(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir())
-    if gguf := [name for name in names if name.endswith(".gguf")]:
+    if gguf := [name for name in names if name.lower().endswith(".gguf")]:
         return f"no safetensors weights; to serve the GGUF file name it: {directory / gguf[0]}"
     if pickled := [name for name in names if name.endswith(_PICKLED)]:
         return f"only pickled weights ({pickled[0]}), which are never opened: save the model as safetensors"
+    dangling = [path.name for path in sorted(directory.iterdir()) if path.is_symlink() and not path.exists()]
+    if dangling := [name for name in dangling if name.endswith((".safetensors", INDEX))]:
+        return f"{dangling[0]} is a link to a file that is not there"
     return "no safetensors weights"
 
 

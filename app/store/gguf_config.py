@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.models.architectures import find_gguf
 from app.models.config_fields import ConfigError
 from app.models.gguf_config import GGUFReader
 from app.store.errors import StoreError
+from app.store.gguf_tokenizer import GGUFTokenizerError, special_token_id
 
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _SAMPLING = {
@@ -34,7 +36,7 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
         family = find_gguf(header.architecture)
     except ConfigError as error:
         raise StoreError(f"{header.path}: {error}") from None
-    if header.metadata.get("split.count", 1) != 1:
+    if header.metadata.get("split.count", 0) not in (0, 1):  # 0: never split
         raise StoreError(f"{header.path}: one of several files of a model; merge them with: llama-gguf-split --merge")
     make = family.names.gguf_config
     if make is None:
@@ -58,9 +60,12 @@ def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
     """``tokenizer_config.json``: special tokens and the chat template.
 
     Raises:
-        StoreError: a special token that is not in the vocabulary.
+        StoreError: a special token that is not in the vocabulary, or a template that is no text.
     """
     metadata = header.metadata
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise StoreError(f"{header.path}: tokenizer.chat_template is not a text")
     config: dict[str, Any] = {
         "bos_token": _token(header, "bos_token_id"),
         "eos_token": _token(header, "eos_token_id"),
@@ -71,17 +76,28 @@ def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
         "mask_token": _token_beside_text(header, "mask_token_id"),
         # Silence is left to the tokenizer, which knows what it means for its kind.
         "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token"),
-        "chat_template": metadata.get("tokenizer.chat_template"),
+        "chat_template": template,
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
 def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
-    """``generation_config.json``: the tokens that end an answer, and sampling defaults if the file has any."""
+    """``generation_config.json``: the tokens that end an answer, and sampling defaults if the file has any.
+
+    Raises:
+        StoreError: a token that is not in the vocabulary, or a default that is no number.
+    """
     metadata = header.metadata
     ids = {_token_id(header, name) for name in _END_TOKENS}
     config: dict[str, Any] = {"eos_token_id": sorted(token_id for token_id in ids if token_id is not None)}
-    return config | {ours: metadata[key] for key, ours in _SAMPLING.items() if key in metadata}
+    for key, ours in _SAMPLING.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise StoreError(f"{header.path}: {key} is not a finite number")
+        config[ours] = value
+    return config
 
 
 def _vocab_size(header: GGUFHeader) -> int:
@@ -92,12 +108,10 @@ def _vocab_size(header: GGUFHeader) -> int:
 
 
 def _token_id(header: GGUFHeader, name: str) -> int | None:
-    token_id = header.metadata.get(f"tokenizer.ggml.{name}")
-    if token_id is None:
-        return None
-    if not isinstance(token_id, int) or not 0 <= token_id < len(_tokens(header.metadata)):
-        raise StoreError(f"{header.path}: tokenizer.ggml.{name} = {token_id!r} is not in the vocabulary")
-    return token_id
+    try:
+        return special_token_id(header.metadata.get(f"tokenizer.ggml.{name}"), name, len(_tokens(header.metadata)))
+    except GGUFTokenizerError as e:
+        raise StoreError(f"{header.path}: {e}") from None
 
 
 def _token(header: GGUFHeader, name: str) -> str | None:

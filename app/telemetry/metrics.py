@@ -155,6 +155,9 @@ class Metrics:
         self._state = self._gauge("tuili_engine_state", "1 for the engine's present state.", "state")
         self._load_seconds = self._gauge("tuili_engine_load_seconds", "Time the last start took.").labels(name)
         self._restarts = self._counter("tuili_engine_restarts", "Engine processes started after one died.").labels(name)
+        self._stalls = self._counter(
+            "tuili_engine_stalls", "Engine processes killed because they showed no progress."
+        ).labels(name)
         self._steps = self._tally("tuili_engine_steps", "Steps computed.")
         self._steps_by_kind = self._counter(
             "tuili_engine_steps_by_kind",
@@ -248,6 +251,10 @@ class Metrics:
     def observe_restart(self) -> None:
         """An engine process is started in place of one that died."""
         self._restarts.inc()
+
+    def observe_stall(self) -> None:
+        """An engine process is killed because it shows no progress."""
+        self._stalls.inc()
 
     def observe_engine_lost(self) -> None:
         """No engine from here on; the totals of the next one start at 0."""

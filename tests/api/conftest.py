@@ -26,6 +26,7 @@ from app.api.app import create_app
 from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
 from app.serving.chat_template import ChatTemplate
+from app.serving.supervisor import LONGEST_STEP
 from tests.byte_tokenizer import CHATML_TEMPLATE
 from tests.serving.rig import Rig, make_rig, running
 
@@ -90,7 +91,14 @@ async def _clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.As
 async def serve_rig(rig: Rig, settings: ApiSettings | None = None) -> AsyncIterator[Server]:
     """An HTTP server over a text side."""
     rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
-    service = Service(rig.generator, rig.client, rig.metrics, rig.client.progress_age, settings or ApiSettings())
+    service = Service(
+        rig.generator,
+        rig.client,
+        rig.metrics,
+        rig.client.progress_age,
+        lambda: LONGEST_STEP,
+        settings or ApiSettings(),
+    )
     async with listening(create_app(service)) as url, _clients(url) as (http, sdk):
         yield Server(url, service, rig, http, sdk)
 

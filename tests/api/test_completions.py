@@ -7,9 +7,11 @@ from typing import Any
 
 import openai
 import pytest
+from tokenizers import normalizers
 
+from app.serving.tokenizer import Tokenizer
 from tests.api.conftest import Server, start_server
-from tests.byte_tokenizer import BOS_ID, EOS_ID
+from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, build_byte_tokenizer
 from tests.serving.rig import MODEL, repeat
 
 PATH = "/v1/completions"
@@ -94,6 +96,105 @@ async def test_token_ids_are_taken_as_they_are() -> None:
             for body in ({"prompt": "abc"}, {"prompt": [97, 98, 99]}, {"prompt": "abc", "add_special_tokens": False})
         ]
     assert counted == [4, 3, 3]
+
+
+RENDERED = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+RENDERED_IDS = [IM_START_ID, *b"user\nHi", IM_END_ID, *b"\n", IM_START_ID, *b"assistant\n"]
+
+
+async def test_a_prompt_that_the_client_rendered_is_the_conversation(server: Server) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
+    asked = (await server.post("/v1/chat/completions", chat)).json()
+    for prompt in (RENDERED, RENDERED_IDS):
+        answer = await complete(server, prompt=prompt, max_tokens=6)
+        assert answer["choices"][0]["text"] == asked["choices"][0]["message"]["content"]
+        assert answer["usage"]["prompt_tokens"] == asked["usage"]["prompt_tokens"] == len(RENDERED_IDS)
+    several = await complete(server, prompt=[RENDERED, "abc"], max_tokens=1)
+    assert several["usage"]["prompt_tokens"] == len(RENDERED_IDS) + 3
+    plain = await complete(server, prompt=RENDERED, max_tokens=1, parse_special=False)
+    assert plain["usage"]["prompt_tokens"] == len(RENDERED)
+
+
+@pytest.mark.parametrize("parse_special", [True, False, None])
+async def test_echo_of_a_rendered_prompt(parse_special: bool | None) -> None:
+    async with start_server() as server:
+        server.rig.generator.tokenizer._prefix = [BOS_ID]  # a tokenizer that adds BOS
+        body = {"prompt": RENDERED, "max_tokens": 4, "echo": True, "logprobs": 1, "parse_special": parse_special}
+        choice = (await complete(server, **body))["choices"][0]
+        chunks = await streamed(server, **body)
+    spelled = list(RENDERED) if parse_special is False else None
+    tokens = spelled or [
+        "<|im_start|>" if i == IM_START_ID else "<|im_end|>" if i == IM_END_ID else chr(i) for i in RENDERED_IDS
+    ]
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"][:-4] == ["<s>", *tokens]
+    assert choice["text"].startswith(RENDERED)
+    offsets = logprobs["text_offset"]
+    assert offsets[:2] == [0, 0]
+    for token, start, end in zip(tokens, offsets[1:], offsets[2:], strict=False):
+        assert choice["text"][start:end] == token
+    streamed_choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(part["text"] for part in streamed_choices) == choice["text"]
+    assert [offset for part in streamed_choices for offset in part["logprobs"]["text_offset"]] == offsets
+
+
+async def test_a_rendered_bos_is_the_only_one() -> None:
+    async with start_server() as server:
+        server.rig.generator.tokenizer._prefix = [BOS_ID]
+        body = {"max_tokens": 1, "echo": True, "logprobs": 0}
+        once = (await complete(server, prompt="<s>ab", **body))["choices"][0]
+        typed = (await complete(server, prompt="<s>ab", parse_special=False, **body))["choices"][0]
+        bare = (await complete(server, prompt="<s>ab", add_special_tokens=False, **body))["choices"][0]
+    assert once["logprobs"]["tokens"][:-1] == bare["logprobs"]["tokens"][:-1] == ["<s>", "a", "b"]
+    assert once["logprobs"]["text_offset"] == [0, 3, 4, 5]
+    assert typed["logprobs"]["tokens"][:-1] == ["<s>", *"<s>ab"]
+    assert typed["logprobs"]["text_offset"] == [0, 0, 1, 2, 3, 4, 5]
+    assert {choice["text"][:5] for choice in (once, typed, bare)} == {"<s>ab"}
+
+
+async def test_offsets_are_of_the_text_as_typed() -> None:
+    composing = build_byte_tokenizer()
+    composing.normalizer = normalizers.NFC()
+    async with start_server() as server:
+        server.rig.generator.tokenizer = Tokenizer(composing.to_str())
+        choice = (await complete(server, prompt="cafe\u0301s", max_tokens=1, echo=True, logprobs=0))["choices"][0]
+    assert choice["text"].startswith("cafe\u0301s")
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 3, 5, 6]
+
+
+@pytest.mark.parametrize("stop", ["</s>", ["zz", "<|im_end|>"]])
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_stop_string_that_is_a_control_token_stops_at_it(stop: str | list[str], keep: bool) -> None:
+    control = EOS_ID if stop == "</s>" else IM_END_ID
+    async with start_server(next_token=lambda context: control if len(context) == 5 else 97) as server:
+        body = {"prompt": "xy", "max_tokens": 9, "stop": stop, "ignore_eos": True, "include_stop_str_in_output": keep}
+        hidden = await complete(server, **body)
+        shown = await complete(server, **body, skip_special_tokens=False)
+        chunks = await streamed(server, **body, n=2)
+    name = stop if isinstance(stop, str) else stop[1]
+    assert (hidden["choices"][0]["text"], hidden["choices"][0]["finish_reason"]) == ("aaa", "stop")
+    assert hidden["usage"]["completion_tokens"] == 4
+    assert (shown["choices"][0]["text"], shown["choices"][0]["finish_reason"]) == ("aaa" + name * keep, "stop")
+    assert shown["usage"]["completion_tokens"] == 4
+    for index in (0, 1):
+        parts = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert "".join(part["text"] for part in parts) == "aaa"
+        assert parts[-1]["finish_reason"] == "stop"
+
+
+async def test_the_sampler_knows_a_control_token_that_is_a_stop_string(server: Server) -> None:
+    await complete(server, prompt="xy", max_tokens=3, min_tokens=2, stop=["<|im_end|>"], stop_token_ids=[7])
+    assert server.rig.runner is not None
+    slot = server.rig.runner.steps[0].slots[0]
+    assert set(slot.stop_token_ids) == {7, IM_END_ID, EOS_ID}  # none of them comes before min_tokens
+
+
+async def test_a_control_token_beyond_the_models_vocabulary_never_comes(server: Server) -> None:
+    larger = build_byte_tokenizer()
+    larger.add_special_tokens(["<|never|>"])
+    server.rig.generator.tokenizer = Tokenizer(larger.to_str())
+    answer = await complete(server, prompt="xy", max_tokens=3, stop=["<|never|>"])
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_echo(server: Server) -> None:

@@ -14,7 +14,7 @@ from app.api.service import ApiSettings
 from app.version import __version__
 from tests.api.conftest import Server, start_server, start_server_without_engine
 from tests.api.test_completions import said
-from tests.byte_tokenizer import BOS_ID, EOS_ID
+from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID
 from tests.serving.rig import recite, until
 
 INPUTS = "Tell me: "
@@ -185,6 +185,50 @@ async def test_truncate_keeps_the_last_tokens() -> None:
             )
             assert [token["id"] for token in answer["details"]["prefill"]] == kept
             assert answer["generated_text"].startswith("abcdefg")
+
+
+async def test_a_prompt_that_the_client_rendered(server: Server) -> None:
+    rendered = "<|im_start|>user\nHi<|im_end|>\n"
+    ids = [IM_START_ID, *b"user\nHi", IM_END_ID, 10]
+    for field, expected in (
+        ({}, ids),
+        ({"parse_special": True}, ids),
+        ({"parse_special": False}, list(rendered.encode())),
+    ):
+        parameters = {"max_new_tokens": 2, "details": True, "return_full_text": True, **field}
+        whole = await generate(server, rendered, decoder_input_details=True, **parameters)
+        assert [token["id"] for token in whole["details"]["prefill"]] == expected
+        assert whole["generated_text"].startswith(rendered)
+        body = {"inputs": rendered, "parameters": parameters}
+        for path, stream in (("/generate_stream", {}), ("/", {"stream": True})):
+            answer = await server.post(path, {**body, **stream})
+            last = json.loads(answer.text.splitlines()[-2].removeprefix("data:"))
+            assert last["details"]["input_length"] == int(answer.headers["x-prompt-tokens"]) == len(expected)
+            assert last["generated_text"] == whole["generated_text"]
+        (root,) = (await server.post("/", body)).json()
+        assert root["generated_text"] == whole["generated_text"]
+    cut = await generate(server, rendered, max_new_tokens=1, truncate=2, decoder_input_details=True)
+    assert [(token["id"], token["text"]) for token in cut["details"]["prefill"]] == [
+        (IM_END_ID, "<|im_end|>"),
+        (10, "\n"),
+    ]
+
+
+async def test_where_parse_special_belongs(shared_server: Server) -> None:
+    misplaced = await shared_server.post("/generate", {"inputs": "a", "parse_special": False})
+    assert misplaced.status_code == 422
+    assert "parse_special" in misplaced.json()["error"]
+
+
+async def test_a_control_token_as_stop_string() -> None:
+    async with start_server(next_token=lambda context: IM_END_ID if len(context) == 5 else 97) as server:
+        whole = await generate(server, "xy", details=True, stop=["<|im_end|>"])
+        events = await streamed(server, "xy", details=True, stop=["<|im_end|>"])
+    assert (whole["generated_text"], whole["details"]["finish_reason"]) == ("aaa", "stop_sequence")
+    assert [event["token"] for event in events] == whole["details"]["tokens"]
+    assert events[-1]["token"]["text"] == "<|im_end|>"
+    assert events[-1]["details"]["finish_reason"] == "stop_sequence"
+    assert events[-1]["generated_text"] == "aaa"
 
 
 async def test_headers(server: Server) -> None:

@@ -15,10 +15,6 @@ def token(token_id: int, data: bytes, logprob: float | None, *top: TokenLogprob)
     return TokenLogprob(token_id, data.decode(errors="replace"), data, logprob, None, list(top))
 
 
-def offsets(start: int = 0) -> TextOffsets:
-    return TextOffsets(IncrementalDetokenizer(byte_tokenizer()), start)
-
-
 def test_undecodable_tokens_are_named_by_their_bytes() -> None:
     assert token_key(token(1, b"\xe4\xbd", -1.0)) == r"bytes:\xe4\xbd"
     assert token_key(token(1, "好".encode(), -1.0)) == "好"
@@ -27,19 +23,19 @@ def test_undecodable_tokens_are_named_by_their_bytes() -> None:
 def test_tokens_that_look_alike_do_not_collide() -> None:
     alike = [token(7, b"a", -0.5), token(8, b"a", -1.0), token(9, b"a", -2.0), token(10, b"b", -3.0)]
     actual = token(8, b"a", -1.0, *alike)
-    (top,) = completion_logprobs([actual], offsets()).top_logprobs
+    (top,) = completion_logprobs([actual], [0]).top_logprobs
     assert top == {"token_id:7": -0.5, "a": -1.0, "token_id:9": -2.0, "b": -3.0}
 
 
 def test_the_actual_token_is_always_there() -> None:
     actual = token(99, b"z", -9.0, token(97, b"a", -0.1), token(98, b"b", -0.2))
-    (top,) = completion_logprobs([actual], offsets()).top_logprobs
+    (top,) = completion_logprobs([actual], [0]).top_logprobs
     assert top == {"a": -0.1, "b": -0.2, "z": -9.0}
 
 
 def test_minus_infinity_becomes_a_number() -> None:
     actual = token(97, b"a", -math.inf, token(98, b"b", -math.inf))
-    logprobs = completion_logprobs([actual], offsets())
+    logprobs = completion_logprobs([actual], [0])
     assert logprobs.token_logprobs == [LOWEST]
     assert logprobs.top_logprobs == [{"b": LOWEST, "a": LOWEST}]
     (chat,) = chat_logprobs([actual]).content
@@ -50,4 +46,5 @@ def test_offsets_count_characters_of_the_text() -> None:
     data = "aé好".encode()
     tokens = [token(byte, bytes([byte]), -1.0) for byte in data]
     tokens.insert(1, token(EOS_ID, b"</s>", -1.0))  # not part of the text
-    assert completion_logprobs(tokens, offsets(10)).text_offset == [10, 11, 11, 11, 12, 12, 12]
+    offsets = TextOffsets(IncrementalDetokenizer(byte_tokenizer()), 10)
+    assert offsets.advance(tokens) == [10, 11, 11, 11, 12, 12, 12]

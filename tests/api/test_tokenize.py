@@ -40,6 +40,7 @@ async def test_special_tokens_are_added_on_request() -> None:
         assert await tokens_of(server, prompt="a") == [BOS_ID, 97]
         assert await tokens_of(server, prompt="a", add_special_tokens=True) == [BOS_ID, 97]
         assert await tokens_of(server, prompt="a", add_special_tokens=False) == [97]
+        assert await tokens_of(server, prompt="<s>a") == [BOS_ID, 97]
         assert await tokens_of(server, messages=MESSAGES) == await tokens_of(
             server, messages=MESSAGES, add_special_tokens=False
         )
@@ -55,6 +56,15 @@ async def test_a_conversation_has_the_tokens_that_a_chat_is_charged_for(shared_s
     assert closed == [IM_START_ID, *body, IM_END_ID, *b"\n"]
     typed = [{"role": "user", "content": "<|im_end|>"}]
     assert (await tokens_of(shared_server, messages=typed)).count(IM_END_ID) == 1  # a user's text stays text
+
+
+async def test_a_text_has_the_tokens_that_a_completion_is_charged_for(shared_server: Server) -> None:
+    text = "<|im_start|>user\nHi</s>"
+    for parse_special, count in ((None, 9), (True, 9), (False, len(text))):
+        body = {"prompt": text, "parse_special": parse_special}
+        assert len(await tokens_of(shared_server, **body)) == count
+        answer = await shared_server.post("/v1/completions", {**body, "max_tokens": 1})
+        assert answer.json()["usage"]["prompt_tokens"] == count
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -108,6 +118,8 @@ async def test_long_texts_leave_the_event_loop_free() -> None:
         ("/tokenize", {"messages": []}, "messages", 400),
         ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content", 400),
         ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens", 400),
+        ("/tokenize", {"messages": MESSAGES, "parse_special": True}, "parse_special", 400),
+        ("/tokenize", {"prompt": "a", "parse_special": 1}, "parse_special", 400),
         ("/tokenize", {"prompt": "a", "model": "nobody"}, "model", 404),
         ("/detokenize", {}, "tokens", 400),
         ("/detokenize", {"tokens": "a"}, "tokens", 400),

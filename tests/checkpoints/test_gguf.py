@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from app.checkpoints.gguf_header import read_gguf_header
+from app.checkpoints.gguf_header import MAX_ELEMENTS, read_gguf_header
 from app.checkpoints.loader import WeightError, iter_weights
 from app.models.architectures import find_gguf
 from app.quant.destination import Extent
@@ -249,6 +249,17 @@ def test_malformed_headers(tmp_path: Path, header: Header, message: str) -> None
         read_gguf_header(file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_elements_of_all_arrays_together_are_bounded(tmp_path: Path) -> None:
+    half = MAX_ELEMENTS // 2 + 1
+    header = Header(fields=2)
+    for key in ("a", "b"):
+        header.string(key).pack("IIQ", ARRAY, UINT8, half).bytes += bytes(half)
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(header.bytes)
+    with pytest.raises(WeightError, match=rf"{half} elements in an array, at most {MAX_ELEMENTS - half} are read"):
+        read_gguf_header(file)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 30, 2000])

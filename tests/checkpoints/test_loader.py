@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from app.checkpoints.loader import WeightError, iter_weights, load_weights
-from app.checkpoints.safetensors_header import read_safetensors_header
+from app.checkpoints.safetensors_header import MAX_VALUES, read_safetensors_header
 from app.kernels.int8 import quantize
 from app.quant.destination import Extent, Part
 from tests.store.tiny import random_weights, shapes, write_directory, write_gguf
@@ -190,6 +190,14 @@ def test_malformed_headers(tmp_path: Path, header: str, message: str) -> None:
         list(iter_weights([file]))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_header_of_too_many_values_is_not_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    header = b'{"t":[' + b"[]," * (MAX_VALUES // 2) + b"[]]}"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(WeightError, match=r"w\.safetensors: bad header: more values than the \d+ that are read"):
+        read_safetensors_header(file)
 
 
 def test_header_length_beyond_the_cap_is_not_believed(tmp_path: Path) -> None:

@@ -192,6 +192,30 @@ def test_an_idle_engine_waits_without_spinning_and_wakes_at_once() -> None:
             assert engine.stamp.read() == before, "no turn of the loop without a reason"
 
 
+def test_the_state_is_reported_while_prompts_are_read() -> None:
+    """Each step of a long prompt, and before a step that may take long: not with the first output alone."""
+    gate = threading.Event()
+
+    def wait(step: SchedulerOutput) -> bool:
+        return not gate.wait(SECONDS)
+
+    with engine_thread(FakeRunner(fail_submit=wait), max_num_batched_tokens=16, max_num_seqs=1) as engine:
+        engine.client.ready()
+        time.sleep(1.1)  # for longer than a client's view may be old
+        engine.client.send(fake_request("a", [1] * 60, 1), fake_request("b", [2] * 60, 1))
+        first = engine.client.receive()
+        assert isinstance(first, StepOutputs)
+        assert (first.outputs, first.stats.steps_total, first.stats.num_running) == ([], 0, 1)
+        assert first.stats.blocks_used > 0
+        gate.set()
+        seen = [engine.client.receive() for _ in range(4)]
+        frames = [frame for frame in seen if isinstance(frame, StepOutputs)]
+        assert [frame.stats.steps_total for frame in frames] == [1, 2, 3, 4]
+        assert [len(frame.outputs) for frame in frames] == [0, 0, 0, 1]
+        assert frames[0].stats.num_waiting == 1
+        assert [len(frame.steps) for frame in frames] == [1, 1, 1, 1]
+
+
 def test_the_state_after_the_last_step_is_reported() -> None:
     with engine_thread(pipeline_depth=2, eos_token_ids=(expected_tokens([1], 3)[-1],)) as engine:
         engine.client.ready()

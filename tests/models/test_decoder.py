@@ -20,7 +20,7 @@ from app.layers.blocks import SelfAttention
 from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, Rope
 from app.models.decoder import DecoderLayer, DecoderStack, Parts
 from app.models.names import DecoderNames
-from app.quant.destination import Destination, Concatenated, Transposed
+from app.quant.destination import Concatenated, Destination, Transposed
 from app.quant.placement import Placement
 from tests.models.tiny import CONTEXT, CPU, PagedExecution
 

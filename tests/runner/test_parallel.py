@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ def test_a_rank_in_a_process_of_its_own_and_its_death(checkpoint: Path) -> None:
     runner.close()
     assert ranks_of_this_process() == []
     assert len(lost) == 1
+
+
+def test_ranks_stay_when_the_thread_that_started_them_ends(checkpoint: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        runner = pool.submit(start_runner, engine_config(checkpoint, tensor_parallel_size=2), discard).result()
+    assert isinstance(runner, ParallelRunner)
+    assert answer(runner).tokens == answer(runner_of(checkpoint)).tokens
+    runner.close()
+    assert ranks_of_this_process() == []
 
 
 def test_a_step_that_fails_ends_the_ranks(checkpoint: Path) -> None:

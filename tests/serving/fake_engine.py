@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from app.engine.process import run_engine
 from app.ipc import ProgressStamp
+from app.parent import end_with_parent
 from app.types import EngineConfig, LoadProgress
 from tests.byte_tokenizer import VOCAB_SIZE
 from tests.fakes import FakeRunner
@@ -42,5 +43,6 @@ def make_runner(mode: str) -> Callable[[EngineConfig, Callable[[LoadProgress], N
 
 
 if __name__ == "__main__":
+    end_with_parent()
     with socket.socket(fileno=int(sys.argv[2])) as channel:
         sys.exit(run_engine(channel, make_runner(sys.argv[1]), ProgressStamp(int(sys.argv[3]))))

@@ -135,7 +135,7 @@ class TestContent:
             ({"role": "user", "content": {"text": "x"}}, "content"),
             ({"role": "<|im_end|>", "content": "x"}, "role"),
             ({"content": "x"}, "role"),
-            ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "JSON"),
+            ({"role": "assistant", "tool_calls": 5}, "tool_calls"),
         ],
     )
     def test_what_is_not_supported_is_named(self, message: Message, named: str) -> None:
@@ -275,23 +275,30 @@ class TestEncode:
         assert await CHATML.encode_async(messages, BYTE_LEVEL) == CHATML.encode(messages, BYTE_LEVEL)
 
     @pytest.mark.parametrize(
-        ("messages", "leaves"),
-        [(user("hi"), False), (user("long " * 2_000), True), (user("hi") * 1_000, True)],
-        ids=["short", "long", "many"],
+        ("template", "messages", "leaves"),
+        [
+            (CHATML_TEMPLATE, user("hi"), False),
+            (CHATML_TEMPLATE, user("long " * 2_000), True),
+            (CHATML_TEMPLATE, user("hi") * 1_000, True),
+            ("{% for i in range(messages | length * 9999) %}{{ i % 9 }}{% endfor %}", user("hi") * 9, True),
+        ],
+        ids=["short", "long", "many", "slow"],
     )
     async def test_long_conversations_are_rendered_in_a_thread(
-        self, messages: list[dict[str, str]], leaves: bool, monkeypatch: pytest.MonkeyPatch
+        self, template: str, messages: list[Message], leaves: bool
     ) -> None:
-        threads: set[int] = set()
-        guard = Tokenizer.break_control_tokens
+        threads: list[int] = []
 
-        def noting_guard(tokenizer: Tokenizer, text: str) -> str:
-            threads.add(threading.get_ident())
-            return guard(tokenizer, text)
+        class Noting(dict[str, Any]):
+            def get(self, key: str, default: Any = None) -> Any:
+                threads.append(threading.get_ident())
+                return super().get(key, default)
 
-        monkeypatch.setattr(Tokenizer, "break_control_tokens", noting_guard)
-        await CHATML.encode_async(messages, BYTE_LEVEL)
-        assert (threading.get_ident() not in threads) == leaves
+        noting = [Noting(message) for message in messages]
+        assert await ChatTemplate(template).encode_async(noting, BYTE_LEVEL) == ChatTemplate(template).encode(
+            messages, BYTE_LEVEL
+        )
+        assert (threads[-1] != threading.get_ident()) == leaves
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.choice import Choice
+from app.serving.choice import Choice, control_stops
 from app.serving.types import ChoiceDelta
 from app.types import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
 from tests.byte_tokenizer import EOS_ID
@@ -126,6 +127,20 @@ def test_a_stop_token_of_the_request_is_named(include_stop: bool, text: str) -> 
     _, deltas = run(params, [*b"hi!"], [9], finish_reason=FinishReason.STOP, stop_token_id=33)
     assert [delta.text for delta in deltas] == [text]
     assert deltas[-1].stop_reason == 33
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_stop_string_that_is_a_control_token_is_named(keep: bool) -> None:
+    params = SamplingParams(max_tokens=9, stop=("zz", "</s>", "ij"), include_stop=keep)
+    tokens, cuts = [*b"hi", EOS_ID], [1, 1, 1]
+    choice, deltas = run(params, tokens, cuts, finish_reason=FinishReason.STOP, stop_token_id=EOS_ID)
+    assert "".join(delta.text for delta in deltas) == "hi"
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == tokens
+    assert (choice.finish_reason, deltas[-1].stop_reason) == (FinishReason.STOP, "</s>")
+    shown = run(msgspec.structs.replace(params, skip_special_tokens=False), [*tokens, 97], cuts)[1]
+    assert "".join(delta.text for delta in shown) == ("hi</s>" if keep else "hi")
+    assert shown[-1].stop_reason == "</s>"
+    assert control_stops(params, TOKENIZER) == {EOS_ID: "</s>"}
 
 
 def test_control_tokens_in_mid_text_are_shown_only_on_request() -> None:

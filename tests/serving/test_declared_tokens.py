@@ -13,7 +13,7 @@ import transformers
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from app.serving.tokenizer import CONTROL_BREAK, Tokenizer, TokenizerError
+from app.serving.tokenizer import Tokenizer, TokenizerError
 from app.store import ModelFiles, StoreError
 from app.store.files import read_model
 from tests.byte_tokenizer import build_byte_tokenizer, byte_alphabet
@@ -44,6 +44,11 @@ TEXTS = [
     "".join(CONTENTS),
     "words and a word",
 ]
+
+
+def config_of(model_type: str) -> dict[str, Any]:
+    """A config.json of a family."""
+    return CONFIG | {"model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"]}
 
 
 def definition(kind: str, own: list[dict[str, Any]]) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def token(content: str, **flags: bool) -> dict[str, Any]:
 def generic(config: Files, own: list[dict[str, Any]] | None = None, **others: Any) -> Files:
     own = [token("</s>") | {"id": 257}, token("<|im_start|>") | {"id": 258}] if own is None else own
     return {
-        "config.json": CONFIG | {"model_type": "llama"},
+        "config.json": config_of("llama"),
         "tokenizer.json": definition("PreTrainedTokenizerFast", own),
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"} | dict(config),
         **{f"{name}.json": value for name, value in others.items()},
@@ -186,7 +191,7 @@ def random_files(rng: random.Random) -> Files:
     # Byte-level pipelines come under every model type; the others are those of their classes alone.
     models = ["llama", "qwen3", "mistral"] if kind == "GPT2Tokenizer" else ["llama"]
     files: dict[str, Any] = {
-        "config.json": CONFIG | {"model_type": rng.choice(models)},
+        "config.json": config_of(rng.choice(models)),
         "tokenizer.json": definition(kind, own),
         "tokenizer_config.json": config,
     }
@@ -206,7 +211,7 @@ def test_a_class_that_reads_the_vocabulary_alone_takes_no_other_list(tmp_path: P
     own = [A | {"id": 257}, B | {"id": 258}]
     config = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": {"258": token("<|b|>", special=False)}}
     tree = definition("GPT2Tokenizer", own)
-    files = {"config.json": CONFIG | {"model_type": "llama"}, "tokenizer.json": tree, "tokenizer_config.json": config}
+    files = {"config.json": config_of("llama"), "tokenizer.json": tree, "tokenizer_config.json": config}
     ours = assert_agrees(write(tmp_path, files))
     assert ours.encode("<|a|><|b|>", parse_special=True) == [*b"<|a|>", 257]
     assert not ours.is_special(257)
@@ -219,7 +224,7 @@ def test_which_class_counts(tmp_path: Path, own_class: str, added: bool, model_t
     config: dict[str, Any] = {"added_tokens_decoder": {}} | ({"tokenizer_class": own_class} if named else {})
     tree = definition("Qwen2TokenizerFast", [A | {"id": 257}])
     files = {
-        "config.json": CONFIG | {"model_type": model_type},
+        "config.json": config_of(model_type),
         "tokenizer.json": tree,
         "tokenizer_config.json": config,
     }
@@ -237,7 +242,7 @@ def test_a_byte_level_llama_tokenizer_is_a_generic_one(tmp_path: Path) -> None:
 def test_code_llama_adds_bos_in_any_case(tmp_path: Path) -> None:
     config = {"tokenizer_class": "CodeLlamaTokenizer", "add_bos_token": False}
     tree = definition("LlamaTokenizerFast", [])
-    files = {"config.json": CONFIG | {"model_type": "llama"}, "tokenizer.json": tree, "tokenizer_config.json": config}
+    files = {"config.json": config_of("llama"), "tokenizer.json": tree, "tokenizer_config.json": config}
     ours = load(write(tmp_path, files))[0]
     ids = AutoTokenizer.from_pretrained(tmp_path)("word").input_ids
     assert ours.encode("word")[0] == ids[0] == ours.bos_token_id
@@ -257,9 +262,7 @@ def test_declared_control_tokens_are_guarded_like_others(tmp_path: Path, own: di
     files = generic({"added_tokens_decoder": {"257": token("<|a|>", normalized=True)}, "eos_token": None}, tokens)
     ours, _ = load(write(tmp_path, files))
     assert ours.encode("<|a|>") == list(b"<|a|>")
-    broken = ours.break_control_tokens("<|a|>")
-    assert CONTROL_BREAK in broken
-    assert ours.encode(f"{broken}<|a|>", parse_special=True) == [*b"<|a|>", 257]
+    assert ours.encode("<|a|><|a|>", parse_special=True, breaks=[2]) == [*b"<|a|>", 257]
     assert ours.is_special(257)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,14 @@ import pytest
 
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.errors import RequestError
-from app.serving.supervisor import RestartPolicy, Supervisor
+from app.serving.supervisor import LONGEST_STEP, FailureCount, RestartPolicy, Supervisor
 from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import EOS_ID
 from tests.serving.rig import ENDPOINT, Rig, make_rig, read, until
 
 SCRIPT = Path(__file__).with_name("fake_engine.py")
 QUICK = RestartPolicy(first_backoff=0.01, exit_grace=1.0)
+IMPATIENT = RestartPolicy(first_backoff=0.01, exit_grace=1.0, stall_timeout=1.0)
 
 
 @dataclass
@@ -188,6 +190,109 @@ async def test_a_frozen_engine_shows_no_progress_and_is_killed_in_the_end() -> N
     assert raised.value.code == "engine_restarted"
 
 
+async def test_an_engine_that_is_stopped_at_work_is_replaced() -> None:
+    async with supervised(policy=IMPATIENT) as it:
+        rig = it.rig
+        await rig.client.wait_ready()
+        generation = await rig.submit("p", max_tokens=450)
+        reader = asyncio.create_task(read(generation))
+        await until(lambda: generation.generated_tokens > 3)
+        stopped = psutil.Process(it.kill(signal.SIGSTOP))
+        with pytest.raises(RequestError) as raised:
+            await reader
+        assert (raised.value.status, raised.value.code) == (503, "engine_restarted")
+        await rig.client.wait_ready()
+        assert not stopped.is_running()
+        (completion,) = await (await rig.submit("p", max_tokens=10)).collect()
+        assert completion.finish_reason is FinishReason.LENGTH
+        assert rig.sample("tuili_engine_stalls_total") == rig.sample("tuili_engine_restarts_total") == 1
+    assert it.given_up == []
+
+
+async def test_an_engine_that_is_stopped_while_idle_is_found_by_the_next_request() -> None:
+    async with supervised(policy=IMPATIENT) as it:
+        await it.rig.client.wait_ready()
+        await (await it.rig.submit("p", max_tokens=5)).collect()
+        pid = it.kill(signal.SIGSTOP)
+        await asyncio.sleep(1.5)
+        assert it.supervisor.pid == pid, "nothing was asked of it"
+        with pytest.raises(RequestError) as raised:
+            await (await it.rig.submit("p", max_tokens=5)).collect()
+        assert raised.value.code == "engine_restarted"
+        await it.rig.client.wait_ready()
+        assert it.supervisor.pid != pid
+
+
+async def test_clients_that_leave_do_not_hide_that_the_engine_is_stopped() -> None:
+    async with supervised(policy=IMPATIENT) as it:
+        await it.rig.client.wait_ready()
+        pid = it.kill(signal.SIGSTOP)
+
+        async def ask_and_leave() -> None:
+            while it.supervisor.pid == pid:
+                with contextlib.suppress(RequestError):
+                    generation = await it.rig.submit("p", max_tokens=5)
+                    await asyncio.sleep(0.1)
+                    await generation.aclose()
+
+        await asyncio.wait_for(ask_and_leave(), 20)
+        await it.rig.client.wait_ready()
+        (completion,) = await (await it.rig.submit("p", max_tokens=5)).collect()
+        assert completion.finish_reason is FinishReason.LENGTH
+
+
+async def test_stalls_are_failures() -> None:
+    async with supervised(policy=IMPATIENT) as it:
+        for _ in range(3):
+            await it.rig.client.wait_ready()
+            it.kill(signal.SIGSTOP)
+            with pytest.raises(RequestError):
+                await (await it.rig.submit("p", max_tokens=5)).collect()
+        await until(lambda: bool(it.given_up))
+    (reason,) = it.given_up
+    assert reason.startswith("the engine failed 3 times within 5 minutes; last: the engine showed no progress for 1")
+
+
+async def test_how_long_a_step_may_take_follows_from_the_pace_of_those_before() -> None:
+    async with supervised() as it:
+        assert it.supervisor.stall_limit() == LONGEST_STEP, "nothing is known yet"
+        await it.rig.client.wait_ready()
+        await (await it.rig.submit("p", max_tokens=5)).collect()
+        assert it.supervisor.stall_limit() == 60, "its steps take milliseconds"
+        it.rig.client.slowest_token = 0.05
+        assert 60 < it.supervisor.stall_limit() < LONGEST_STEP
+        it.rig.client.slowest_token = 5.0
+        assert it.supervisor.stall_limit() == LONGEST_STEP
+    async with supervised(policy=IMPATIENT) as it:
+        assert it.supervisor.stall_limit() == 1.0, "as it was told"
+
+
+async def test_a_load_that_stalls_is_ended() -> None:
+    policy = RestartPolicy(exit_grace=0.5, load_stall_timeout=1.0)
+    async with supervised("stubborn", policy) as it:
+        with pytest.raises(EngineFailedError, match="while it loaded and was killed"):
+            await it.rig.client.wait_ready()
+        await until(lambda: bool(it.given_up))
+
+
+async def test_time_in_which_nothing_ran_is_no_stall() -> None:
+    """As when a machine is suspended, or a container frozen: both processes stand still."""
+    limit = 2.0
+    policy = RestartPolicy(stall_timeout=limit)
+    async with supervised(policy=policy) as it:
+        await it.rig.client.wait_ready()
+        generation = await it.rig.submit("p", max_tokens=450)
+        reader = asyncio.create_task(read(generation))
+        await until(lambda: generation.generated_tokens > 3)
+        it.kill(signal.SIGSTOP)
+        time.sleep(1.25 * limit)  # noqa: ASYNC251 - this process is to stand still
+        assert it.rig.client.progress_age() > limit
+        await asyncio.sleep(0.1 * limit)  # this process is the first to go on
+        it.kill(signal.SIGCONT)
+        assert sum(len(delta.token_ids) for delta in await reader) == 450
+        assert it.rig.sample("tuili_engine_stalls_total") == 0
+
+
 async def test_an_idle_engine_ages_not() -> None:
     async with supervised() as it:
         await it.rig.client.wait_ready()
@@ -217,12 +322,17 @@ asyncio.run(main())
 """
 
 
-async def test_an_engine_does_not_outlive_a_killed_server() -> None:
+@pytest.mark.parametrize(
+    "stopped", [False, pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs prctl"))]
+)
+async def test_an_engine_does_not_outlive_a_killed_server(stopped: bool) -> None:
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-c", ORPHANING, str(SCRIPT), stdout=asyncio.subprocess.PIPE, cwd=SCRIPT.parents[2]
     )
     assert server.stdout is not None
     engine = psutil.Process(int(await server.stdout.readline()))
+    if stopped:
+        engine.suspend()
     server.kill()
     await server.wait()
     # Whoever adopts it may take a while to reap it.
@@ -232,3 +342,13 @@ async def test_an_engine_does_not_outlive_a_killed_server() -> None:
 def test_backoff_grows_to_its_limit() -> None:
     policy = RestartPolicy()
     assert [policy.backoff(failures) for failures in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 10.0]
+
+
+def test_failures_are_counted_within_a_window() -> None:
+    count = FailureCount(window=300.0)
+    assert [count.add(now) for now in (0.0, 100.0, 290.0, 350.0, 1000.0)] == [1, 2, 3, 3, 1]
+
+
+def test_time_that_an_engine_stood_still_does_not_widen_the_gap_between_failures() -> None:
+    count = FailureCount(window=300.0)
+    assert [count.add(now, stalled=600.0) for now in (700.0, 1400.0, 2100.0)] == [1, 2, 3]

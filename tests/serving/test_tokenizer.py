@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +12,10 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from app.serving.errors import RequestError
-from app.serving.tokenizer import CONTROL_BREAK, Tokenizer, TokenizerError
+from app.serving.tokenizer import Tokenizer, TokenizerError
 from app.store import ModelFiles
 from app.store.gguf_tokenizer import build_tokenizer
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, VOCAB_SIZE, build_byte_tokenizer
@@ -53,6 +56,22 @@ class TestEncode:
     def test_control_tokens_are_parsed_on_request(self, byte_level: Tokenizer) -> None:
         assert byte_level.encode("<|im_start|>a<|im_end|>", parse_special=True) == [IM_START_ID, 97, IM_END_ID]
 
+    @given(
+        st.lists(
+            st.sampled_from(["<|im_start|>", "<|im_end|>", "<file_sep>", "user\n", " ", "é", "<|", "hi"]), max_size=10
+        )
+    )
+    def test_raw_prompts_are_encoded_as_the_library_does(
+        self, library: tokenizers.Tokenizer, smollm2_tokenizer: Tokenizer, pieces: list[str]
+    ) -> None:
+        text = "".join(pieces)
+        assert smollm2_tokenizer.encode(text, parse_special=True) == library.encode(text).ids
+
+    def test_a_text_s_own_breaks_stay_in_it(self, byte_level: Tokenizer) -> None:
+        text = "a\ufdd0\ufdef\ufdd0\ufdd0\ufdef\ufdef<|im\ufdd0\ufdef_end|>"
+        assert byte_level.encode(text, parse_special=True) == list(text.encode())
+        assert byte_level.encode(text, parse_special=True, breaks=[3, 8]) == list(text.encode())
+
     def test_added_tokens_that_are_not_control_tokens_are_always_parsed(self) -> None:
         tokenizer = Tokenizer(build_tokenizer(byte_level_metadata("gpt-2")).to_str())
         assert tokenizer.encode("a<think>") == [97, 258]
@@ -71,6 +90,28 @@ class TestEncode:
         definition = build_tokenizer(sentencepiece_metadata()).to_str()
         tokenizer = Tokenizer(definition, add_bos=True, bos_token="<s>")
         assert tokenizer.encode("the").count(1) == 1
+
+    def test_a_text_that_begins_with_the_bos_gets_no_second_one(self, sentencepiece: Tokenizer) -> None:
+        assert sentencepiece.encode("<s>the", parse_special=True) == sentencepiece.encode("the")
+        assert sentencepiece.encode("<s><s>the", parse_special=True).count(1) == 2  # the text's own stay
+        assert sentencepiece.encode("the<s>", parse_special=True).count(1) == 2
+        typed = sentencepiece.encode("<s>the")
+        assert typed[0] == 1
+        assert typed.count(1) == 1
+        flagged = Tokenizer(build_byte_tokenizer().to_str(), add_bos=True, bos_token="<s>")
+        assert flagged.encode("<s>a", parse_special=True) == [BOS_ID, 97]
+        bare = Tokenizer(build_byte_tokenizer().to_str(), bos_token="<s>")
+        assert bare.encode("<s><s>a", parse_special=True) == [BOS_ID, BOS_ID, 97]
+
+    def test_bos_and_eos_are_added_where_the_definition_adds_them(self) -> None:
+        metadata = byte_level_metadata("gpt-2", add_bos_token=True, add_eos_token=True)
+        tokenizer = Tokenizer(build_tokenizer(metadata).to_str())
+        assert tokenizer.encode("a") == [256, 97, 257]
+        assert tokenizer.encode("") == [256, 257]
+        assert tokenizer.encode("<|begin|>a", parse_special=True) == [256, 97, 257]
+        assert tokenizer.encode("a", add_special_tokens=False) == [97]
+        assert tokenizer.encode_with_offsets("<|begin|>a", parse_special=True) == ([256, 97, 257], [0, 9, 10])
+        assert tokenizer.encode_with_offsets("ba") == ([256, 98, 97, 257], [0, 0, 1, 2])
 
     def test_a_bos_to_add_that_is_no_token_is_an_error(self) -> None:
         with pytest.raises(TokenizerError, match="bos_token None"):
@@ -106,46 +147,75 @@ class TestEncode:
         assert encoded == [expected[parse] for parse in kinds]
 
 
-class TestBreakControlTokens:
-    @pytest.mark.parametrize(
-        ("text", "broken"),
-        [
-            ("a <|im_end|> b", "a <#|im_end|> b"),
-            ("<|im_end|><|im_start|>", "<#|im_end|><#|im_start|>"),
-            ("ends in the middle <|im_", "ends in the middle <#|im_"),
-            ("a <", "a <#"),
-            ("a < b <|im_endx <i> </sp>", "a < b <|im_endx <i> </sp>"),
-            ("<<s>>", "<<#s>>"),
-            ("plain", "plain"),
-            ("", ""),
-        ],
+class TestOffsets:
+    @given(
+        st.lists(
+            st.sampled_from(["<|im_start|>", "<|im_end|>", " ", "é", "好", "👨‍👩‍👧", "hello", " the", "\n"]),
+            max_size=10,
+        )
     )
-    def test_only_control_tokens_get_a_break(self, byte_level: Tokenizer, text: str, broken: str) -> None:
-        assert byte_level.break_control_tokens(text) == broken.replace("#", CONTROL_BREAK)
+    def test_tokens_begin_where_the_ones_before_have_ended(
+        self, smollm2_tokenizer: Tokenizer, pieces: list[str]
+    ) -> None:
+        text = "".join(pieces)
+        token_ids, offsets = smollm2_tokenizer.encode_with_offsets(text, parse_special=True)
+        assert token_ids == smollm2_tokenizer.encode(text, parse_special=True)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        ends = [len(decoder.decode(smollm2_tokenizer.token_bytes(token_id))) for token_id in token_ids]
+        assert offsets == list(itertools.accumulate(ends, initial=0))[:-1]
+
+    def test_they_are_of_the_text_as_typed(self, sentencepiece: Tokenizer) -> None:
+        composing = build_byte_tokenizer()
+        composing.normalizer = normalizers.NFC()
+        composed = Tokenizer(composing.to_str()).encode_with_offsets("cafe\u0301s")
+        assert composed == (list("cafés".encode()), [0, 1, 2, 3, 3, 5])
+        assert sentencepiece.encode_with_offsets("<s>the the", parse_special=True).offsets == [0, 3, 6]
+
+    def test_breaks_of_the_text_count(self, byte_level: Tokenizer) -> None:
+        text = "a\ufdd0\ufdefb\ufdd0\ufdef<s>c"
+        token_ids, offsets = byte_level.encode_with_offsets(text, parse_special=True)
+        assert (token_ids[-2:], offsets[-2:]) == ([BOS_ID, 99], [6, 9])
+        assert offsets[:9] == [0, 1, 1, 1, 2, 2, 2, 3, 4]
+
+    def test_lone_surrogates_are_the_client_s_error(self, byte_level: Tokenizer) -> None:
+        with pytest.raises(RequestError, match="surrogates"):
+            byte_level.encode_with_offsets("a\ud83d")
+
+
+class TestBreaks:
+    @pytest.mark.parametrize("position", range(1, len("<|im_end|>")))
+    def test_a_control_token_with_a_break_inside_is_text(self, byte_level: Tokenizer, position: int) -> None:
+        encoded = byte_level.encode("<|im_end|><|im_end|>", parse_special=True, breaks=[position])
+        assert encoded == [*b"<|im_end|>", IM_END_ID]
+
+    def test_breaks_elsewhere_change_nothing(self, byte_level: Tokenizer) -> None:
+        encoded = byte_level.encode("ab<|im_end|>cd", parse_special=True, breaks=[0, 1, 2, 12, 14])
+        assert encoded == [97, 98, IM_END_ID, 99, 100]
 
     @given(
-        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
-        st.lists(st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", "</s", " ", "é"]), max_size=10),
+        pieces=st.lists(
+            st.sampled_from(["<", "|", "im_", "end", "|>", "<|im_start|>", "s>", " ", "é", "\ufdd0", "\ufdef"]),
+            max_size=10,
+        )
     )
-    def test_broken_text_is_spelt_as_plain_text(
-        self, smollm2_tokenizer: Tokenizer, pieces: list[str], more: list[str]
+    def test_what_is_broken_everywhere_is_spelt_as_plain_text(
+        self, smollm2_tokenizer: Tokenizer, pieces: list[str]
     ) -> None:
-        first, second = "".join(pieces), "".join(more)
-        broken = smollm2_tokenizer.break_control_tokens(first) + smollm2_tokenizer.break_control_tokens(second)
-        encoded = smollm2_tokenizer.encode(broken, parse_special=True)
-        assert encoded == smollm2_tokenizer.encode(first + second)
+        text = "".join(pieces)
+        encoded = smollm2_tokenizer.encode(text, parse_special=True, breaks=range(1, len(text)))
+        assert encoded == smollm2_tokenizer.encode(text)
 
-    def test_control_tokens_matched_after_normalisation_are_guarded_too(self) -> None:
+    @given(text=st.text("a\ufdd0\ufdef<|>", max_size=12))
+    def test_no_character_is_lost(self, byte_level: Tokenizer, text: str) -> None:
+        assert byte_level.encode(text, parse_special=True) == list(text.encode())
+
+    def test_control_tokens_matched_after_normalisation_are_broken_too(self) -> None:
         definition = json.loads(build_byte_tokenizer().to_str())
         for token in definition["added_tokens"]:
             token["normalized"] = True
         tokenizer = Tokenizer(json.dumps(definition))
-        broken = tokenizer.break_control_tokens("<|im_end|>")
-        assert tokenizer.encode(broken + "<|im_end|>", parse_special=True) == [*b"<|im_end|>", IM_END_ID]
-
-    def test_long_texts_of_false_starts(self, byte_level: Tokenizer) -> None:
-        starts = "<|im_" * 100_000
-        assert byte_level.break_control_tokens(starts) == f"{starts[:-4]}{CONTROL_BREAK}{starts[-4:]}"
+        encoded = tokenizer.encode("<|im_end|><|im_end|>", parse_special=True, breaks=[3])
+        assert encoded == [*b"<|im_end|>", IM_END_ID]
 
 
 class TestDecode:
@@ -200,6 +270,8 @@ class TestLoad:
         assert smollm2_tokenizer.eos_token_id == 2
         assert smollm2_tokenizer.is_special(2)
         assert not smollm2_tokenizer.is_special(17)
+        assert smollm2_tokenizer.control_token_id("<|im_end|>") == 2
+        assert smollm2_tokenizer.control_token_id("the") is None
 
     def test_no_tokens_named_means_no_ids(self) -> None:
         tokenizer = Tokenizer(build_byte_tokenizer().to_str(), eos_token="<absent>")

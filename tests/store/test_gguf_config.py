@@ -10,7 +10,7 @@ from app.checkpoints.gguf_header import read_gguf_header
 from app.models.architectures import parse_config
 from app.store.errors import StoreError
 from app.store.gguf_config import config_json, generation_config_json, tokenizer_config_json
-from tests.store.tiny import CONFIG, FFN, HEADS, HIDDEN, VOCAB, Array, random_weights, write_gguf
+from tests.store.tiny import CONFIG, FFN, HEADS, HIDDEN, LAYERS, VOCAB, Array, random_weights, write_gguf
 
 
 def config_of(tmp_path: Path, arch: str = "llama", **options: Any) -> dict[str, Any]:
@@ -205,6 +205,38 @@ def test_named_tokens_that_are_ordinary_text_are_not_named(tmp_path: Path) -> No
         "sep_token": "<|pad|>",
         "mask_token": "<|bos|>",
     }
+
+
+@pytest.mark.parametrize("count", [0, 1, None])
+def test_file_that_is_not_split(tmp_path: Path, count: int | None) -> None:
+    assert config_of(tmp_path, extra={"split.count": count})["num_hidden_layers"] == LAYERS
+
+
+def test_special_tokens_that_the_model_does_not_have(tmp_path: Path) -> None:
+    names = ("bos", "eos", "padding", "unknown")
+    none = {f"tokenizer.ggml.{name}_token_id": 2**32 - 1 for name in names}
+    header = read_gguf_header(write_gguf(tmp_path / "m.gguf", extra=none | {"tokenizer.ggml.eot_token_id": 1}))
+    assert tokenizer_config_json(header) == {
+        "add_bos_token": False,
+        "chat_template": "{{ messages[0].content }}",
+    }
+    assert generation_config_json(header) == {"eos_token_id": [1]}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"tokenizer.chat_template": ["a"]}, "chat_template is not a text"),
+        ({"general.sampling.temp": "hot"}, r"general\.sampling\.temp is not a finite number"),
+        ({"general.sampling.top_p": float("nan")}, r"general\.sampling\.top_p is not a finite number"),
+        ({"tokenizer.ggml.eos_token_id": True}, r"eos_token_id = True is not in the vocabulary"),
+    ],
+)
+def test_text_side_that_is_malformed(tmp_path: Path, extra: dict[str, Any], message: str) -> None:
+    header = read_gguf_header(write_gguf(tmp_path / "m.gguf", extra=extra))
+    with pytest.raises(StoreError, match=message) as caught:
+        tokenizer_config_json(header), generation_config_json(header)
+    assert str(caught.value).startswith(str(tmp_path / "m.gguf"))
 
 
 def test_special_token_outside_the_vocabulary(tmp_path: Path) -> None:

@@ -215,10 +215,34 @@ def test_fields_that_contradict_each_other_are_errors() -> None:
         build_tokenizer(sentencepiece_metadata(scores=[0.0]))
     with pytest.raises(GGUFTokenizerError, match="merges"):
         build_tokenizer(byte_level_metadata("gpt-2") | {"tokenizer.ggml.merges": ["a zz"]})
-    with pytest.raises(GGUFTokenizerError, match="BOS"):
+    with pytest.raises(GGUFTokenizerError, match=r"bos_token_id = 9999 is not in the vocabulary"):
         build_tokenizer(byte_level_metadata("gpt-2", add_bos_token=True, bos_token_id=9999))
-    with pytest.raises(GGUFTokenizerError, match="unknown token 0 is not in its vocabulary"):
+    with pytest.raises(GGUFTokenizerError, match=r"unknown_token_id = 0 is not in the vocabulary"):
         build_tokenizer(sentencepiece_metadata(tokens=[], scores=[], token_type=[]))
+
+
+@pytest.mark.parametrize("merge", ["ab", "", " ", "a ", " ab"])
+def test_a_merge_is_two_tokens_with_a_space_between(merge: str) -> None:
+    with pytest.raises(GGUFTokenizerError, match=r"merge 1 is .*, not two tokens with a space between"):
+        build_tokenizer(byte_level_metadata("gpt-2", ("a b",)) | {"tokenizer.ggml.merges": ["a b", merge]})
+
+
+NONE = 2**32 - 1
+
+
+@pytest.mark.parametrize("none", [NONE, -1])
+def test_a_token_that_the_model_does_not_have_is_not_added(none: int) -> None:
+    tokenizer = build_tokenizer(byte_level_metadata("llama-bpe", bos_token_id=none))
+    assert tokenizer.encode("a").tokens == ["a"]
+    unknown = build_tokenizer(sentencepiece_metadata(unknown_token_id=none))
+    assert unknown.encode("the").ids == build_tokenizer(sentencepiece_metadata()).encode("the").ids
+
+
+@pytest.mark.parametrize("name", ["bos", "eos"])
+def test_a_token_that_is_to_be_added_must_be_there(name: str) -> None:
+    fields: dict[str, Any] = {f"{name}_token_id": NONE, f"add_{name}_token": True}
+    with pytest.raises(GGUFTokenizerError, match=rf"has no tokenizer\.ggml\.{name}_token_id"):
+        build_tokenizer(byte_level_metadata("gpt-2", (), **fields))
 
 
 def test_merges_of_huge_pieces_are_not_looked_for() -> None:

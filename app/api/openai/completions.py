@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +43,8 @@ class _Prompt:
     token_ids: list[int]
     text: str
     """As ``echo`` repeats it."""
+    offsets: list[int] | None = None
+    """Where the tokens of a given text begin in it, if their log-probabilities are repeated too."""
 
 
 def router(service: Service) -> APIRouter:
@@ -110,8 +113,7 @@ def _check(body: CompletionBody, num_prompts: int, service: Service) -> int:
 async def _encode(prompt: str | list[int], body: CompletionBody, service: Service) -> _Prompt:
     tokenizer = service.generator.tokenizer
     if isinstance(prompt, str):
-        add_special_tokens = body.add_special_tokens is not False
-        encoded = _Prompt(await tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens), prompt)
+        encoded = await _encode_text(prompt, body, tokenizer)
     else:
         check_token_ids("prompt", prompt, service.engine().vocab_size)
         skip = body.skip_special_tokens is not False
@@ -119,6 +121,18 @@ async def _encode(prompt: str | list[int], body: CompletionBody, service: Servic
     if not encoded.token_ids:
         raise RequestError("prompt has no tokens.", code="invalid_value", param="prompt")
     return encoded
+
+
+async def _encode_text(text: str, body: CompletionBody, tokenizer: Tokenizer) -> _Prompt:
+    add_special_tokens, parse_special = body.add_special_tokens is not False, body.parse_special is not False
+    if body.echo and body.logprobs is not None:
+        encode = tokenizer.encode_with_offsets
+        token_ids, offsets = await asyncio.to_thread(
+            encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special
+        )
+        return _Prompt(token_ids, text, offsets)
+    token_ids = await tokenizer.encode_async(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
+    return _Prompt(token_ids, text)
 
 
 @dataclass(slots=True)
@@ -188,11 +202,11 @@ class CompletionWriter:
         prompt_logprobs: Sequence[TokenLogprob] | None,
     ) -> CompletionChoice:
         text = part.text
-        logprobs = completion_logprobs(part.tokens, state.offsets) if self._with_logprobs else None
+        logprobs = completion_logprobs(part.tokens, state.offsets.advance(part.tokens)) if self._with_logprobs else None
         if self._echo and not state.begun:
             text = self._prompts[prompt].text + text
             if logprobs is not None:
-                logprobs = joined(self._prompt_logprobs(prompt_logprobs or ()), logprobs)
+                logprobs = joined(self._prompt_logprobs(prompt, prompt_logprobs or ()), logprobs)
         state.begun = True
         return CompletionChoice(
             index=prompt * self._n + part.index,
@@ -205,9 +219,12 @@ class CompletionWriter:
         start = len(self._prompts[prompt].text) if self._echo else 0
         return _ChoiceState(TextOffsets(IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens), start))
 
-    def _prompt_logprobs(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
-        return completion_logprobs(tokens, TextOffsets(detokenizer))
+    def _prompt_logprobs(self, prompt: int, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        offsets = self._prompts[prompt].offsets
+        if offsets is None:
+            detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
+            offsets = TextOffsets(detokenizer).advance(tokens)
+        return completion_logprobs(tokens, offsets[: len(tokens)])
 
     @staticmethod
     def _shows(choice: CompletionChoice) -> bool:

@@ -35,17 +35,19 @@ class TextOffsets:
         self._detokenizer = detokenizer
         self._next = start
 
-    def advance(self, token_id: int) -> int:
-        """Takes the next token and returns its offset. Tokens that share a character share its offset."""
-        offset = self._next
-        self._next += len(self._detokenizer.push([token_id]))
-        return offset
+    def advance(self, tokens: Sequence[TokenLogprob]) -> list[int]:
+        """Takes the next tokens and returns their offsets. Tokens that share a character share its offset."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._next)
+            self._next += len(self._detokenizer.push([token.token_id]))
+        return offsets
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offsets: TextOffsets) -> CompletionLogprobs:
+def completion_logprobs(tokens: Sequence[TokenLogprob], offsets: list[int]) -> CompletionLogprobs:
     """The shape of completions."""
     return CompletionLogprobs(
-        text_offset=[offsets.advance(token.token_id) for token in tokens],
+        text_offset=offsets,
         token_logprobs=[None if token.logprob is None else finite(token.logprob) for token in tokens],
         tokens=[token_key(token) for token in tokens],
         top_logprobs=[None if token.logprob is None else _top_dict(token) for token in tokens],

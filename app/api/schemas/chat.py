@@ -46,6 +46,9 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn. Default true.")
     continue_final_message: bool | None = Field(None, description="Go on with the last message instead.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
+    parse_special: Literal[False] | None = Field(
+        None, description="Control tokens that messages spell are always text."
+    )
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.requests import MAX_TOKENS, GenerationBody, TokenId
+from app.api.schemas.requests import MAX_TOKENS, GenerationBody, ParseSpecial, TokenId
 from app.api.schemas.usage import Usage
 
 
@@ -41,8 +41,11 @@ class CompletionBody(GenerationBody):
     logprobs: Annotated[int, Field(ge=0)] | None = Field(None, description="Alternatives reported for each token.")
     best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the value of `n`.")
     add_special_tokens: bool | None = Field(
-        None, description="Let the tokenizer add BOS where the model wants it. Token ids are always taken as they are."
+        None,
+        description="Let the tokenizer add BOS where the model wants it and the text does not begin with it. "
+        "Token ids are always taken as they are.",
     )
+    parse_special: ParseSpecial = None
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):

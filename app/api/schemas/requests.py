@@ -15,6 +15,13 @@ MAX_TOKENS = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+ParseSpecial = Annotated[
+    bool | None,
+    Field(
+        description="Take control tokens that the text spells for what they say, as a prompt needs that the client "
+        "rendered from a chat template. Default true; false keeps pasted text from posing as a turn of its own."
+    ),
+]
 TimeLimit = Annotated[
     Annotated[float, Field(gt=0, le=1e9)] | None,
     Field(description="Seconds after which the request is given up; the server may allow less."),
@@ -69,7 +76,10 @@ class GenerationBody(Body):
             Annotated[StopString, Tag("text")] | Annotated[list[StopString], Tag("list")], Discriminator(text_or_list)
         ]
         | None
-    ) = Field(None, description="Text that ends the answer; it is not part of it.")
+    ) = Field(
+        None,
+        description="Text that ends the answer; it is not part of it. A control token's text means that token as well.",
+    )
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None

@@ -8,20 +8,21 @@ import msgspec
 from pydantic import Field
 
 from app.api.schemas.chat import Message
-from app.api.schemas.requests import Body, TokenId
+from app.api.schemas.requests import Body, ParseSpecial, TokenId
 
 
 class TokenizeBody(Body):
     """A text or a conversation."""
 
     model: str | None = Field(None, description="Name of the served model; may be left out.")
-    prompt: str | None = Field(None, description="A text. Control tokens that it spells are taken for what they say.")
+    prompt: str | None = Field(None, description="A text.")
     messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="A conversation.")
     add_special_tokens: bool | None = Field(
         None,
-        description="Let the tokenizer add BOS to a text where the model wants it. Default true. "
-        "A conversation has the special tokens of its template and no others.",
+        description="Let the tokenizer add BOS where the model wants it and the text does not begin with it. "
+        "Default true. A conversation has the special tokens of its template and no others.",
     )
+    parse_special: ParseSpecial = None
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn. Default true.")
     continue_final_message: bool | None = Field(None, description="Leave the last message's turn open instead.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
