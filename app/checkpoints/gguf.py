@@ -46,33 +46,40 @@ def _stored(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> Iterato
     """A tensor as the checkpoint's one, or as those of each expert in a stack."""
     name, tensor = names.of(entry.name)
     if _EXPERT not in name:
-        yield StoredTensor(name, header.path, entry.shape, entry.nbytes, partial(_read, header, entry, tensor))
+        yield _stored_as(name, header, entry, tensor)
         return
-    count = entry.shape[0]
-    nbytes = entry.nbytes // count
-    for expert in range(count):
+    nbytes = entry.nbytes // entry.shape[0]
+    for expert in range(entry.shape[0]):
         part = replace(entry, shape=entry.shape[1:], offset=entry.offset + expert * nbytes, nbytes=nbytes)
-        of_expert = name.replace(_EXPERT, str(expert))
-        yield StoredTensor(of_expert, header.path, part.shape, nbytes, partial(_read, header, part, tensor))
+        yield _stored_as(name.replace(_EXPERT, str(expert)), header, part, tensor)
+
+
+def _stored_as(name: str, header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None) -> StoredTensor:
+    shape = entry.shape[::-1] if tensor is not None and tensor.transposed else entry.shape
+    return StoredTensor(name, header.path, shape, entry.nbytes, partial(_read, header, entry, tensor))
 
 
 def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, extent: Extent | None = None) -> Tensor:
     """One tensor or an extent of it, fp32, in the checkpoint's form.
 
     Args:
-        extent: whole heads, if it is rows of a projection whose rotated pairs are neighbours in the file.
+        extent: of the checkpoint's tensor; whole heads, if it is rows of a projection whose rotated pairs are
+            neighbours in the file.
 
     Raises:
         WeightError: its type cannot be dequantised, or the file cannot be read.
     """
-    if tensor is None:
-        return torch.from_numpy(_dequantize(header.path, entry, extent))
-    values = _dequantize(header.path, entry, None if tensor.whole else extent)
-    try:
-        adapted = torch.from_numpy(tensor.undo(header, entry, values))
-    except ConfigError as error:
-        raise WeightError(str(error)) from None
-    return extent.of(adapted) if extent is not None and tensor.whole else adapted
+    turned = tensor is not None and tensor.transposed and len(entry.shape) == 2
+    if turned and extent is not None:
+        extent = extent._replace(dim=1 - extent.dim)
+    values = _dequantize(header.path, entry, extent)
+    if tensor is not None and tensor.undo is not None:
+        try:
+            values = tensor.undo(header, entry, values)
+        except ConfigError as error:
+            raise WeightError(str(error)) from None
+    read = torch.from_numpy(values)
+    return read.t() if turned else read
 
 
 def _dequantize(path: Path, entry: TensorEntry, extent: Extent | None) -> Floats:

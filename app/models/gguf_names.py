@@ -54,18 +54,20 @@ class GGUFTensor:
     """A tensor whose file holds it in another form than checkpoints do."""
 
     name: str
-    """Its module; in a layer, below the layer's."""
-    undo: Undo
-    """Takes it back to the checkpoint's form."""
-    whole: bool = False
-    """``undo`` wants all of the tensor, not an extent."""
+    """As in :class:`GGUFNames`."""
+    undo: Undo | None = None
+    """Takes its values back to the checkpoint's."""
+    transposed: bool = False
+    """The file has [N, K] where checkpoints have [K, N]; vectors are alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GGUFNames:
     """Parts of GGUF names -> modules of checkpoints; what is not here stays as it is, to be reported as left over.
 
-    A module with ``{expert}`` in it stands for one of each expert, of which the file keeps a stack.
+    A part stands for its ``.weight`` and ``.bias``, each of the module's; one with its ending, or without any in the
+    file, for that tensor alone, whose whole name is given. A name with ``{expert}`` in it stands for one of each
+    expert, of which the file keeps a stack.
     """
 
     model: Mapping[str, str | GGUFTensor]
@@ -81,15 +83,18 @@ class GGUFNames:
         match = _NAME.fullmatch(name)
         if match is None:
             return name, None
-        layer, kind = match["layer"], match["kind"]
-        found = (self.model if layer is None else self.layer).get(match["part"])
+        layer, part, kind = match["layer"], match["part"], match["kind"] or ""
+        names = self.model if layer is None else self.layer
+        found, ending = names.get(part + kind), ""
+        if found is None:
+            found, ending = names.get(part), kind
         if found is None:
             return name, None
-        module, tensor = (found, None) if isinstance(found, str) else (found.name, found)
-        return f"{module}.{kind}" if layer is None else f"{self.layers}.{layer}.{module}.{kind}", tensor
+        stem, tensor = (found, None) if isinstance(found, str) else (found.name, found)
+        return f"{stem}{ending}" if layer is None else f"{self.layers}.{layer}.{stem}{ending}", tensor
 
 
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)(?P<kind>\.weight|\.bias)?")
 
 MODEL_PARTS: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
@@ -131,11 +136,6 @@ def unpermuted(heads_key: str) -> Undo:
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
     return undo
-
-
-def transposed(_header: Header, _entry: TensorInfo, values: Floats) -> Floats:
-    """For a matrix [N, K] of which checkpoints hold [K, N]; wants it whole."""
-    return np.ascontiguousarray(values.T)
 
 
 def less_one(_header: Header, _entry: TensorInfo, values: Floats) -> Floats:

@@ -11,7 +11,7 @@ import torch
 from app.kernels import dispatch
 from app.kernels.linear.pack import unpackable
 from app.kernels.paged_attention.cpu import can_pack
-from app.models.config import AttentionConfig, DeltaConfig, ModelConfig
+from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
@@ -103,6 +103,8 @@ def _refusals(model: ModelConfig, ranks: int) -> dict[torch.dtype, str]:
             case DeltaConfig(num_v_heads=heads, v_dim=head_dim):
                 widths[f"linear_num_value_heads * linear_value_head_dim{share}", heads * head_dim // ranks] = None
         widths[f"intermediate_size{share}", layer.mlp.width // ranks] = None
+        if isinstance(layer.mlp, ExpertsConfig) and layer.mlp.shared_width is not None:
+            widths["shared_expert_intermediate_size", layer.mlp.shared_width] = None
     refusals: dict[torch.dtype, str] = {}
     for name, width in widths:
         for dtype in (torch.int8, torch.bfloat16):
