@@ -53,6 +53,8 @@ _PROGRESS_INTERVAL = 2.0
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than the clients and proxies that reuse it keep it (60 at most of
 them), or a request now and then meets its closing."""
+_BODIES_AT_ONCE = 4
+"""Bodies of the largest size that are under way at most; small ones do not count."""
 _LAST_EVENTS = 5.0
 """Seconds that streams cut by the drain's deadline get to send their error event."""
 
@@ -188,6 +190,7 @@ def api_settings(settings: Settings) -> ApiSettings:
     return ApiSettings(
         strict_params=settings.strict_params,
         max_body_bytes=int(settings.max_body_bytes),
+        max_body_bytes_together=_BODIES_AT_ONCE * int(settings.max_body_bytes),
         max_n=settings.max_n,
         max_prompts=settings.max_prompts,
         max_logprobs=settings.max_logprobs,

@@ -45,7 +45,11 @@ def create_app(service: Service) -> FastAPI:
     install_openapi(app, keys=bool(service.settings.api_keys), open_paths=OPEN_PATHS)
     install_error_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=service.settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=service.settings.max_body_bytes,
+        max_bytes_together=service.settings.max_body_bytes_together,
+    )
     if service.settings.api_keys:
         app.add_middleware(AuthMiddleware, keys=service.settings.api_keys)
     if service.settings.cors_origins:

@@ -34,11 +34,23 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise RequestError(f"{param} is required.", code="missing_required_parameter", param=param)
 
 
-async def encode_messages(messages: Sequence[Message], options: TemplateOptions, generator: Generator) -> list[int]:
+async def encode_messages(
+    messages: Sequence[Message],
+    options: TemplateOptions,
+    generator: Generator,
+    deadline: float | None,
+    *,
+    max_tokens: int | None = None,
+) -> list[int]:
     """Token ids of a conversation, made off the event loop when it is long.
 
+    Args:
+        deadline: instant of ``time.monotonic`` up to which they are of use.
+        max_tokens: most tokens that are of use; by default what fits the model.
+
     Raises:
-        RequestError: 400, the model has no template, or its template refuses the messages.
+        RequestError: 400, the model has no template, its template refuses the messages, or they are too long; 504, the
+            deadline passed.
     """
     turns = [message.model_dump() for message in messages]
     for turn in turns:
@@ -48,6 +60,8 @@ async def encode_messages(messages: Sequence[Message], options: TemplateOptions,
     return await generator.chat_template.encode_async(
         turns,
         generator.tokenizer,
+        max_tokens=max_tokens or generator.max_model_len,
+        deadline=deadline,
         add_generation_prompt=not continues if options.add_generation_prompt is None else options.add_generation_prompt,
         continue_final_message=continues,
         template_kwargs=options.chat_template_kwargs,

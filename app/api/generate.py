@@ -23,7 +23,7 @@ from app.api.extras import ignored_fields, ignored_header
 from app.api.generations import read_deltas, read_whole, submitted
 from app.api.json import encode, json_response
 from app.api.middleware import request_id
-from app.api.openai.answer import is_strict, time_limit
+from app.api.openai.answer import deadline, is_strict
 from app.api.openapi import flat_answers, takes
 from app.api.params import GREEDY_BELOW, at_most, check_logprobs
 from app.api.schemas.generate import (
@@ -126,13 +126,16 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
     if stream and parameters.decoder_input_details:
         message = "decoder_input_details is not supported with streams."
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
+    ends = deadline(request, body.timeout, service)
     name = f"gen-{request_id(request.scope)}"
     with service.generator.reserved(name, endpoint=endpoint):
         prompt = await service.generator.tokenizer.encode_async(
-            body.inputs, parse_special=parameters.parse_special is not False
+            body.inputs,
+            deadline=ends,
+            parse_special=parameters.parse_special is not False,
+            max_tokens=service.generator.max_model_len,
+            keep_last=parameters.truncate,
         )
-    if parameters.truncate is not None:
-        prompt = prompt[-parameters.truncate :]
     max_tokens = parameters.max_new_tokens or min(
         DEFAULT_MAX_NEW_TOKENS, max(1, service.generator.remaining_tokens(len(prompt)))
     )
@@ -140,7 +143,7 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
         request_id=name,
         prompt_token_ids=prompt,
         params=_sampling_params(parameters, max_tokens, stream=stream),
-        timeout=time_limit(body.timeout, service),
+        deadline=ends,
     )
     return _Answer(service, endpoint, stream, body, parameters, generation_request, ignored_header(ignored))
 

@@ -22,8 +22,16 @@ REQUEST_ID_HEADER = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@\-]{1,128}")
 _UNMATCHED = "unmatched"
 _MAX_LENGTH_DIGITS = 18
+_SMALL_BODY = 64 << 10
+_BODIES_RETRY_AFTER = 1.0
 
 _log = structlog.get_logger("tuili.api")
+
+
+def arrival(scope: Scope) -> float:
+    """Instant of ``time.monotonic`` at which a request's head had come."""
+    value: float = scope["state"]["arrival"]
+    return value
 
 
 def request_id(scope: Scope) -> str:
@@ -33,7 +41,10 @@ def request_id(scope: Scope) -> str:
 
 
 class RequestIdMiddleware:
-    """Takes the client's ``X-Request-Id`` if it is harmless, else makes one; every answer and log line carries it."""
+    """Takes the client's ``X-Request-Id`` if it is harmless, else makes one; every answer and log line carries it.
+
+    The request's clock starts here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +56,7 @@ class RequestIdMiddleware:
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         value = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = value
+        scope.setdefault("state", {}).update(request_id=value, arrival=time.monotonic())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -110,14 +121,22 @@ class FaultMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies above ``max_bytes`` with 413, by their declared length or as they come."""
+    """Bounds bodies, each and together.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Args:
+        max_bytes: of a body; larger ones are refused with 413, by their declared length or as they come.
+        max_bytes_together: of all requests' bodies, until their answers end; small ones do not count, and always
+            pass. What would exceed it is refused with 429.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_bytes_together: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_bytes_together = max(max_bytes, max_bytes_together)
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forwards; reading past the limit raises in the route."""
+        """Forwards; reading past a limit raises in the route."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -127,17 +146,35 @@ class BodyLimitMiddleware:
             # this answer from clients that read only once they have sent everything.
             await error_response(self._too_large(), scope["path"])(scope, receive, send)
             return
-        received = 0
+        received = held = 0
 
         async def receive_counting() -> Message:
-            nonlocal received
+            nonlocal received, held
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large()
+            if received > max(_SMALL_BODY, held):
+                if self._held_bytes - held + received > self._max_bytes_together:
+                    raise _too_many_bodies()
+                self._held_bytes += received - held
+                held = received
             return message
 
-        await self._app(scope, receive_counting, send)
+        try:
+            await self._app(scope, receive_counting, send)
+        finally:
+            self._held_bytes -= held
 
     def _too_large(self) -> RequestError:
         return RequestError(f"The body is larger than {self._max_bytes} bytes.", status=413, code="request_too_large")
+
+
+def _too_many_bodies() -> RequestError:
+    return RequestError(
+        "The server is overloaded: too many large bodies are under way.",
+        status=429,
+        type="overloaded_error",
+        code="overloaded",
+        retry_after=_BODIES_RETRY_AFTER,
+    )

@@ -23,7 +23,6 @@ def check_limits(body: GenerationBody, settings: ApiSettings, *, num_prompts: in
     if isinstance(body.stop, list):
         at_most("stop", len(body.stop), settings.max_stop, "stop strings")
     at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_stop, "stop token ids")
-    at_most("logit_bias", len(body.logit_bias or ()), settings.max_logit_bias, "biased tokens")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream.", code="invalid_value", param="stream_options")
 

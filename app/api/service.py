@@ -24,6 +24,8 @@ class ApiSettings:
     strict_params: bool = False
     """Refuse request fields nobody knows, as ``?strict=true`` does, instead of naming them back."""
     max_body_bytes: int = 16 << 20
+    max_body_bytes_together: int = 64 << 20
+    """Bytes of all requests' bodies at one time, small ones (64 KiB) aside; more are answered 429."""
     max_n: int = 16
     """Choices a prompt."""
     max_prompts: int = 256
@@ -32,7 +34,6 @@ class ApiSettings:
     """Alternatives a token."""
     max_stop: int = 16
     """Stop strings, and likewise stop token ids."""
-    max_logit_bias: int = 1024
     keepalive_interval: float = 15.0
     """Seconds of silence before a stream gets a comment line; 0 sends none."""
     default_timeout: float | None = 600.0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -14,15 +11,15 @@ from app.api.body import read_body
 from app.api.conversation import check_messages, encode_messages
 from app.api.extras import ignored_fields, ignored_header
 from app.api.json import json_response
-from app.api.openai.answer import is_strict
+from app.api.openai.answer import deadline, is_strict
 from app.api.openapi import answers, takes
 from app.api.params import check_token_ids
 from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.service import Service
 from app.serving.errors import RequestError
 
-_THREAD_THRESHOLD = 4_000
-"""Tokens from which decoding leaves the event loop: about a millisecond of work."""
+_MAX_TOKENS = 1 << 18
+"""Most tokens of a text, if the model's context has not more: documents may be longer than a prompt."""
 _TOKENIZE_EXAMPLES = {
     "text": {"summary": "A text", "value": {"prompt": "The capital of France is", "add_special_tokens": False}},
     "conversation": {"summary": "A conversation", "value": {"messages": [{"role": "user", "content": "Hi"}]}},
@@ -38,13 +35,13 @@ def router(service: Service) -> APIRouter:
         "/tokenize",
         summary="Text or conversation to token ids",
         openapi_extra=takes(TokenizeBody, _TOKENIZE_EXAMPLES),
-        responses=answers(Tokenized, errors=(400, 404, 413, 500, 503)),
+        responses=answers(Tokenized, errors=(400, 404, 413, 429, 500, 503, 504)),
     )
     async def tokenize(request: Request) -> Response:
         """Token ids and their number, next to how many fit the model."""
         body = await read_body(request, TokenizeBody)
         headers = _checked(request, body, body.model, service)
-        tokens = await _encode(body, service)
+        tokens = await _encode(body, service, deadline(request, None, service))
         answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=service.generator.max_model_len)
         return json_response(answer, headers=headers)
 
@@ -52,13 +49,18 @@ def router(service: Service) -> APIRouter:
         "/detokenize",
         summary="Token ids to text",
         openapi_extra=takes(DetokenizeBody, _DETOKENIZE_EXAMPLES),
-        responses=answers(Detokenized, errors=(400, 404, 413, 500)),
+        responses=answers(Detokenized, errors=(400, 404, 413, 429, 500, 504)),
     )
     async def detokenize(request: Request) -> Response:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         body = await read_body(request, DetokenizeBody)
         headers = _checked(request, body, body.model, service)
-        return json_response(Detokenized(prompt=await _decode(body.tokens, service)), headers=headers)
+        tokenizer = service.generator.tokenizer
+        check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
+        text = await tokenizer.decode_async(
+            body.tokens, skip_special_tokens=False, deadline=deadline(request, None, service)
+        )
+        return json_response(Detokenized(prompt=text), headers=headers)
 
     @routes.get(
         "/tokenizer_info", summary="Special tokens and chat template", responses=answers(TokenizerInfo, errors=())
@@ -88,15 +90,18 @@ def _checked(request: Request, body: BaseModel, model: str | None, service: Serv
     return ignored_header(ignored)
 
 
-async def _encode(body: TokenizeBody, service: Service) -> list[int]:
+async def _encode(body: TokenizeBody, service: Service, ends: float | None) -> list[int]:
     generator = service.generator
+    max_tokens = max(_MAX_TOKENS, generator.max_model_len)
     if body.messages is None:
         if body.prompt is None:
             raise RequestError("prompt or messages is required.", code="missing_required_parameter", param="prompt")
         return await generator.tokenizer.encode_async(
             body.prompt,
+            deadline=ends,
             add_special_tokens=body.add_special_tokens is not False,
             parse_special=body.parse_special is not False,
+            max_tokens=max_tokens,
         )
     if body.prompt is not None:
         raise RequestError("prompt and messages exclude each other.", code="invalid_value", param="prompt")
@@ -107,12 +112,4 @@ async def _encode(body: TokenizeBody, service: Service) -> list[int]:
         message = "parse_special is not supported with messages: control tokens that they spell are always text."
         raise RequestError(message, code="unsupported_parameter", param="parse_special")
     check_messages(body.messages)
-    return await encode_messages(body.messages, body, generator)
-
-
-async def _decode(tokens: Sequence[int], service: Service) -> str:
-    tokenizer = service.generator.tokenizer
-    check_token_ids("tokens", tokens, tokenizer.vocab_size)
-    if len(tokens) < _THREAD_THRESHOLD:
-        return tokenizer.decode(tokens, skip_special_tokens=False)
-    return await asyncio.to_thread(tokenizer.decode, tokens, skip_special_tokens=False)
+    return await encode_messages(body.messages, body, generator, ends, max_tokens=max_tokens)

@@ -56,7 +56,7 @@ class Admission:
             RequestError: as :meth:`check_accepting`; 400 when it can never be served, 504 when it has no time left.
         """
         ready = self.check_accepting(request.n)
-        if request.timeout is not None and request.timeout <= 0:
+        if request.deadline is not None and request.deadline <= arrival:
             raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
         if request.n < 1:
             raise RequestError("n must be at least 1.", param="n")
@@ -125,7 +125,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
             sample_index=index,
             priority=request.priority,
             arrival_time=arrival,
-            deadline=None if request.timeout is None else arrival + request.timeout,
+            deadline=request.deadline,
             cache_salt=request.cache_salt,
         )
         for index in range(request.n)

@@ -8,7 +8,6 @@ encoding of the rendered string.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from app.serving.errors import RequestError
 from app.serving.template_forms import MessageForms, find_forms
 from app.serving.template_origins import Origins
 from app.serving.template_sandbox import Budget, OutOfBudgetError, TemplateEnvironment, spending
-from app.serving.tokenizer import THREAD_THRESHOLD, Tokenizer
+from app.serving.tokenizer import THREAD_THRESHOLD, EncodeOptions, Tokenizer
 
 TEMPLATE_KWARGS = frozenset(
     {
@@ -131,50 +130,66 @@ class ChatTemplate:
             return self._build(messages, None, Budget(MAX_STEPS, MAX_SECONDS), **options).text
 
     def encode(
-        self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[int]:
         """The prompt as token ids, without a BOS but for the template's own.
 
         Args:
             messages: OpenAI-style messages; contents are strings, lists of text parts, or absent. Fields that are
                 null are left out.
+            max_tokens: as of :meth:`Tokenizer.encode`.
 
         Raises:
-            RequestError: the model has no template, the template refuses the messages or takes too long over them, or
-                a message or an option is not supported.
+            RequestError: the model has no template, the template refuses the messages or takes too long over them, a
+                message or an option is not supported, or the prompt is too long.
         """
-        return self._encode(messages, tokenizer, Budget(MAX_STEPS, MAX_SECONDS), **options)
+        with _answering_out_of_budget():
+            prompt = self._build(messages, tokenizer, Budget(MAX_STEPS, MAX_SECONDS), **options)
+        return tokenizer.encode(prompt.text, **_encode_options(prompt, max_tokens))
 
     async def encode_async(
-        self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Unpack[ChatOptions]
-    ) -> list[int]:
-        """:meth:`encode`, off the event loop when the messages are long or the template takes long over them."""
-        if not _are_long([*messages, *(options.get("tools") or ()), options.get("template_kwargs")]):
-            try:
-                prompt = self._build(messages, tokenizer, Budget(INLINE_STEPS, MAX_SECONDS), **options)
-            except OutOfBudgetError:
-                pass
-            else:
-                return await tokenizer.encode_async(
-                    prompt.text, add_special_tokens=False, parse_special=True, breaks=prompt.breaks
-                )
-        budget = Budget(MAX_STEPS, MAX_SECONDS)
-        try:
-            return await asyncio.to_thread(self._encode, messages, tokenizer, budget, **options)
-        except asyncio.CancelledError:
-            budget.cancel()
-            raise
-
-    def _encode(
         self,
         messages: Sequence[Mapping[str, Any]],
         tokenizer: Tokenizer,
-        budget: Budget,
+        *,
+        max_tokens: int | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[int]:
-        with _answering_out_of_budget():
-            prompt = self._build(messages, tokenizer, budget, **options)
-        return tokenizer.encode(prompt.text, add_special_tokens=False, parse_special=True, breaks=prompt.breaks)
+        """:meth:`encode`, off the event loop when the messages are long or the template takes long over them.
+
+        Args:
+            deadline: as of :meth:`Tokenizer.encode_async`; a rendering that goes on then ends.
+        """
+        prompt = await self._build_async(messages, tokenizer, max_tokens, deadline, **options)
+        return await tokenizer.encode_async(prompt.text, deadline=deadline, **_encode_options(prompt, max_tokens))
+
+    async def _build_async(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        max_tokens: int | None,
+        deadline: float | None,
+        **options: Unpack[ChatOptions],
+    ) -> _Prompt:
+        length = _length([*messages, *(options.get("tools") or ()), options.get("template_kwargs") or {}])
+        if length < THREAD_THRESHOLD:
+            with contextlib.suppress(OutOfBudgetError):
+                return self._build(messages, tokenizer, Budget(INLINE_STEPS, MAX_SECONDS), **options)
+        else:
+            tokenizer.check_length(length, max_tokens)
+        budget = Budget(MAX_STEPS, MAX_SECONDS)
+        work = partial(self._build, messages, tokenizer, budget, **options)
+        try:
+            with _answering_out_of_budget():
+                return await tokenizer.long_work.run(length, work, deadline)
+        finally:
+            budget.cancel()  # the client may have gone, or its time be up
 
     def _build(
         self,
@@ -268,13 +283,22 @@ def _failure(message: str) -> RequestError:
     return RequestError(message, code="chat_template_error", param="messages")
 
 
-def _are_long(written: Sequence[object]) -> bool:
+def _encode_options(prompt: _Prompt, max_tokens: int | None) -> EncodeOptions:
+    return {
+        "add_special_tokens": False,
+        "parse_special": True,
+        "breaks": prompt.breaks,
+        "max_tokens": max_tokens,
+    }
+
+
+def _length(written: Sequence[Mapping[str, Any]]) -> int:
+    """Characters of it, about."""
     size = 0
-    for value in written:
-        size += len(repr(value))
-        if size >= THREAD_THRESHOLD:
-            return True
-    return False
+    for entry in written:
+        for key, value in entry.items():
+            size += len(key) + (len(value) if isinstance(value, str) else len(repr(value)))
+    return size
 
 
 def _strings(tree: Any) -> list[str]:

@@ -320,14 +320,19 @@ class Generator:
     def reserved(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[None]:
         """Holds room for ``n`` sequences while their prompts are rendered and tokenised; submit them afterwards.
 
-        However many long prompts come at once, no more are worked on than can be admitted.
+        However many long prompts come at once, no more are worked on than can be admitted. A refusal within the block
+        is written in the ledger.
 
         Raises:
             RequestError: as :meth:`check_accepting`, before the block is entered.
         """
         self.check_accepting(request_id, endpoint=endpoint, n=n)
         with self._admission.reserve(n):
-            yield
+            try:
+                yield
+            except RequestError as error:
+                self.ledger.refuse(request_id, endpoint, error)
+                raise
 
     async def submit(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
         """Admits a request and sends it to the engine.

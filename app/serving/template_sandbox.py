@@ -49,13 +49,14 @@ class Budget:
 
     Args:
         steps: about as many expressions.
-        seconds: from now on.
+        seconds: from its first step on; it may wait for its turn before.
     """
 
     def __init__(self, steps: int, seconds: float) -> None:
         self._left = steps
         self._next_check = steps
-        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+        self._end: float | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -69,7 +70,10 @@ class Budget:
             raise OutOfBudgetError("it takes too many steps")
         if self._left <= self._next_check:
             self._next_check = self._left - _STEPS_BETWEEN_CHECKS
-            if self._cancelled or time.monotonic() > self._end:
+            now = time.monotonic()
+            if self._end is None:
+                self._end = now + self._seconds
+            if self._cancelled or now > self._end:
                 raise OutOfBudgetError("it takes too long")
 
 

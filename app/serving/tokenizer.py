@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
-import bisect
 import contextlib
-import functools
 import itertools
 import json
-import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import msgspec
 import tokenizers
 from msgspec.structs import replace
 from tokenizers import normalizers
 
+from app.serving.breaks import BREAK, broken, offsets_without_breaks, within
 from app.serving.control_tokens import ControlTokens
 from app.serving.errors import RequestError
+from app.serving.long_text import exceeds, last_part, most_characters
+from app.serving.long_work import LongWork
 from app.serving.token_bytes import TokenBytes, TokenizerError, build_token_bytes
 from app.store.errors import StoreError
 from app.store.files import read_declared_tokens
 from app.store.special_tokens import AddedToken, DeclaredTokens
 
-__all__ = ["Tokenizer", "TokenizerError"]
+__all__ = ["EncodeOptions", "EncodedText", "TextOptions", "Tokenizer", "TokenizerError"]
 
-_BREAK = "\ufdd0\ufdef"
-"""Put inside a control token's text to keep it plain text; takes no part in the encoding otherwise.
-
-Two noncharacters, which Unicode reserves for a program's own use. A text that has them nevertheless keeps them, see
-:func:`_broken`.
-"""
-_GUARDED_BREAK = _BREAK[0] + _BREAK + _BREAK[1]
-"""What :func:`_broken` makes of a break that is part of a text: removing the break inside leaves it."""
+_T = TypeVar("_T")
 
 THREAD_THRESHOLD = 4_000
-"""Characters from which encoding leaves the event loop: about a millisecond of work."""
+"""Characters, or tokens, from which work on them leaves the event loop: about a millisecond of it."""
+
+
+class TextOptions(TypedDict, total=False):
+    """Arguments of :meth:`Tokenizer.encode_with_offsets`."""
+
+    add_special_tokens: bool
+    parse_special: bool
+    max_tokens: int | None
+
+
+class EncodeOptions(TextOptions, total=False):
+    """Arguments of :meth:`Tokenizer.encode`."""
+
+    breaks: Sequence[int]
+    keep_last: int | None
 
 
 class EncodedText(NamedTuple):
@@ -47,6 +54,29 @@ class EncodedText(NamedTuple):
     offsets: list[int]
     """In characters of the text as given. Tokens that share a character share its offset; tokens that were added to
     the text stand at its ends."""
+
+
+class _Given(NamedTuple):
+    """A text, and the library's tokenizer that is to encode it, whole or in parts."""
+
+    tokenizer: tokenizers.Tokenizer
+    text: str
+    breaks: Sequence[int] | None
+    """None where control tokens are not looked for."""
+
+    def part(self, start: int, end: int) -> str:
+        """``text[start:end]``, with its breaks."""
+        text = self.text[start:end]
+        return text if self.breaks is None else broken(text, within(self.breaks, start, end))
+
+    def encode_fast(self, start: int, end: int) -> tokenizers.Encoding:
+        """Token ids of a part, without BOS and offsets."""
+        # The batch call alone has a variant that skips the offsets: half the time on long texts.
+        return self.tokenizer.encode_batch_fast([self.part(start, end)], add_special_tokens=False)[0]
+
+    def num_tokens(self, start: int, end: int) -> int:
+        """Number of tokens of a part, without BOS."""
+        return len(self.encode_fast(start, end))
 
 
 class Tokenizer:
@@ -95,7 +125,7 @@ class Tokenizer:
         raw = [replace(token, normalized=False) if token.content in control else token for token in declared.added]
         _add(self._parsing, raw)
         # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
-        remove_breaks = normalizers.Replace(_BREAK, "")
+        remove_breaks = normalizers.Replace(BREAK, "")
         normalizer = self._parsing.normalizer
         self._parsing.normalizer = normalizers.Sequence([remove_breaks, normalizer]) if normalizer else remove_breaks
 
@@ -108,6 +138,9 @@ class Tokenizer:
             self._plain.get_vocab(with_added_tokens=True),
             {token_id: token.content for token_id, token in added.items()},
         )
+        self._longest = max(map(len, self._bytes.table), default=0)
+        self.long_work = LongWork()
+        """Where what goes through long texts waits for its turn."""
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.pad_token = pad_token
@@ -169,6 +202,8 @@ class Tokenizer:
         add_special_tokens: bool = True,
         parse_special: bool = False,
         breaks: Sequence[int] = (),
+        max_tokens: int | None = None,
+        keep_last: int | None = None,
     ) -> list[int]:
         """Token ids of a text.
 
@@ -179,50 +214,81 @@ class Tokenizer:
             parse_special: take control tokens in the text for what they say.
             breaks: positions in the text, ascending. With ``parse_special``, a control token that has one of them
                 inside is plain text; all else is encoded as it is without them.
+            max_tokens: most tokens that are of use. A text that is sure to have more is refused without making them
+                all; one that has a few more may come back whole.
+            keep_last: return this many of the last tokens alone, added ones included.
 
         Raises:
-            RequestError: the text holds lone surrogates, which no encoding can carry.
+            RequestError: the text is too long, or holds lone surrogates, which no encoding can carry.
         """
-        tokenizer = self._parsing if parse_special else self._plain
-        text = _broken(text, breaks) if parse_special else text
+        given = self._given(text, breaks, parse_special=parse_special)
+        start = 0
         with _refusing_surrogates():
-            # The batch call alone has a variant that skips the offsets: half the time on long texts.
-            ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        if not add_special_tokens:
-            return ids
-        before, after = self._added_to(ids)
-        return [*before, *ids, *after] if before or after else ids
+            if keep_last is not None and (max_tokens is None or keep_last <= max_tokens):
+                start = last_part(len(text), keep_last, given.num_tokens, self._longest)
+            else:
+                self._check_fits(given, max_tokens)
+            ids: list[int] = given.encode_fast(start, len(text)).ids
+        if add_special_tokens:
+            # The end of a text that was cut has more tokens than are kept, so what goes before them does not show.
+            before, after = self._added_to(ids)
+            ids = [*before, *ids, *after] if before or after else ids
+        return ids if keep_last is None else ids[-keep_last:]
 
     async def encode_async(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool = True,
-        parse_special: bool = False,
-        breaks: Sequence[int] = (),
+        self, text: str, *, deadline: float | None = None, **options: Unpack[EncodeOptions]
     ) -> list[int]:
-        """:meth:`encode`, in a thread when the text is long (the library lets other threads run meanwhile)."""
-        encode = functools.partial(
-            self.encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special, breaks=breaks
-        )
-        return encode() if len(text) < THREAD_THRESHOLD else await asyncio.to_thread(encode)
+        """:meth:`encode`, in a thread when the text is long (the library lets other threads run meanwhile).
+
+        Args:
+            deadline: instant of ``time.monotonic`` up to which the result is of use.
+
+        Raises:
+            RequestError: as :meth:`encode`; 504, the deadline passed while other long texts had their turn.
+        """
+        return await self._in_turn(len(text), lambda: self.encode(text, **options), deadline)
 
     def encode_with_offsets(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, max_tokens: int | None = None
     ) -> EncodedText:
         """:meth:`encode`, and where the tokens stand in the text."""
-        tokenizer = self._parsing if parse_special else self._plain
-        given = _broken(text, ()) if parse_special else text
+        given = self._given(text, (), parse_special=parse_special)
+        marked = given.part(0, len(text))
         with _refusing_surrogates():
-            encoding = tokenizer.encode_batch([given], add_special_tokens=False)[0]
+            self._check_fits(given, max_tokens)
+            encoding = given.tokenizer.encode_batch([marked], add_special_tokens=False)[0]
         offsets = [start for start, _ in encoding.offsets]
-        if given != text:
-            # A guarded break is two characters longer, the first of which stands before what the library leaves out.
-            guards = [found.end() - 1 for found in re.finditer(_GUARDED_BREAK, given)]
-            offsets = [offset - 2 * bisect.bisect_right(guards, offset) for offset in offsets]
+        if marked != text:
+            offsets = offsets_without_breaks(marked, offsets)
         before, after = self._added_to(encoding.ids) if add_special_tokens else ([], [])
         offsets = [0] * len(before) + offsets + [len(text)] * len(after)
         return EncodedText([*before, *encoding.ids, *after], offsets)
+
+    async def encode_with_offsets_async(
+        self, text: str, *, deadline: float | None = None, **options: Unpack[TextOptions]
+    ) -> EncodedText:
+        """:meth:`encode_with_offsets`, as :meth:`encode_async` does it."""
+        return await self._in_turn(len(text), lambda: self.encode_with_offsets(text, **options), deadline)
+
+    def check_length(self, characters: int, max_tokens: int | None) -> None:
+        """Refuses text that nobody needs to look at to know that it has more than ``max_tokens`` tokens.
+
+        Raises:
+            RequestError: 400.
+        """
+        if max_tokens is not None and characters > most_characters(max_tokens, self._longest):
+            raise _too_long(max_tokens)
+
+    def _given(self, text: str, breaks: Sequence[int], *, parse_special: bool) -> _Given:
+        return _Given(self._parsing, text, breaks) if parse_special else _Given(self._plain, text, None)
+
+    def _check_fits(self, given: _Given, max_tokens: int | None) -> None:
+        if max_tokens is not None and exceeds(len(given.text), max_tokens, given.num_tokens, self._longest):
+            raise _too_long(max_tokens)
+
+    async def _in_turn(self, size: int, work: Callable[[], _T], deadline: float | None) -> _T:
+        """The result of ``work`` on so many characters or tokens, in a thread if they are many."""
+        return work() if size < THREAD_THRESHOLD else await self.long_work.run(size, work, deadline)
 
     def _added_to(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
         """Ids that the model's tokenizer adds before and after a text's own."""
@@ -235,6 +301,12 @@ class Tokenizer:
         for _ in range(self.leading_spaces):
             data = data.removeprefix(b" ")
         return data.decode("utf-8", errors="replace")
+
+    async def decode_async(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, deadline: float | None = None
+    ) -> str:
+        """:meth:`decode`, in a thread when there are many ids. Raises :class:`RequestError` 504 past the deadline."""
+        return await self._in_turn(len(token_ids), lambda: self.decode(token_ids, skip_special_tokens), deadline)
 
     def join_bytes(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> bytes:
         """The tokens' bytes, one after another."""
@@ -284,13 +356,8 @@ def _refusing_surrogates() -> Iterator[None]:
         raise RequestError("The text is not valid Unicode: it contains lone surrogates.") from error
 
 
-def _broken(text: str, breaks: Sequence[int]) -> str:
-    """The text with breaks put in, and one in the middle of whatever it has itself that looks like a break."""
-    if _BREAK in text:
-        breaks = sorted({*breaks, *(match.start() + 1 for match in re.finditer(_BREAK, text))})
-    if not breaks:
-        return text
-    return _BREAK.join(text[start:end] for start, end in itertools.pairwise([0, *breaks, len(text)]))
+def _too_long(max_tokens: int) -> RequestError:
+    return RequestError(f"The text has more tokens than the {max_tokens} that fit.", code="context_length_exceeded")
 
 
 def _parse(definition: str) -> tokenizers.Tokenizer:

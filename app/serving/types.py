@@ -16,8 +16,8 @@ class GenerationRequest:
     params: SamplingParams
     n: int = 1
     priority: int = 0
-    timeout: float | None = None
-    """Seconds from now after which the request is given up."""
+    deadline: float | None = None
+    """Instant of ``time.monotonic`` at which the request is given up."""
     cache_salt: str = ""
 
 

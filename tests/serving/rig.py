@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class Rig:
             prompt_token_ids=list(prompt.encode()) if isinstance(prompt, str) else prompt,
             params=SamplingParams(**params),
             n=n,
-            timeout=seconds,
+            deadline=None if seconds is None else time.monotonic() + seconds,
         )
         return await self.generator.submit(request, endpoint=ENDPOINT, stream=True)
 

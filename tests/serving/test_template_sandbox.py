@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from app.serving.chat_template import ChatTemplate
 from app.serving.errors import RequestError
+from app.serving.long_work import CAPACITY
 from app.serving.template_sandbox import MAX_SOURCE_CHARS, Budget, OutOfBudgetError, TemplateEnvironment, spending
 from app.serving.tokenizer import Tokenizer
 from tests.byte_tokenizer import build_byte_tokenizer
@@ -105,13 +107,18 @@ def test_time_is_bounded() -> None:
         template.from_string(tree).render()
 
 
-async def test_nobody_renders_for_a_client_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> ChatTemplate:
+    """Renders for longer than anybody waits."""
     monkeypatch.setattr("app.serving.chat_template.MAX_SECONDS", 1e6)
     monkeypatch.setattr("app.serving.chat_template.MAX_STEPS", 10**15)
-    endless = ChatTemplate(
+    return ChatTemplate(
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
         "{{ f(60 if messages[0].content == 'go' else 0) }}"
     )
+
+
+async def test_nobody_renders_for_a_client_that_has_gone(endless: ChatTemplate) -> None:
     entered = threading.Event()
 
     class Noting(dict[str, Any]):
@@ -125,4 +132,29 @@ async def test_nobody_renders_for_a_client_that_has_gone(monkeypatch: pytest.Mon
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.get_running_loop().shutdown_default_executor()  # waits for the thread
+    await BYTE_LEVEL.long_work.run(CAPACITY, lambda: None)  # waits for the thread
+
+
+async def test_nobody_renders_past_the_request_s_deadline(endless: ChatTemplate) -> None:
+    with pytest.raises(RequestError) as raised:
+        await endless.encode_async([{"role": "user", "content": "go"}], BYTE_LEVEL, deadline=time.monotonic() + 0.1)
+    assert (raised.value.status, raised.value.code) == (504, "deadline_exceeded")
+    await BYTE_LEVEL.long_work.run(CAPACITY, lambda: None)  # waits for the thread
+
+
+async def test_waiting_for_a_turn_is_no_time_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.chat_template.MAX_SECONDS", 0.5)
+    template = ChatTemplate("{% for i in range(messages | length) %}{{ i % 9 }}{% endfor %}")
+    begun, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        done.wait()
+
+    busy = asyncio.create_task(BYTE_LEVEL.long_work.run(CAPACITY, work))
+    await asyncio.to_thread(begun.wait)
+    encoding = asyncio.create_task(template.encode_async([{"role": "user", "content": "x" * 100}] * 100, BYTE_LEVEL))
+    await asyncio.sleep(0.6)
+    done.set()
+    await busy
+    assert len(await encoding) == 100

@@ -18,7 +18,7 @@ from app.api.disconnect import UntilDisconnect
 from app.api.errors import error_body, internal_error
 from app.api.generations import read_deltas, read_whole, submitted
 from app.api.json import encode, json_response
-from app.api.middleware import request_id
+from app.api.middleware import arrival, request_id
 from app.api.schemas.requests import GenerationBody
 from app.api.schemas.usage import Usage, total_usage
 from app.api.service import Service
@@ -147,13 +147,18 @@ def is_strict(request: Request, service: Service) -> bool:
     return given.lower() in ("true", "1")
 
 
-def time_limit(asked: float | None, service: Service) -> float | None:
-    """Seconds after which a request is given up: what it asks for, at most what the server allows."""
-    return min((limit for limit in (asked, service.settings.default_timeout) if limit is not None), default=None)
+def deadline(request: Request, asked: float | None, service: Service) -> float | None:
+    """Instant of ``time.monotonic`` at which a request is given up.
+
+    Args:
+        asked: seconds from its arrival that it wants at most; the server may allow less.
+    """
+    limits = [limit for limit in (asked, service.settings.default_timeout) if limit is not None]
+    return arrival(request.scope) + min(limits) if limits else None
 
 
 def generation_request(
-    name: str, prompt: list[int], params: SamplingParams, body: GenerationBody, service: Service
+    name: str, prompt: list[int], params: SamplingParams, body: GenerationBody, deadline: float | None
 ) -> GenerationRequest:
     """One prompt's request to the text side."""
     return GenerationRequest(
@@ -162,6 +167,6 @@ def generation_request(
         params=params,
         n=body.n or 1,
         priority=body.priority or 0,
-        timeout=time_limit(body.timeout, service),
+        deadline=deadline,
         cache_salt=body.cache_salt or "",
     )

@@ -12,7 +12,7 @@ from app.api.body import read_body
 from app.api.conversation import check_messages, encode_messages
 from app.api.extras import ignored_fields, ignored_header
 from app.api.middleware import request_id
-from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
+from app.api.openai.answer import Answer, ChunkUsage, Head, deadline, generation_request, head, is_strict
 from app.api.openai.logprobs import chat_logprobs
 from app.api.openapi import answers, takes
 from app.api.params import check_limits, check_logprobs, sampling_params
@@ -72,9 +72,10 @@ def router(service: Service) -> APIRouter:
         ignored = ignored_fields(body, strict=is_strict(request, service))
         model = service.model_name(body.model)
         num_top = _check(body, service)
+        ends = deadline(request, body.timeout, service)
         answer_id = f"chatcmpl-{request_id(request.scope)}"
         with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
-            prompt = await encode_messages(body.messages, body, service.generator)
+            prompt = await encode_messages(body.messages, body, service.generator, ends)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(
             body,
@@ -83,7 +84,7 @@ def router(service: Service) -> APIRouter:
             max_tokens=limit or max(1, service.generator.remaining_tokens(len(prompt))),
             logprobs=num_top,
         )
-        requests = [generation_request(answer_id, prompt, params, body, service)]
+        requests = [generation_request(answer_id, prompt, params, body, ends)]
         writer = ChatWriter(head(answer_id, service, model), with_logprobs=num_top is not None)
         return Answer(service, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from app.api.body import read_body
 from app.api.extras import ignored_fields, ignored_header
 from app.api.middleware import request_id
-from app.api.openai.answer import Answer, ChunkUsage, Head, generation_request, head, is_strict
+from app.api.openai.answer import Answer, ChunkUsage, Head, deadline, generation_request, head, is_strict
 from app.api.openai.logprobs import TextOffsets, completion_logprobs, joined
 from app.api.openapi import answers, takes
 from app.api.params import check_limits, check_logprobs, check_token_ids, sampling_params
@@ -24,7 +23,7 @@ from app.serving import generation as serving
 from app.serving.detokenizer import IncrementalDetokenizer
 from app.serving.errors import RequestError
 from app.serving.generation import Generation
-from app.serving.tokenizer import Tokenizer
+from app.serving.tokenizer import TextOptions, Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
 
 ENDPOINT = "/v1/completions"
@@ -67,9 +66,10 @@ def router(service: Service) -> APIRouter:
         model = service.model_name(body.model)
         given = _given_prompts(body)
         max_tokens = _check(body, len(given), service)
+        ends = deadline(request, body.timeout, service)
         answer_id = f"cmpl-{request_id(request.scope)}"
         with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
-            prompts = [await _encode(prompt, body, service) for prompt in given]
+            prompts = [await _encode(prompt, body, service, ends) for prompt in given]
         params = sampling_params(
             body,
             service,
@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo else None,
         )
         requests = [
-            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, service)
+            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, ends)
             for index, prompt in enumerate(prompts)
         ]
         writer = CompletionWriter(head(answer_id, service, model), body, prompts, service.generator.tokenizer)
@@ -110,29 +110,36 @@ def _check(body: CompletionBody, num_prompts: int, service: Service) -> int:
     return max_tokens
 
 
-async def _encode(prompt: str | list[int], body: CompletionBody, service: Service) -> _Prompt:
+async def _encode(prompt: str | list[int], body: CompletionBody, service: Service, ends: float | None) -> _Prompt:
     tokenizer = service.generator.tokenizer
+    max_tokens = service.generator.max_model_len
     if isinstance(prompt, str):
-        encoded = await _encode_text(prompt, body, tokenizer)
+        encoded = await _encode_text(prompt, body, tokenizer, max_tokens, ends)
     else:
+        if len(prompt) > max_tokens:
+            message = f"prompt has {len(prompt)} tokens, more than the {max_tokens} that fit."
+            raise RequestError(message, code="context_length_exceeded", param="prompt")
         check_token_ids("prompt", prompt, service.engine().vocab_size)
         skip = body.skip_special_tokens is not False
-        encoded = _Prompt(prompt, tokenizer.decode(prompt, skip_special_tokens=skip) if body.echo else "")
+        text = await tokenizer.decode_async(prompt, skip_special_tokens=skip, deadline=ends) if body.echo else ""
+        encoded = _Prompt(prompt, text)
     if not encoded.token_ids:
         raise RequestError("prompt has no tokens.", code="invalid_value", param="prompt")
     return encoded
 
 
-async def _encode_text(text: str, body: CompletionBody, tokenizer: Tokenizer) -> _Prompt:
-    add_special_tokens, parse_special = body.add_special_tokens is not False, body.parse_special is not False
+async def _encode_text(
+    text: str, body: CompletionBody, tokenizer: Tokenizer, max_tokens: int, ends: float | None
+) -> _Prompt:
+    options: TextOptions = {
+        "add_special_tokens": body.add_special_tokens is not False,
+        "parse_special": body.parse_special is not False,
+        "max_tokens": max_tokens,
+    }
     if body.echo and body.logprobs is not None:
-        encode = tokenizer.encode_with_offsets
-        token_ids, offsets = await asyncio.to_thread(
-            encode, text, add_special_tokens=add_special_tokens, parse_special=parse_special
-        )
+        token_ids, offsets = await tokenizer.encode_with_offsets_async(text, deadline=ends, **options)
         return _Prompt(token_ids, text, offsets)
-    token_ids = await tokenizer.encode_async(text, add_special_tokens=add_special_tokens, parse_special=parse_special)
-    return _Prompt(token_ids, text)
+    return _Prompt(await tokenizer.encode_async(text, deadline=ends, **options), text)
 
 
 @dataclass(slots=True)

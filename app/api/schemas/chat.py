@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.requests import MAX_TOKENS, Body, GenerationBody, text_or_list
+from app.api.schemas.requests import MAX_TOKENS, Body, GenerationBody, TemplateVariables, text_or_list
 from app.api.schemas.usage import Usage
+
+MAX_MESSAGES = 8192
+MAX_PARTS = 4096
+"""Parts of a message."""
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -21,20 +25,25 @@ class TextPart(Body):
     text: str
 
 
+TextParts = Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_PARTS)]
+
+
 class Message(Body):
     """One turn of the conversation; fields beyond these go to the chat template as they are."""
 
     role: Role
     content: (
-        Annotated[Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("list")], Discriminator(text_or_list)]
-        | None
+        Annotated[Annotated[str, Tag("text")] | Annotated[TextParts, Tag("list")], Discriminator(text_or_list)] | None
     ) = Field(None, description="May be null only for an assistant's turn.")
+
+
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
 
 
 class ChatBody(GenerationBody):
     """A conversation to go on with."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="Most tokens of an answer; what fits the context when absent."
     )
@@ -45,7 +54,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0)] | None = Field(None, description="Alternatives reported for each token.")
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn. Default true.")
     continue_final_message: bool | None = Field(None, description="Go on with the last message instead.")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Variables for the model's chat template.")
     parse_special: Literal[False] | None = Field(
         None, description="Control tokens that messages spell are always text."
     )

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.requests import MAX_TOKENS, GenerationBody, ParseSpecial, TokenId
+from app.api.schemas.requests import MAX_ITEMS, MAX_TOKENS, GenerationBody, ParseSpecial, TokenIdList
 from app.api.schemas.usage import Usage
 
 
@@ -20,12 +20,12 @@ def _prompt_form(value: Any) -> str:
     return "texts" if value and isinstance(value[0], str) else "ids"
 
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[TokenIdList, Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[TokenIds, Tag("ids")]
-    | Annotated[list[str], Field(min_length=1), Tag("texts")]
-    | Annotated[list[TokenIds], Field(min_length=1), Tag("id_lists")],
+    | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS), Tag("texts")]
+    | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS), Tag("id_lists")],
     Discriminator(_prompt_form),
 ]
 

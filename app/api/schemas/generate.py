@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from app.api.schemas.requests import MAX_TOKENS, Body, ParseSpecial, StopString, TimeLimit
+from app.api.schemas.requests import MAX_TOKENS, Body, ParseSpecial, StopStrings, TimeLimit
 
 DEFAULT_MAX_NEW_TOKENS = 100
 
@@ -29,7 +29,7 @@ class GenerateParameters(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(None, description="1 changes nothing.")
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
-    stop: list[StopString] | None = Field(
+    stop: StopStrings | None = Field(
         None,
         description="Text that ends the answer, and is the end of it. A control token's text means that token as well, "
         "which stays out of the text.",

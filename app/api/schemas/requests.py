@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 MAX_STOP_LENGTH = 1024
 MAX_TOKENS = 2**31 - 1
+MAX_ITEMS = 1 << 16
+"""Texts or lists in a list; the server's settings allow fewer of most."""
+MAX_IDS = 1 << 20
+"""Token ids in a list."""
+MAX_LOGIT_BIAS = 1024
+MAX_TEMPLATE_VARIABLES = 64
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -26,6 +33,24 @@ TimeLimit = Annotated[
     Annotated[float, Field(gt=0, le=1e9)] | None,
     Field(description="Seconds after which the request is given up; the server may allow less."),
 ]
+
+
+def _bounded_bias(value: Any) -> Any:
+    """Looks at the size first: entries are validated one by one, and each bad one makes an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError("too_long", "has more than {most} entries", {"most": MAX_LOGIT_BIAS})
+    return value
+
+
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIAS),
+    BeforeValidator(_bounded_bias),
+]
+# Lists stop at their first bad item: a body of a million bad ones must not make a million errors.
+StopStrings = Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_ITEMS)]
+TokenIdList = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
+TemplateVariables = Annotated[dict[str, Any], Field(max_length=MAX_TEMPLATE_VARIABLES)]
 
 
 def text_or_list(value: Any) -> str:
@@ -61,7 +86,7 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(None, description="1 changes nothing.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+    logit_bias: LogitBias | None = Field(
         None, description="Token id (as a string) to a value that is added to its logit."
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
@@ -72,15 +97,13 @@ class GenerationBody(Body):
         None, description="No end of text and no stop before so many tokens."
     )
     stop: (
-        Annotated[
-            Annotated[StopString, Tag("text")] | Annotated[list[StopString], Tag("list")], Discriminator(text_or_list)
-        ]
+        Annotated[Annotated[StopString, Tag("text")] | Annotated[StopStrings, Tag("list")], Discriminator(text_or_list)]
         | None
     ) = Field(
         None,
         description="Text that ends the answer; it is not part of it. A control token's text means that token as well.",
     )
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text. Default true.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
 import msgspec
 from pydantic import Field
 
-from app.api.schemas.chat import Message
-from app.api.schemas.requests import Body, ParseSpecial, TokenId
+from app.api.schemas.chat import Messages
+from app.api.schemas.requests import Body, ParseSpecial, TemplateVariables, TokenIdList
 
 
 class TokenizeBody(Body):
@@ -16,7 +14,7 @@ class TokenizeBody(Body):
 
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     prompt: str | None = Field(None, description="A text.")
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="A conversation.")
+    messages: Messages | None = Field(None, description="A conversation.")
     add_special_tokens: bool | None = Field(
         None,
         description="Let the tokenizer add BOS where the model wants it and the text does not begin with it. "
@@ -25,14 +23,14 @@ class TokenizeBody(Body):
     parse_special: ParseSpecial = None
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn. Default true.")
     continue_final_message: bool | None = Field(None, description="Leave the last message's turn open instead.")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Variables for the model's chat template.")
 
 
 class DetokenizeBody(Body):
     """Token ids."""
 
     model: str | None = Field(None, description="Name of the served model; may be left out.")
-    tokens: list[TokenId]
+    tokens: TokenIdList
 
 
 class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
