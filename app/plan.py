@@ -53,8 +53,8 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in formats.items())}", highlight=False)
         console.print(_table(made))
         console.print(
-            f"The KV cache holds {made.num_tokens:,} tokens, {made.num_tokens // made.max_model_len} sequences of "
-            f"{made.max_model_len:,}.",
+            f"The KV cache holds {made.kv.num_tokens:,} tokens, {made.kv.num_sequences} sequences of "
+            f"{made.kv.max_model_len:,}.",
             highlight=False,
         )
     row = {
@@ -62,8 +62,8 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         **formats,
         "memory": made.memory,
         **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
-        "kv_cache_tokens": made.num_tokens,
-        "max_model_len": made.max_model_len,
+        "kv_cache_tokens": made.kv.num_tokens,
+        "max_model_len": made.kv.max_model_len,
     }
     sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
 

@@ -88,8 +88,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_memory: int | None = None
     """Bytes for the paged KV cache of each rank, all layers together; None: 1 GiB on a CPU, on a GPU all that is left
     there."""
-    num_blocks: int | None = None
-    """Exact number of KV blocks instead of a memory budget (tests)."""
+    num_blocks: int | tuple[int, ...] | None = None
+    """Exact number of KV blocks, of every KV cache group or of each, instead of a memory budget (tests)."""
     max_model_len: int | None = None
     """None takes the model's own context length, cut to what the KV cache can hold."""
     max_num_seqs: int = 64
@@ -209,8 +209,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_running: int = 0
     num_waiting: int = 0
     blocks_used: int = 0
-    """Blocks held by requests; cached blocks nobody holds are free."""
+    """Blocks held by requests; cached blocks nobody holds are free. Of the KV cache group of which most is held."""
     blocks_total: int = 0
+    """Blocks of that group."""
     steps_total: int = 0
     prompt_tokens_total: int = 0
     """Prompt tokens computed (cached ones excluded)."""
@@ -264,6 +265,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Width of the logits: valid token ids are below it."""
     block_size: int
     num_blocks: int
+    """Blocks of tokens that sequences may have in the KV cache: those of the group that is full first."""
     dtype: str
     kv_cache_dtype: str
     device: str
@@ -289,17 +291,57 @@ EngineFrame = StepOutputs | LoadProgress | EngineReady | EngineFatal
 # scheduler -> runner -> scheduler (one step)
 
 
+NO_BLOCK = -1
+"""Stands in a block table where a group keeps nothing: what has left a window, what lies before a cached prefix's last
+window, a boundary without a checkpoint. A kernel neither reads nor writes such an entry's block."""
+
+
 class KVCacheGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers that share block tables: all full-attention layers, all sliding-window layers, …"""
+    """Layers that share block tables and pages of one size: all full-attention layers, all layers of one window, …
+
+    Entry b of a sequence's table is the block of its positions ``[b * block_size, (b + 1) * block_size)``:
+
+    * ``full``: their keys and values; a token reads the blocks of all positions up to its own.
+    * ``sliding``: the same; a token at position p reads positions above ``p - window`` alone.
+    * ``state``: one recurrent state, that after the last of those positions that has been computed. A row of tokens
+      ``[start, end)`` reads the state of entry ``(start - 1) // block_size`` and leaves its own in entry
+      ``(end - 1) // block_size``; if it passes a boundary of blocks, it leaves the state at the last one in entry
+      ``end // block_size - 1`` too. No row reads a state that another row of its step writes.
+    """
 
     kind: str
-    """``full`` today; ``sliding`` and ``cross`` have their place here."""
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
+    """``full``, ``sliding`` or ``state``."""
+    layers: tuple[int, ...]
+    """Indices of the model's layers, ascending."""
+    num_kv_heads: int = 0
+    """Of each layer's keys and values, like ``head_dim``; states have neither."""
+    head_dim: int = 0
     dtype: str
     bytes_per_block: int
-    """All layers of the group, keys and values, scales included."""
+    """All layers of the group: keys and values, or states; scales included."""
+    num_blocks: int = 0
+    """Blocks of the group's pages, 0 to ``num_blocks - 1``, all for requests; 0 before they are planned."""
+    window: int | None = None
+    """Positions that a token sees, itself included; of a ``sliding`` group."""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def most_blocks(self, num_tokens: int, block_size: int, *, chunk: int, steps: int = 1) -> int:
+        """Blocks that a sequence holds at once, at most, while it grows to ``num_tokens``.
+
+        Args:
+            chunk: tokens of its rows, at most.
+            steps: steps under way at once, at most.
+        """
+        all_blocks = -(-num_tokens // block_size)
+        if self.kind == "state":
+            return min(all_blocks, 1 + 2 * steps)  # what a row reads; its end, and the last boundary before it
+        if self.window is None:
+            return all_blocks
+        # So many positions in a row, wherever they begin.
+        return min(all_blocks, (self.window - 1 + steps * chunk + block_size - 2) // block_size + 1)
 
 
 class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +349,7 @@ class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     block_size: int
     groups: list[KVCacheGroup]
+    """Each with blocks and tables of its own."""
 
 
 class SlotInit(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,7 +381,8 @@ class ScheduledRow(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: list[int] | None
     """Ids from the host, or None: the one token that the slot sampled last, still on the device."""
     new_block_ids: list[list[int]]
-    """Blocks appended to the slot's table, a list for each KV cache group."""
+    """Entries appended to the slot's table, a list for each KV cache group: blocks, and ``NO_BLOCK`` where it keeps
+    nothing."""
     logits_start: int
     """Logits are needed for the row's tokens [logits_start, num_tokens); equal to num_tokens when for none."""
     num_samples: int

@@ -38,9 +38,10 @@ def _step(rows: list[ScheduledRow], slots: list[SlotInit]) -> SchedulerOutput:
     return SchedulerOutput(step=0, slots=slots, rows=rows, num_tokens=tokens, num_logit_rows=logits)
 
 
-def _blocks(slot: int, length: int, per_slot: int, shared: int = 0) -> list[list[int]]:
-    """Blocks of a slot, the first ``shared`` those of slot 0."""
-    return [[(0 if i < shared else slot * per_slot) + i for i in range(-(-length // _BLOCK))]]
+def _blocks(runner: ModelRunner, slot: int, length: int, per_slot: int, shared: int = 0) -> list[list[int]]:
+    """Blocks of a slot in each KV cache group, the first ``shared`` those of slot 0."""
+    blocks = [(0 if i < shared else slot * per_slot) + i for i in range(-(-length // _BLOCK))]
+    return [blocks for _ in runner.kv_cache_spec.groups]
 
 
 def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int, prefix: int) -> None:
@@ -53,7 +54,7 @@ def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int, prefix: i
             start=0,
             num_tokens=context,
             token_ids=ids,
-            new_block_ids=_blocks(slot, per_slot * _BLOCK, per_slot, shared),
+            new_block_ids=_blocks(runner, slot, per_slot * _BLOCK, per_slot, shared),
             logits_start=context - 1,
             num_samples=1,
         )
@@ -68,7 +69,7 @@ def _decode(rows: int, position: int) -> SchedulerOutput:
                 start=position,
                 num_tokens=1,
                 token_ids=None,
-                new_block_ids=[[]],
+                new_block_ids=[],
                 logits_start=0,
                 num_samples=1,
             )
@@ -115,7 +116,7 @@ def main(model: str, rows: int, context: int, prefix: int, prefill: int, steps: 
                 start=0,
                 num_tokens=prefill,
                 token_ids=ids,
-                new_block_ids=_blocks(0, prefill, per_slot),
+                new_block_ids=_blocks(runner, 0, prefill, per_slot),
                 logits_start=prefill - 1,
                 num_samples=1,
             )

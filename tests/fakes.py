@@ -29,6 +29,7 @@ from app.types import (
     StepResult,
     TokenLogprobs,
 )
+from tests.fake_pages import StepContractError, new_pages, require
 
 VOCAB_SIZE = 1000
 POISON = -1
@@ -36,10 +37,6 @@ POISON = -1
 
 NextToken = Callable[[Sequence[int]], int]
 Draft = Callable[[Sequence[int]], list[int]]
-
-
-class StepContractError(BaseException):
-    """The scheduler broke the step contract. Not an Exception: the engine must not take it for a failed step."""
 
 
 def hash_token(context: Sequence[int], vocab_size: int = VOCAB_SIZE) -> int:
@@ -96,6 +93,20 @@ def fake_request(
     )
 
 
+def kv_group(kind: str = "full", num_blocks: int = 64, *, window: int | None = None) -> KVCacheGroup:
+    """A group of one layer; blocks of a sliding group or of states are as large as others."""
+    return KVCacheGroup(
+        kind=kind,
+        layers=(0,),
+        num_kv_heads=1,
+        head_dim=1,
+        dtype="int64",
+        bytes_per_block=8,
+        num_blocks=num_blocks,
+        window=window,
+    )
+
+
 def make_fake_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> FakeRunner:
     """A ``make_runner`` for :func:`app.engine.process.run_engine` and ``InprocConnection``."""
     progress(LoadProgress(phase="weights", done=1, total=1))
@@ -109,7 +120,7 @@ class _Slot:
     """A slot's request as the device sees it."""
 
     init: SlotInit
-    block_ids: list[int] = field(default_factory=list)
+    tables: list[list[int]]
     num_computed: int = 0
     context: list[int] = field(default_factory=list)
     """Tokens at positions [0, num_computed), as first seen."""
@@ -134,7 +145,8 @@ class FakeRunner:
     def __init__(
         self,
         *,
-        num_blocks: int = 64,
+        num_blocks: int | tuple[int, ...] = 64,
+        groups: Sequence[KVCacheGroup] | None = None,
         block_size: int = 16,
         vocab_size: int = VOCAB_SIZE,
         max_model_len: int = 512,
@@ -148,6 +160,7 @@ class FakeRunner:
     ) -> None:
         """
         Args:
+            num_blocks: of the full group, or each of the full groups, that there are if no ``groups`` are given.
             next_token: the model.
             draft: guesses for the tokens that follow a context, offered after each sample.
             withhold: rows that sample nothing this time.
@@ -155,14 +168,17 @@ class FakeRunner:
             fail_submit, fail_collect: steps that raise.
             delay: seconds that a step takes.
         """
-        group = KVCacheGroup(kind="full", num_layers=1, num_kv_heads=1, head_dim=1, dtype="int64", bytes_per_block=8)
-        self.kv_cache_spec = KVCacheSpec(block_size=block_size, groups=[group])
-        self.num_blocks = num_blocks
+        if groups is None:
+            groups = [
+                kv_group("full", count) for count in ([num_blocks] if isinstance(num_blocks, int) else num_blocks)
+            ]
+        groups = list(groups)
+        self.kv_cache_spec = KVCacheSpec(block_size=block_size, groups=groups)
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.num_parameters = 0
         self.weight_bytes = 0
-        self.kv_cache_bytes = num_blocks * group.bytes_per_block
+        self.kv_cache_bytes = sum(group.num_blocks * group.bytes_per_block for group in groups)
         self.dtype = "none"
         self.quantization = "none"
         self.kernels = "none"
@@ -181,7 +197,7 @@ class FakeRunner:
         self.num_rejected_drafts = 0
         self.num_device_rows = 0
         self.max_in_flight = 0
-        self._pages: dict[int, list[tuple[int, int] | None]] = {i: [None] * block_size for i in range(num_blocks)}
+        self._pages = [new_pages(group, block_size) for group in groups]
         self._slots: dict[int, _Slot] = {}
         self._in_flight: deque[_Handle] = deque()
 
@@ -191,12 +207,12 @@ class FakeRunner:
         self._check_step(step)
         self.steps.append(step)
         for init in step.slots:
-            self._slots[init.slot] = _Slot(init)
+            self._slots[init.slot] = _Slot(init, [[] for _ in self._pages])
         if self.fail_submit is not None and self.fail_submit(step):
             self._kill(step)
             raise RuntimeError("fake: submit failed")
         fails = self.fail_collect is not None and self.fail_collect(step)
-        tokens = [self._write(row, poison=fails) for row in step.rows]
+        tokens = self._write(step.rows, poison=fails)
         rows = [self._attend(step, row, ids, fails=fails) for row, ids in zip(step.rows, tokens, strict=True)]
         self.num_computed_tokens += step.num_tokens
         handle = _Handle(step, StepResult(rows=rows), fails)
@@ -219,50 +235,51 @@ class FakeRunner:
     def _check_step(self, step: SchedulerOutput) -> None:
         slots = [row.slot for row in step.rows]
         inits = [init.slot for init in step.slots]
-        _require(bool(step.rows), "a step without rows")
-        _require(not self.steps or step.step > self.steps[-1].step, "step ids do not grow")
-        _require(len(set(slots)) == len(slots), f"a slot has two rows: {slots}")
-        _require(set(inits) <= set(slots), "a slot is bound without a row")
-        _require(step.num_tokens == sum(row.num_tokens for row in step.rows), "num_tokens is not the rows' sum")
+        require(bool(step.rows), "a step without rows")
+        require(not self.steps or step.step > self.steps[-1].step, "step ids do not grow")
+        require(len(set(slots)) == len(slots), f"a slot has two rows: {slots}")
+        require(set(inits) <= set(slots), "a slot is bound without a row")
+        require(step.num_tokens == sum(row.num_tokens for row in step.rows), "num_tokens is not the rows' sum")
         logit_rows = sum(row.num_tokens - row.logits_start for row in step.rows)
-        _require(step.num_logit_rows == logit_rows, "num_logit_rows is not the rows' sum")
+        require(step.num_logit_rows == logit_rows, "num_logit_rows is not the rows' sum")
         for row in step.rows:
-            _require(row.num_tokens > 0 and row.start >= 0, f"empty row: {row}")
-            _require(0 <= row.logits_start <= row.num_tokens, f"logits outside the row: {row}")
+            require(row.num_tokens > 0 and row.start >= 0, f"empty row: {row}")
+            require(0 <= row.logits_start <= row.num_tokens, f"logits outside the row: {row}")
             targets = row.num_tokens - row.logits_start - row.num_samples
-            _require(targets == len(row.logprob_targets), f"targets do not match the logits: {row}")
-            _require(len(row.new_block_ids) == 1, f"one list of blocks a group: {row}")
+            require(targets == len(row.logprob_targets), f"targets do not match the logits: {row}")
+            require(len(row.new_block_ids) == len(self._pages), f"one list of blocks a group: {row}")
 
-    def _write(self, row: ScheduledRow, *, poison: bool) -> list[int]:
-        """Appends the row's blocks and writes its tokens; returns them."""
-        slot = self._slots.get(row.slot)
-        if slot is None or slot.dead:
-            raise StepContractError(f"slot {row.slot} is not bound: {row}")
-        slot.block_ids += row.new_block_ids[0]
-        _require(len(set(slot.block_ids)) == len(slot.block_ids), f"a table names a block twice: {slot.block_ids}")
-        tokens = self._tokens(slot, row)
+    def _write(self, rows: Sequence[ScheduledRow], *, poison: bool) -> list[list[int]]:
+        """Appends the rows' blocks and writes their tokens; returns those."""
         block_size = self.kv_cache_spec.block_size
-        _require(row.start + row.num_tokens <= len(slot.block_ids) * block_size, f"no block to write to: {row}")
-        self._write_tokens(slot, row.start, [POISON] * row.num_tokens if poison else tokens)
+        tokens = []
+        for row in rows:
+            slot = self._slots.get(row.slot)
+            if slot is None or slot.dead:
+                raise StepContractError(f"slot {row.slot} is not bound: {row}")
+            for table, new_block_ids in zip(slot.tables, row.new_block_ids, strict=True):
+                table += new_block_ids
+                require(row.start + row.num_tokens <= len(table) * block_size, f"no block to write to: {row}")
+            tokens.append(self._tokens(slot, row))
+        for group, pages in enumerate(self._pages):
+            tables = [self._slots[row.slot].tables[group] for row in rows]
+            before = [pages.load(table, row.start) for table, row in zip(tables, rows, strict=True)]
+            for table, row, ids, node in zip(tables, rows, tokens, before, strict=True):
+                pages.write(table, row.start, [POISON] * row.num_tokens if poison else ids, node)
         return tokens
-
-    def _write_tokens(self, slot: _Slot, start: int, tokens: list[int]) -> None:
-        block_size = self.kv_cache_spec.block_size
-        for position, token in enumerate(tokens, start):
-            self._pages[slot.block_ids[position // block_size]][position % block_size] = (position, token)
 
     def _tokens(self, slot: _Slot, row: ScheduledRow) -> list[int]:
         if slot.void and row.token_ids is None:
             return [POISON]
         first = row.new_block_ids[0] and not slot.context and not slot.num_computed
         if not first:
-            _require(row.start == slot.num_computed, f"starts at {row.start}, computed: {slot.num_computed}")
+            require(row.start == slot.num_computed, f"starts at {row.start}, computed: {slot.num_computed}")
         if row.token_ids is not None:
-            _require(len(row.token_ids) == row.num_tokens, f"token ids do not match num_tokens: {row}")
+            require(len(row.token_ids) == row.num_tokens, f"token ids do not match num_tokens: {row}")
             if slot.sampled and not slot.void:
-                _require(row.token_ids[0] == slot.sampled[-1], f"does not go on with the sampled token: {row}")
+                require(row.token_ids[0] == slot.sampled[-1], f"does not go on with the sampled token: {row}")
             return row.token_ids
-        _require(row.num_tokens == 1 and bool(slot.sampled), f"no token on the device: {row}")
+        require(row.num_tokens == 1 and bool(slot.sampled), f"no token on the device: {row}")
         self.num_device_rows += 1
         return [slot.sampled[-1]]
 
@@ -271,16 +288,17 @@ class FakeRunner:
         slot = self._slots[row.slot]
         if slot.void and row.token_ids is None:
             return RowOutput(token_ids=[0])
-        context = self._read(slot, row.start + row.num_tokens)
+        context = self._read(slot, row)
         if POISON in context and not fails and not any(handle.fails for handle in self._in_flight):
             raise StepContractError(f"reads what a failed step left behind: {row}")
         if POISON in context[: row.start]:
-            self._write_tokens(slot, row.start, [POISON] * row.num_tokens)  # garbage in, garbage out
+            for table, pages in zip(slot.tables, self._pages, strict=True):  # garbage in, garbage out
+                pages.write(table, row.start, [POISON] * row.num_tokens, None)
         known = len(slot.context)
         if POISON not in context and POISON not in slot.context:
-            _require(context[: min(known, row.start)] == slot.context[: row.start], f"context changed: {row}")
+            require(context[: min(known, row.start)] == slot.context[: row.start], f"context changed: {row}")
             for target, token in zip(row.logprob_targets, context[row.start + row.logits_start + 1 :], strict=False):
-                _require(target == token, f"a target is not the token that follows: {row}")
+                require(target == token, f"a target is not the token that follows: {row}")
         output = self._sample(step, row, slot, context)
         rejected = row.num_samples - len(output.token_ids)
         slot.num_computed = row.start + row.num_tokens - rejected
@@ -289,15 +307,15 @@ class FakeRunner:
         slot.sampled = output.token_ids
         return output
 
-    def _read(self, slot: _Slot, num_tokens: int) -> list[int]:
-        block_size = self.kv_cache_spec.block_size
-        context: list[int] = []
-        for position in range(num_tokens):
-            entry = self._pages[slot.block_ids[position // block_size]][position % block_size]
-            if entry is None or entry[0] != position:
-                raise StepContractError(f"slot {slot.init.slot}: position {position} is not in its page: {entry}")
-            context.append(entry[1])
-        return context
+    def _read(self, slot: _Slot, row: ScheduledRow) -> list[int]:
+        """The context as every group knows it."""
+        end = row.start + row.num_tokens
+        contexts = [pages.read(table, end) for table, pages in zip(slot.tables, self._pages, strict=True)]
+        for context in contexts:
+            if POISON in context:
+                return context
+        require(all(context == contexts[0] for context in contexts), f"groups differ in their context: {row}")
+        return contexts[0]
 
     def _kill(self, step: SchedulerOutput) -> None:
         for row in step.rows:
@@ -347,8 +365,3 @@ class FakeRunner:
     def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
         top = [((token_id + i) % self.vocab_size, -0.5 - i) for i in range(num_top)]
         return TokenLogprobs(token_id=token_id, logprob=-0.5, rank=1, top=top)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise StepContractError(message)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.types import SamplingParams, ScheduledRow, SchedulerOutput, SlotInit
-from tests.fakes import FakeRunner, StepContractError, expected_tokens
+from tests.fake_pages import StepContractError
+from tests.fakes import FakeRunner, expected_tokens
 
 PROMPT = [1, 2, 3, 4, 5]
 FIRST = expected_tokens(PROMPT, 1)[0]

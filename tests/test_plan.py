@@ -40,6 +40,24 @@ LLAMA_8B = {
 }
 
 
+WINDOW = 1024
+WINDOWED = LLAMA_8B | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "use_sliding_window": True,
+    "sliding_window": WINDOW,
+    "layer_types": [*["sliding_attention"] * 7, "full_attention"] * 4,
+}
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An 8B model of which every eighth layer sees all."""
+    directory = tmp_path_factory.mktemp("windowed-8b")
+    (directory / "config.json").write_text(json.dumps(WINDOWED))
+    return directory
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("llama-8b")
@@ -100,6 +118,29 @@ def test_each_of_several_gpus_holds_its_share(llama: Path) -> None:
     assert two["kv_cache"] == two["kv_cache_tokens"] * 131_072 // 2
     # Logits of both, before they stand side by side, and in bf16 whatever is not split.
     assert two["activations"] - one["activations"] < 256 * 128256 * 4
+
+
+def test_windows_leave_room_for_more_tokens(llama: Path, windowed: Path) -> None:
+    flags = ("--gpu-memory", "80GiB", "--max-model-len", "65536")
+    full, some = row_of(llama, *flags), row_of(windowed, *flags)
+    assert some["kv_cache"] == pytest.approx(full["kv_cache"], rel=0.01)
+    assert some["kv_cache_tokens"] > 2.5 * full["kv_cache_tokens"]
+    figures = re.search(r"holds ([\d,]+) tokens, (\d+) sequences of 65,536", ask(windowed, *flags).stderr)
+    assert figures is not None
+    assert int(figures[1].replace(",", "")) == some["kv_cache_tokens"]
+    assert int(figures[2]) == some["kv_cache_tokens"] // 65536
+
+
+def test_advice_for_a_model_with_windows_works(windowed: Path) -> None:
+    flags = ["--gpu-memory", "18GiB", "--max-model-len", "131072", "--max-num-seqs", "16"]
+    refused = ask(windowed, *flags)
+    assert refused.exit_code != 0
+    advice = re.search(r"lower max_model_len to (\d+)", refused.stderr)
+    assert advice is not None
+    flags[3] = advice[1]
+    assert row_of(windowed, *flags)["max_model_len"] == int(advice[1])
+    flags[3] = str(int(advice[1]) * 11 // 10)
+    assert ask(windowed, *flags).exit_code != 0
 
 
 def test_a_table_for_people_beside_the_json(llama: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from app.engine.admission import Limits, check
-from app.engine.block_manager import BlockManager
 from app.engine.deadlines import Deadlines
+from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
 from app.engine.step import PlannedRow, Step
@@ -46,8 +46,6 @@ class Runner(Protocol):
     @property
     def kv_cache_spec(self) -> KVCacheSpec: ...
     @property
-    def num_blocks(self) -> int: ...
-    @property
     def vocab_size(self) -> int: ...
     @property
     def max_model_len(self) -> int: ...
@@ -82,8 +80,6 @@ class EngineCore:
     def __init__(self, runner: Runner, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ValueError for a configuration that cannot work."""
         spec = runner.kv_cache_spec
-        if [group.kind for group in spec.groups] != ["full"]:
-            raise ValueError("the engine handles one group of full-attention layers")
         self._depth = runner.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
             if getattr(config, name) < 1:
@@ -93,13 +89,13 @@ class EngineCore:
         self._runner = runner
         self._config = config
         self._clock = clock
-        self._limits = Limits(runner.vocab_size, runner.max_model_len, runner.num_blocks * spec.block_size)
         adapter = ""
-        identity = (config.model_dir, *config.weights, runner.dtype, adapter, spec.groups[0].dtype)
-        self._blocks = BlockManager(
-            runner.num_blocks, spec.block_size, identity=identity, prefix_caching=config.enable_prefix_caching
+        identity = (config.model_dir, *config.weights, runner.dtype, adapter, *(group.dtype for group in spec.groups))
+        self._kv = KVManager(
+            spec, config, max_model_len=runner.max_model_len, pipeline_depth=self._depth, identity=identity
         )
-        self._scheduler = Scheduler(config, self._blocks)
+        self._limits = Limits(runner.vocab_size, runner.max_model_len, self._kv.num_tokens)
+        self._scheduler = Scheduler(config, self._kv)
         self._handles: dict[int, Any] = {}
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
         self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < runner.vocab_size]
@@ -118,6 +114,11 @@ class EngineCore:
     def num_steps(self) -> int:
         """Steps computed so far."""
         return self._num_steps
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """Tokens of the longest sequence that the whole KV cache holds."""
+        return self._limits.max_kv_tokens
 
     @property
     def has_work(self) -> bool:
@@ -255,23 +256,29 @@ class EngineCore:
         if request.status is not RequestStatus.RUNNING or request.epoch != epoch:
             return
         if result.error is not None:
-            self._blocks.unpublish(request.block_ids)  # numbers gone bad must not reach others through the cache
+            self._kv.withdraw_all(request)  # numbers gone bad must not reach others through the cache
             self._fail_request(request, "engine_error", result.error)
             return
         request.prompt_logprobs += result.prompt_logprobs or []
-        if row.num_samples == 0:
-            return
         rejected = row.num_samples - len(result.token_ids)
         end = row.start + row.num_tokens - rejected
+        if row.num_samples == 0:
+            self._kv.give_back(request, end)
+            return
+        if rejected and not self._kv.can_rewind:
+            self._scheduler.preempt(request)
+            return
         if rejected:
             request.rewind(end)
         else:
             request.num_pending -= 1
         is_first = request.num_output_tokens == 0
         new_token_ids, finish_reason = request.append(result.token_ids)
-        self._blocks.publish(request, min(end, len(request.token_ids)))
-        request.has_drafter = bool(result.draft_token_ids)
-        request.draft_token_ids = result.draft_token_ids
+        self._kv.publish(request, min(end, len(request.token_ids)))
+        self._kv.give_back(request, end)
+        if self._kv.can_rewind:
+            request.has_drafter = bool(result.draft_token_ids)
+            request.draft_token_ids = result.draft_token_ids
         if not new_token_ids:
             return
         self._num_generated += len(new_token_ids)
@@ -334,12 +341,12 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """Counts as they stand now."""
-        scheduler = self._scheduler
+        scheduler, fullest = self._scheduler, self._kv.fullest()
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
-            blocks_used=self._blocks.num_held,
-            blocks_total=self._blocks.num_blocks,
+            blocks_used=fullest.num_held,
+            blocks_total=fullest.num_blocks,
             steps_total=self._num_steps,
             prompt_tokens_total=scheduler.num_prompt_tokens,
             generation_tokens_total=self._num_generated,
@@ -349,8 +356,8 @@ class EngineCore:
         )
 
     def check_integrity(self) -> None:
-        """Raises :class:`~app.engine.block_manager.IntegrityError` when the block allocator's books do not balance."""
-        self._blocks.check_integrity(self._scheduler.held_tables())
+        """Raises :class:`~app.engine.kv.pool.IntegrityError` when the block allocator's books do not balance."""
+        self._kv.check_integrity(self._scheduler.held_tables())
 
 
 def _check_result(step: Step, result: StepResult) -> None:

@@ -178,19 +178,19 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
         raise
     except _LOAD_ERRORS as error:
         return _die(port, _one_line(error))
-    port.send(_ready(runner))
+    port.send(_ready(runner, core.max_kv_tokens))
     EngineLoop(core, port, stamp).run()
     port.flush(_FLUSH_SECONDS)
     return 0
 
 
-def _ready(runner: Runner) -> EngineReady:
+def _ready(runner: Runner, max_kv_tokens: int) -> EngineReady:
     spec = runner.kv_cache_spec
     return EngineReady(
         max_model_len=runner.max_model_len,
         vocab_size=runner.vocab_size,
         block_size=spec.block_size,
-        num_blocks=runner.num_blocks,
+        num_blocks=max_kv_tokens // spec.block_size,
         dtype=runner.dtype,
         kv_cache_dtype=spec.groups[0].dtype,
         device=runner.device,

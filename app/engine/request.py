@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from app.engine.kv.table import BlockTable
 from app.types import EngineRequest, FinishReason, RequestStatus, RequestTimings, TokenLogprobs
 
 
@@ -44,7 +45,8 @@ class Request:
         """Bumped by whatever voids the rows in flight: preemption, a roll-back."""
 
         self.slot: int | None = None
-        self.block_ids: list[int] = []
+        self.tables: list[BlockTable] = []
+        """Its blocks, a table for each KV group; none while it waits."""
         self.block_hashes: list[bytes] = []
         """Chained hashes of its full blocks of known tokens, as far as they were needed."""
         self.num_published_blocks = 0

@@ -6,10 +6,11 @@ on by as many tokens as budget and blocks allow, so chunked prefill and mixed ba
 * **Order** is (priority, arrival), in both queues; waiting requests are admitted strictly in that order.
 * **Fairness**: a row ahead in the order leaves one token and one logits row to every request behind it that decodes,
   and no more requests run than could each get a token, so neither prefills nor decodes starve.
-* **Short of blocks**, a running request preempts those behind it, last first; with none behind it, it waits for those
-  ahead, who always get on. A preempted request keeps its place in the order and computes again what the prefix cache
-  has lost. Nobody preempts itself, and admission has refused whatever does not fit alone.
+* **Short of blocks**, of whichever KV group, a running request preempts those behind it, last first; with none behind
+  it, it waits for those ahead, who always get on. A preempted request keeps its place in the order and computes again
+  what the prefix cache has lost. Nobody preempts itself, and admission has refused whatever does not fit alone.
 * **Short of blocks or slots**, a waiting request of strictly better priority preempts running ones of worse priority.
+* **What a sequence no longer reads** (a window's past) comes back when the rows that read it are collected.
 * **Steps in flight** still read and write the blocks of a request that leaves: its blocks and its slot come back when
   the last step that has a row of it is collected.
 """
@@ -21,7 +22,8 @@ from bisect import insort
 from collections import deque
 from operator import attrgetter
 
-from app.engine.block_manager import BlockManager
+from app.engine.kv.manager import Counts, Hit, KVManager, added, all_fit, subtracted
+from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 from app.engine.step import Budget, Hold, PlannedRow, Publication, Step
 from app.types import EngineConfig, RequestStatus, ScheduledRow, SlotInit
@@ -32,8 +34,8 @@ _by_order = attrgetter("order")
 class Scheduler:
     """The queues, the slots and the blocks. Knows nothing of results but what it is told to undo."""
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager) -> None:
-        self._blocks = blocks
+    def __init__(self, config: EngineConfig, kv: KVManager) -> None:
+        self._kv = kv
         self._max_tokens = config.max_num_batched_tokens
         self._max_logit_rows = config.max_logit_rows
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens, config.max_logit_rows)
@@ -64,11 +66,12 @@ class Scheduler:
 
     def schedule(self, now: float) -> Step | None:
         """The next step, in flight from here on; None when nothing can be computed now."""
+        self._kv.begin_step()
         self._yield_to_priority()
         step = Step(self._next_step)
         candidates = [(request, request.num_schedulable_tokens) for request in self.running]
         num_decodes = sum(wanted == 1 for _, wanted in candidates)
-        budget = Budget(self._max_tokens, self._max_logit_rows, num_decodes)
+        budget = Budget(self._max_tokens, self._max_logit_rows, num_decodes, self._kv.max_chunk)
         short_of_blocks = False
         for request, wanted in candidates:
             if wanted == 0 or request.status is not RequestStatus.RUNNING:
@@ -91,21 +94,25 @@ class Scheduler:
             return True
         drafts = budget.drafts(request) if request.draft_token_ids else []
         end = request.num_computed_tokens + num_tokens
-        if self._blocks.num_missing(request, end + len(drafts)) > self._blocks.num_free:
+        if not self._has_room(request, end + len(drafts)):
             drafts = []  # a guess is not worth a preemption
             if not self._secure_blocks(request, end):
                 return False
-        new_block_ids = self._blocks.allocate(request, end + len(drafts))
+        new_block_ids = self._kv.allocate(request, end + len(drafts))
         self._add_row(step, budget, request, num_tokens, drafts, new_block_ids)
         return True
 
-    def _secure_blocks(self, request: Request, num_tokens: int) -> bool:
-        """Preempts from the back of the order until ``request`` can hold ``num_tokens`` positions."""
-        while (missing := self._blocks.num_missing(request, num_tokens)) > self._blocks.num_free:
-            returning_blocks, _ = self._returning()
-            if missing <= self._blocks.num_free + returning_blocks or self.running[-1] is request:
+    def _has_room(self, request: Request, end: int) -> bool:
+        """Whether there are blocks for a running request's row that ends before position ``end``."""
+        return self._kv.covers(request, end) or all_fit(self._kv.missing(request, end), self._kv.num_free)
+
+    def _secure_blocks(self, request: Request, end: int) -> bool:
+        """Preempts from the back of the order until there are blocks for a row that ends before position ``end``."""
+        while not self._has_room(request, end):
+            blocks, _ = self._returning()
+            if all_fit(self._kv.missing(request, end), added(self._kv.num_free, blocks)) or self.running[-1] is request:
                 return False
-            self._preempt(self.running[-1])
+            self.preempt(self.running[-1])
         return True
 
     def _admit(self, step: Step, budget: Budget, now: float) -> None:
@@ -113,28 +120,29 @@ class Scheduler:
         promised = self._promised_blocks()
         while self.waiting and self._free_slots and len(self.running) < self._max_running:
             request = self.waiting[0]
-            cached = self._blocks.match(request)
-            num_cached = len(cached) * self._blocks.block_size
+            hit = self._kv.match(request)
+            num_cached = hit.num_blocks * self._kv.block_size
             num_tokens = budget.chunk(request, len(request.token_ids) - num_cached)
-            if num_tokens == 0 or self._needed_blocks(request, cached) > self._blocks.num_free - promised:
+            if num_tokens == 0 or not all_fit(self._kv.needed(request, hit), subtracted(self._kv.num_free, promised)):
                 return
             self.waiting.pop(0)
-            self._start(request, cached, step, now)
-            new_block_ids = cached + self._blocks.allocate(request, num_cached + num_tokens)
+            self._start(request, hit, step, now)
+            gained = self._kv.allocate(request, num_cached + num_tokens)
+            new_block_ids = [cached + new for cached, new in zip(hit.entries, gained, strict=True)]
             self._add_row(step, budget, request, num_tokens, [], new_block_ids)
-            promised += self._blocks.num_missing(request, len(request.token_ids)) + 1
+            promised = added(promised, self._kv.promised([request]))
 
-    def _start(self, request: Request, cached: list[int], step: Step, now: float) -> None:
-        """Binds a waiting request to a slot, its table starting with the ``cached`` blocks."""
+    def _start(self, request: Request, hit: Hit, step: Step, now: float) -> None:
+        """Binds a waiting request to a slot, its tables starting with a cached prefix."""
         request.slot = heapq.heappop(self._free_slots)
         request.status = RequestStatus.RUNNING
         insort(self.running, request, key=_by_order)
-        self._blocks.share(request, cached)
-        request.num_computed_tokens = len(cached) * self._blocks.block_size
+        self._kv.share(request, hit)
+        request.num_computed_tokens = hit.num_blocks * self._kv.block_size
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = request.num_computed_tokens
-            if self._blocks.looks_up(request):
+            if self._kv.looks_up(request):
                 self.num_query_tokens += request.num_prompt_tokens
                 self.num_hit_tokens += request.num_computed_tokens
         step.slots.append(_slot_init(request, request.slot))
@@ -146,7 +154,7 @@ class Scheduler:
         request: Request,
         num_known: int,
         drafts: list[int],
-        new_block_ids: list[int],
+        new_block_ids: list[list[int]],
     ) -> None:
         """Puts the request's next ``num_known`` tokens and its drafts into the step, and counts them as computed."""
         start = request.num_computed_tokens
@@ -165,7 +173,7 @@ class Scheduler:
             start=start,
             num_tokens=num_tokens,
             token_ids=None if request.num_pending else request.token_ids[start : start + num_known] + drafts,
-            new_block_ids=[new_block_ids],
+            new_block_ids=new_block_ids,
             logits_start=logits_start,
             num_samples=num_samples,
             logprob_targets=targets,
@@ -178,26 +186,23 @@ class Scheduler:
             request.num_pending += 1
             request.draft_token_ids = []
         # Every layer writes the whole step's KV before any row attends: later rows of this very step may share it.
-        for block_id in self._blocks.publish(request, min(start + num_known, len(request.token_ids))):
-            step.published.append(Publication(block_id, request, request.epoch))
+        for ref in self._kv.publish(request, min(start + num_known, len(request.token_ids))):
+            step.published.append(Publication(ref, request, request.epoch))
 
     # -- room ---------------------------------------------------------------------------------------------------
 
-    def _needed_blocks(self, request: Request, cached: list[int]) -> int:
-        """Free blocks that a waiting request's known tokens take."""
-        return self._blocks.blocks_for(len(request.token_ids)) - len(cached) + self._blocks.num_idle(cached)
-
-    def _promised_blocks(self) -> int:
+    def _promised_blocks(self) -> Counts:
         """Free blocks that are spoken for: the rest of every running prompt, and one to grow by each.
 
         Without this, prompts admitted on their first chunk would preempt each other over their later ones.
         """
-        return sum(self._blocks.num_missing(request, len(request.token_ids)) + 1 for request in self.running)
+        return self._kv.promised(self.running)
 
-    def _returning(self) -> tuple[int, int]:
+    def _returning(self) -> tuple[Counts, int]:
         """Blocks (at most) and slots that come back when the steps in flight are collected."""
         holds = [hold for step in self.in_flight for hold in step.holds]
-        return sum(len(hold.block_ids) for hold in holds), len(holds)
+        blocks = [tuple(table.num_held for table in hold.tables) for hold in holds]
+        return added(self._kv.leaving(self.running), *blocks), len(holds)
 
     def _yield_to_priority(self) -> None:
         """Makes room for the first waiting request at the cost of running ones of worse priority."""
@@ -206,13 +211,13 @@ class Scheduler:
         head = self.waiting[0]
         while self.running and self.running[-1].priority > head.priority:
             blocks, slots = self._returning()
-            num_available = self._blocks.num_free + blocks - self._promised_blocks()
+            available = subtracted(added(self._kv.num_free, blocks), self._promised_blocks())
             has_slot = len(self._free_slots) + slots > 0 and len(self.running) < self._max_running
-            if has_slot and self._needed_blocks(head, self._blocks.match(head)) <= num_available:
+            if has_slot and all_fit(self._kv.needed(head, self._kv.match(head)), available):
                 return
-            self._preempt(self.running[-1])
+            self.preempt(self.running[-1])
 
-    def _preempt(self, request: Request) -> None:
+    def preempt(self, request: Request) -> None:
         """Sends a running request back to the queue; it will be computed again, from the prefix cache if that lasts."""
         self.running.remove(request)
         self._let_go(request)
@@ -226,8 +231,8 @@ class Scheduler:
         """Returns blocks and slot, now or when the last step in flight that uses them is collected."""
         if request.slot is None:
             raise RuntimeError(f"request {request.request_id} runs without a slot")
-        hold = Hold(request.block_ids, request.slot)
-        request.block_ids, request.slot, request.num_published_blocks = [], None, 0
+        hold = Hold(request.tables, request.slot)
+        request.tables, request.slot, request.num_published_blocks = [], None, 0
         for step in reversed(self.in_flight):
             if any(planned.row.slot == hold.slot for planned in step.rows):
                 step.holds.append(hold)
@@ -235,7 +240,7 @@ class Scheduler:
         self._take_back(hold)
 
     def _take_back(self, hold: Hold) -> None:
-        self._blocks.release(hold.block_ids)
+        self._kv.release(hold.tables)
         heapq.heappush(self._free_slots, hold.slot)
 
     # -- after a step -------------------------------------------------------------------------------------------
@@ -253,25 +258,25 @@ class Scheduler:
         computed again.
         """
         steps = [other for other in self.in_flight if other.id >= step.id]
-        lost = {p.block_id: p for other in steps for p in other.published}
-        self._blocks.unpublish(lost)
+        lost = {p.ref: p for other in steps for p in other.published}
+        self._kv.withdraw(lost)
         self.retire(step)
         failed = {p.row.slot for p in step.rows}
         culprits = [request for request in self.running if request.slot in failed]
         for request in self.running.copy():
             if request.slot in failed:
                 continue
-            mine = [lost[block_id] for block_id in request.block_ids if block_id in lost]
+            mine = [lost[ref] for ref in self._kv.refs(request) if ref in lost] if lost else []
             if any(p.request is not request or p.epoch != request.epoch for p in mine):
-                self._preempt(request)
+                self.preempt(request)
             elif mine:
                 request.num_published_blocks = 0  # offered again when its own step has succeeded
         return culprits
 
-    def held_tables(self) -> list[list[int]]:
-        """Every block table that holds references, for the integrity check."""
-        held = [hold.block_ids for step in self.in_flight for hold in step.holds]
-        return held + [request.block_ids for request in self.running]
+    def held_tables(self) -> list[list[BlockTable]]:
+        """The block tables of everybody who holds blocks, for the integrity check."""
+        held = [hold.tables for step in self.in_flight for hold in step.holds]
+        return held + [request.tables for request in self.running]
 
 
 def _slot_init(request: Request, slot: int) -> SlotInit:

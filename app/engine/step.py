@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from app.engine.kv.manager import BlockRef
+from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 from app.types import ScheduledRow, SchedulerOutput, SlotInit
 
@@ -20,7 +22,7 @@ class PlannedRow(NamedTuple):
 class Publication(NamedTuple):
     """A block put on offer before the step that writes it has run."""
 
-    block_id: int
+    ref: BlockRef
     request: Request
     epoch: int
 
@@ -28,7 +30,7 @@ class Publication(NamedTuple):
 class Hold(NamedTuple):
     """What a request that has left keeps until its last step is collected."""
 
-    block_ids: list[int]
+    tables: list[BlockTable]
     slot: int
 
 
@@ -62,15 +64,17 @@ class Step:
 class Budget:
     """What is left of a step while it is being filled."""
 
-    def __init__(self, tokens: int, logit_rows: int, num_decodes: int) -> None:
+    def __init__(self, tokens: int, logit_rows: int, num_decodes: int, max_chunk: int) -> None:
         self.tokens = tokens
+        self.max_chunk = max_chunk
+        """Tokens of a row, at most."""
         self.logit_rows = logit_rows
         self.reserved = num_decodes
         """Decode rows still to come, each with a claim on one token and one logits row."""
 
     def chunk(self, request: Request, wanted: int) -> int:
         """How many of the ``wanted`` tokens of ``request`` this step can take."""
-        num_tokens = min(wanted, self.tokens - self.reserved)
+        num_tokens = min(wanted, self.tokens - self.reserved, self.max_chunk)
         logit_rows = self.logit_rows - self.reserved
         if request.wants_prompt_logprobs:
             num_tokens = min(num_tokens, logit_rows)
@@ -81,7 +85,7 @@ class Budget:
     def drafts(self, request: Request) -> list[int]:
         """As many of the request's drafts as can be verified along with its last token."""
         room = min(
-            self.tokens - self.reserved - 1,
+            min(self.tokens - self.reserved, self.max_chunk) - 1,
             self.logit_rows - self.reserved - 1,
             request.max_num_tokens - request.num_tokens - 1,
         )

@@ -134,7 +134,7 @@ class LayerKVCache:
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Where the step's tokens stand, for every attention layer alike.
+    """Where the step's tokens stand, for every attention layer of a KV cache group alike.
 
     Row r owns tokens ``query_start_loc[r]:query_start_loc[r + 1]``; they are the last tokens of its ``seq_lens[r]``,
     whose keys and values lie in blocks ``block_tables[r]``.
@@ -145,7 +145,8 @@ class AttentionMetadata:
     seq_lens: Tensor
     """[R] int32, this step's tokens included."""
     block_tables: Tensor
-    """[R, max_blocks] int32; entries past a row's last block are not read."""
+    """[R, max_blocks] int32; entries past a row's last block are not read, nor are those before every query's window,
+    whose blocks may be anybody's by now, or none."""
     slot_mapping: Tensor
     """[T] int64: block * B + offset at which each token's key and value are written."""
     max_query_len: int
@@ -167,7 +168,7 @@ class StepRows:
     carried: Tensor
     """[R]: 1 where the row's one token is the one that its slot sampled last."""
     table_lens: Tensor
-    """[R]: blocks that the slot's table holds already."""
+    """[R]: blocks that the slot's table holds already, of one KV cache group."""
     new_block_loc: Tensor
     """[R + 1]: where in ``feed`` each row's new blocks begin."""
     logit_start_loc: Tensor

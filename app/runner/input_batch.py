@@ -17,19 +17,22 @@ from torch import Tensor
 
 from app.kernels.expand_rows import expand_rows
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
+from app.runner.block_tables import BlockTables
 from app.runner.errors import RunnerError
 from app.runner.graph import Bucket
 from app.runner.staging import StagedPack
-from app.types import ScheduledRow, SchedulerOutput
+from app.types import KVCacheGroup, ScheduledRow, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
     """What one step feeds the model: views of the batch's buffers, valid until the next step is filled in."""
 
-    rows: StepRows
+    rows: tuple[StepRows, ...]
+    """One for each KV cache group; they differ in their blocks alone."""
     tokens: StepTokens
-    meta: AttentionMetadata
+    metas: tuple[AttentionMetadata, ...]
+    """Likewise."""
 
 
 class StepExtent(NamedTuple):
@@ -44,6 +47,7 @@ class InputBatch:
 
     def __init__(
         self,
+        groups: Sequence[KVCacheGroup],
         *,
         num_slots: int,
         max_tokens: int,
@@ -52,11 +56,12 @@ class InputBatch:
         block_size: int,
         device: torch.device,
         split_workspace: Tensor | None = None,
-        trash_block: int | None = None,
+        trash: bool = False,
     ) -> None:
         """
         Args:
-            trash_block: that rows which only pad a step write to; None where no step is padded.
+            groups: of the KV cache.
+            trash: each group has one block more, the last, that rows write to which only pad a step.
         """
         self._split_workspace = split_workspace
         self._num_slots = num_slots
@@ -65,36 +70,32 @@ class InputBatch:
         self._max_tokens = max_tokens
         self._max_logit_rows = max_logit_rows
         max_blocks = -(-max_model_len // block_size)
-        self._max_blocks = max_blocks
-        padding = 0 if trash_block is None else 1
-        self._tables = torch.zeros(num_slots + padding, max_blocks, dtype=torch.int32, device=device)
-        if trash_block is not None:
-            self._tables[num_slots] = trash_block
-        self._num_blocks = [0] * num_slots
-        """Blocks in each slot's table."""
-        lengths = (*(num_slots,) * 4, *(num_slots + 1,) * 3, max_tokens + num_slots * max_blocks)
+        lengths = [*(num_slots,) * 3, *(num_slots + 1,) * 2, *(num_slots, num_slots + 1) * len(groups)]
+        lengths.append(max_tokens + num_slots * max_blocks * len(groups))
         self._pack = StagedPack([(length, torch.int32) for length in lengths], device)
-        (
-            self._slots,
-            self._carried,
-            self._table_lens,
-            self._seq_lens,
-            self._new_block_loc,
-            self._logit_start_loc,
-            self._query_start_loc,
-            self._feed,
-        ) = self._pack.buffers
+        self._slots, self._carried, self._seq_lens, self._logit_start_loc, self._query_start_loc, *buffers = (
+            self._pack.buffers
+        )
+        *of_groups, self._feed = buffers
+        self._groups = [
+            BlockTables(
+                index,
+                num_slots=num_slots,
+                max_tokens=max_tokens,
+                max_blocks=max_blocks,
+                device=device,
+                trash_block=group.num_blocks if trash else None,
+                table_lens=of_groups[2 * index],
+                new_block_loc=of_groups[2 * index + 1],
+            )
+            for index, group in enumerate(groups)
+        ]
         self._feed_end = 0
         self._arange = np.arange(num_slots + 1)
-        self._token_ids, self._positions, self._slot_mapping = (
-            torch.zeros(max_tokens, dtype=torch.int64, device=device) for _ in range(3)
-        )
+        self._token_ids, self._positions = (torch.zeros(max_tokens, dtype=torch.int64, device=device) for _ in range(2))
         self._logit_indices = torch.zeros(max_logit_rows, dtype=torch.int64, device=device)
-        self._block_tables = torch.zeros(num_slots, max_blocks, dtype=torch.int32, device=device)
         self._decoding: list[int] = []
         """Slots of the step before if it was a decode alone."""
-        self._has_new_blocks = False
-        """Whether ``new_block_loc`` tells of any."""
 
     def prepare(self, step: SchedulerOutput) -> StepInputs:
         """:meth:`fill`, :meth:`upload` and :meth:`views` of the step as it is.
@@ -113,28 +114,34 @@ class InputBatch:
     def views(self, tokens: int, rows: int, logits: int, extent: StepExtent) -> StepInputs:
         """So much of the buffers on the device; their addresses are the same in every step."""
         return StepInputs(
-            StepRows(
-                slots=self._slots.view(rows),
-                carried=self._carried.view(rows),
-                table_lens=self._table_lens.view(rows),
-                new_block_loc=self._new_block_loc.view(rows + 1),
-                logit_start_loc=self._logit_start_loc.view(rows + 1),
-                feed=self._feed.whole,
-            ),
+            tuple(self._rows_of(group, rows) for group in self._groups),
             StepTokens(
                 token_ids=self._token_ids[:tokens],
                 positions=self._positions[:tokens],
                 logit_indices=self._logit_indices[:logits],
             ),
-            AttentionMetadata(
-                query_start_loc=self._query_start_loc.view(rows + 1),
-                seq_lens=self._seq_lens.view(rows),
-                block_tables=self._block_tables[:rows],
-                slot_mapping=self._slot_mapping[:tokens],
-                max_query_len=extent.max_query_len,
-                max_seq_len=extent.max_seq_len,
-                split_workspace=self._split_workspace,
-            ),
+            tuple(self._meta_of(group, tokens, rows, extent) for group in self._groups),
+        )
+
+    def _rows_of(self, group: BlockTables, rows: int) -> StepRows:
+        return StepRows(
+            slots=self._slots.view(rows),
+            carried=self._carried.view(rows),
+            table_lens=group.table_lens.view(rows),
+            new_block_loc=group.new_block_loc.view(rows + 1),
+            logit_start_loc=self._logit_start_loc.view(rows + 1),
+            feed=self._feed.whole,
+        )
+
+    def _meta_of(self, group: BlockTables, tokens: int, rows: int, extent: StepExtent) -> AttentionMetadata:
+        return AttentionMetadata(
+            query_start_loc=self._query_start_loc.view(rows + 1),
+            seq_lens=self._seq_lens.view(rows),
+            block_tables=group.block_tables_RW[:rows],
+            slot_mapping=group.slot_mapping_T[:tokens],
+            max_query_len=extent.max_query_len,
+            max_seq_len=extent.max_seq_len,
+            split_workspace=self._split_workspace,
         )
 
     def whole(self) -> StepInputs:
@@ -143,12 +150,15 @@ class InputBatch:
         return self.views(self._max_tokens, self._num_slots, self._max_logit_rows, extent)
 
     def expand(self, inputs: StepInputs, last_token_S: Tensor) -> None:
-        """The first kernel of a step.
+        """The first kernels of a step, one for each KV cache group.
 
         Args:
             last_token_S: [S] int64, the token that each slot sampled last; on a GPU one more, for rows that pad.
         """
-        expand_rows(inputs.rows, self._tables, last_token_S, inputs.tokens, inputs.meta, block_size=self._block_size)
+        tokens: StepTokens | None = inputs.tokens
+        for group, rows, meta in zip(self._groups, inputs.rows, inputs.metas, strict=True):
+            expand_rows(rows, group.tables_SW, last_token_S, tokens, meta, block_size=self._block_size)
+            tokens = None  # filled
 
     def fill(self, step: SchedulerOutput, bucket: Bucket | None = None) -> StepExtent:
         """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.
@@ -162,8 +172,12 @@ class InputBatch:
         self._check_size(step)
         rows = step.rows
         for init in step.slots:
-            self._num_blocks[init.slot] = 0
-        self._add_blocks(rows, bucket.tokens if bucket else step.num_tokens)
+            for group in self._groups:
+                group.num_entries[init.slot] = 0
+        end = bucket.tokens if bucket else step.num_tokens
+        for group in self._groups:
+            end = group.append(rows, self._feed.array, end)
+        self._feed_end = end
         if step.num_tokens == len(rows) == step.num_logit_rows:
             extent = self._fill_decode(rows)
         else:
@@ -179,35 +193,6 @@ class InputBatch:
             raise RunnerError(f"a step of {step.num_logit_rows} logit rows, the buffers hold {self._max_logit_rows}")
         if sum(row.num_tokens for row in step.rows) != step.num_tokens:
             raise RunnerError(f"a step of {step.num_tokens} tokens whose rows have another number of them")
-
-    def _add_blocks(self, rows: list[ScheduledRow], begin: int) -> None:
-        """Appends the rows' new blocks to their slots' tables.
-
-        Args:
-            begin: where in the feed they go.
-        """
-        self._feed_end = begin
-        has_new = any(row.new_block_ids and row.new_block_ids[0] for row in rows)
-        if has_new:
-            self._has_new_blocks = True  # first: a step that fails here has written some
-            end = begin
-            for index, row in enumerate(rows):
-                held = self._num_blocks[row.slot]
-                self._table_lens.array[index], self._new_block_loc.array[index] = held, end
-                if row.new_block_ids and (block_ids := row.new_block_ids[0]):
-                    if held + len(block_ids) > self._max_blocks:
-                        raise RunnerError(
-                            f"slot {row.slot} was given {held + len(block_ids)} blocks, its table holds "
-                            f"{self._max_blocks}"
-                        )
-                    self._feed.array[end : end + len(block_ids)] = block_ids
-                    self._num_blocks[row.slot] = held + len(block_ids)
-                    end += len(block_ids)
-            self._new_block_loc.array[len(rows) :] = end
-            self._feed_end = end
-        elif self._has_new_blocks:
-            self._new_block_loc.array[:] = 0
-            self._has_new_blocks = False
 
     def _fill_decode(self, rows: list[ScheduledRow]) -> StepExtent:
         """A step of one token and one row of logits a row, which is nearly every step: as few calls as can be."""
@@ -254,11 +239,13 @@ class InputBatch:
 
     def _check_lengths(self, slots: Sequence[int], lengths: Sequence[int]) -> int:
         """The longest; each has to have its blocks."""
-        longest, size, held = max(lengths), self._block_size, self._num_blocks
+        longest, size = max(lengths), self._block_size
         if longest > self._max_model_len:
             raise RunnerError(f"a sequence of {longest} tokens, the longest may have {self._max_model_len}")
-        if any(length > held[slot] * size for slot, length in zip(slots, lengths, strict=True)):
-            raise RunnerError("a row's tokens reach beyond the blocks of its slot")
+        for group in self._groups:
+            held = group.num_entries
+            if any(length > held[slot] * size for slot, length in zip(slots, lengths, strict=True)):
+                raise RunnerError("a row's tokens reach beyond the blocks of its slot")
         return longest
 
     def _pad(self, step: SchedulerOutput, bucket: Bucket) -> None:

@@ -23,7 +23,7 @@ from app.quant.cache import PackedCache
 from app.quant.placement import Placement
 from app.runner.device import available_memory
 from app.runner.errors import RunnerError
-from app.runner.kv_cache import KVCachePlan
+from app.runner.kv_plan import KVCachePlan
 from app.types import EngineConfig, LoadProgress
 
 Progress = Callable[[LoadProgress], None]

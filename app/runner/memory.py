@@ -16,7 +16,7 @@ from torch import Tensor
 from app.models.config import ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.errors import RunnerError
-from app.runner.kv_cache import kv_cache_group
+from app.runner.kv_plan import KVCachePlan, Sizes
 from app.types import EngineConfig
 
 DRIVER_BYTES = 640 << 20
@@ -55,21 +55,12 @@ class MemoryPlan:
     reserve: int
     """Left to the driver and its libraries."""
     footprint: Footprint
-    block_bytes: int
-    num_blocks: int
-    block_size: int
-    max_model_len: int
-    """Tokens of the longest sequence."""
+    kv: KVCachePlan
 
     @property
     def kv_cache(self) -> int:
         """Bytes of all pages."""
-        return self.num_blocks * self.block_bytes
-
-    @property
-    def num_tokens(self) -> int:
-        """That the KV cache holds."""
-        return self.num_blocks * self.block_size
+        return self.kv.nbytes
 
     def rows(self) -> list[tuple[str, int]]:
         """What for, and how many bytes."""
@@ -109,20 +100,17 @@ def plan_memory(
     Raises:
         RunnerError: it cannot be; one line that says which settings to change, and to what.
     """
-    asked = config.max_model_len
-    if asked is not None and not 0 < asked <= model.context_length:
-        raise RunnerError(f"max_model_len = {asked} is outside the model's context of {model.context_length} tokens")
-    group, size = kv_cache_group(model, config), config.block_size
+    sizes, asked = Sizes(model, config), config.max_model_len
     footprint = measure(config, placement)
     left = budget.memory - budget.reserve - footprint.total
-    needed = -(-(asked or 1) // size) * group.bytes_per_block
+    needed = sizes.nbytes(sizes.least())
     given = config.kv_cache_memory
     if given is not None and given < needed:
-        length = given // group.bytes_per_block * size
+        length = sizes.longest(given)
         shorter = f", or lower max_model_len to {length}" if asked and length else ""
         raise RunnerError(
-            f"kv_cache_memory = {given} bytes is too small for one sequence of {asked or size} tokens; raise it to "
-            f"{needed}{shorter}"
+            f"kv_cache_memory = {given} bytes is too small for one sequence of {asked or sizes.block_size} tokens; "
+            f"raise it to {needed}{shorter}"
         )
     if left < (given or needed):
         problem = (
@@ -131,16 +119,8 @@ def plan_memory(
         )
         changes = _Changes(model, config, placement, budget, measure).to_have(left, given or needed)
         raise RunnerError(f"{problem}; {', or '.join(changes)}")
-    num_blocks = (left if given is None else given) // group.bytes_per_block
-    return MemoryPlan(
-        memory=budget.memory,
-        reserve=budget.reserve,
-        footprint=footprint,
-        block_bytes=group.bytes_per_block,
-        num_blocks=num_blocks,
-        block_size=size,
-        max_model_len=asked or min(model.context_length, num_blocks * size),
-    )
+    counts = sizes.split(left if given is None else given)
+    return MemoryPlan(memory=budget.memory, reserve=budget.reserve, footprint=footprint, kv=sizes.plan(counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +141,14 @@ class _Changes:
             wanted: bytes that it should have.
         """
         config = self.config
-        block = self._block_bytes(config)
-        if left >= block:
+        sizes = Sizes(self.model, config)
+        if (length := sizes.longest(left)) > 0:
             if config.kv_cache_memory is not None:
-                yield f"lower kv_cache_memory to {left // block * block}"
+                yield f"lower kv_cache_memory to {sizes.nbytes(sizes.split(left))}"
             elif config.max_model_len is not None:
-                yield f"lower max_model_len to {left // block * config.block_size}"
-        int8_pages = msgspec.structs.replace(config, kv_cache_dtype="int8")
-        if config.kv_cache_memory is None and left >= wanted // block * self._block_bytes(int8_pages) < wanted:
+                yield f"lower max_model_len to {length}"
+        int8_pages = Sizes(self.model, msgspec.structs.replace(config, kv_cache_dtype="int8"))
+        if config.kv_cache_memory is None and left >= int8_pages.nbytes(int8_pages.least()) < wanted:
             yield "set kv_cache_dtype to int8"
         tokens, rows = min(config.max_num_batched_tokens, 512), min(config.max_num_seqs, 16)
         fewer = msgspec.structs.replace(config, max_num_batched_tokens=tokens, max_num_seqs=rows, max_logit_rows=rows)
@@ -182,9 +162,6 @@ class _Changes:
             if self._left(msgspec.structs.replace(config, quantization="int8"), int8) >= wanted:
                 yield "set quantization to int8"
         yield f"take {gib(self.budget.memory - left + wanted)} of memory"
-
-    def _block_bytes(self, config: EngineConfig) -> int:
-        return kv_cache_group(self.model, config).bytes_per_block
 
     def _left(self, config: EngineConfig, placement: Placement) -> int:
         return self.budget.memory - self.budget.reserve - self.measure(config, placement).total

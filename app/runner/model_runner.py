@@ -20,7 +20,8 @@ from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
 from app.runner.graph import Bucket, BucketGraphs, StepGraphs, capture_on, graph_bytes
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
-from app.runner.kv_cache import KVCachePlan, allocate_kv_cache, attention_of
+from app.runner.kv_cache import allocate_kv_cache
+from app.runner.kv_plan import KVCachePlan
 from app.runner.memory import Footprint, bytes_of
 from app.runner.page_populator import PagePopulator
 from app.runner.pending_sample import PendingSample
@@ -77,28 +78,25 @@ class ModelRunner:
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
-        attention = attention_of(model_config)
-        heads_per_kv = attention.num_heads // attention.num_kv_heads
-        self._kv = allocate_kv_cache(plan, device, heads_per_kv=heads_per_kv, trash=on_triton)
-        self._populator = PagePopulator([layer.values for layer in self._kv]) if device.type == "cpu" else None
+        groups = plan.spec.groups
+        heads_per_kv = max(attention.num_heads // attention.num_kv_heads for attention in model_config.attentions)
+        self._kv = allocate_kv_cache(plan.spec, device, heads_per_kv=heads_per_kv, trash=on_triton)
+        self._group_of_layer = [index for _, index in sorted((i, n) for n, g in enumerate(groups) for i in g.layers)]
+        self._populators = [
+            PagePopulator([self._kv[layer].values for layer in group.layers])
+            for group in (groups if device.type == "cpu" else [])
+        ]
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
         self._batch = InputBatch(
+            groups,
             num_slots=config.max_num_seqs,
             max_tokens=config.max_num_batched_tokens,
             max_logit_rows=max_logit_rows,
             max_model_len=plan.max_model_len,
             block_size=config.block_size,
             device=device,
-            split_workspace=new_split_workspace(
-                config.max_num_seqs,
-                attention.num_heads // config.tensor_parallel_size,
-                attention.num_kv_heads // config.tensor_parallel_size,
-                attention.head_dim,
-                device,
-            )
-            if on_triton
-            else None,
-            trash_block=plan.num_blocks if on_triton else None,
+            split_workspace=_split_workspace(model_config, config, device) if on_triton else None,
+            trash=on_triton,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
         # A recording would run through where the ranks have to meet.
@@ -147,7 +145,7 @@ class ModelRunner:
         """All kernels of a step."""
         self._batch.expand(inputs, self._sampler.last_token)
         tokens = inputs.tokens
-        metas = [inputs.meta] * len(self._kv)
+        metas = [inputs.metas[group] for group in self._group_of_layer]
         hidden_TD = self._model.forward(tokens.token_ids, tokens.positions, self._kv, metas, self._arena)
         if logits_LV.shape[0]:
             self._model.logits(hidden_TD, tokens.logit_indices, logits_LV, self._arena)
@@ -158,11 +156,6 @@ class ModelRunner:
     def kv_cache_spec(self) -> KVCacheSpec:
         """What the KV cache holds for a sequence."""
         return self._plan.spec
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache, 0 to ``num_blocks - 1``, all for requests."""
-        return self._plan.num_blocks
 
     @property
     def max_model_len(self) -> int:
@@ -236,9 +229,9 @@ class ModelRunner:
         Raises:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
         """
-        if self._populator is not None:
-            self._populator.note(
-                max((max(row.new_block_ids[0], default=0) for row in step.rows if row.new_block_ids), default=0)
+        for index, populator in enumerate(self._populators):
+            populator.note(
+                max((max(row.new_block_ids[index], default=0) for row in step.rows if row.new_block_ids), default=0)
             )
         self._sampler.bind(step.slots)
         staged = self._sampler.stage(step.rows)
@@ -313,3 +306,10 @@ class ModelRunner:
         """Waits for a step's result, one output a row."""
         rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
         return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
+
+
+def _split_workspace(model: ModelConfig, config: EngineConfig, device: torch.device) -> Tensor:
+    """Where pieces of attention meet: room for whichever layer needs most."""
+    ranks = config.tensor_parallel_size
+    shapes = {(layer.num_heads // ranks, layer.num_kv_heads // ranks, layer.head_dim) for layer in model.attentions}
+    return max((new_split_workspace(config.max_num_seqs, *shape, device) for shape in shapes), key=Tensor.numel)

@@ -46,11 +46,6 @@ class ParallelRunner:
         return self._first.kv_cache_spec
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache, each spread over all ranks."""
-        return self._first.num_blocks
-
-    @property
     def max_model_len(self) -> int:
         """Tokens of the longest sequence."""
         return self._first.max_model_len

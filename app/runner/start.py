@@ -16,13 +16,12 @@ from app.quant.placement import Placement
 from app.runner.device import META, available_memory, choose_device, choose_threads, has_own_memory, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.runner.kv_cache import KVCachePlan, kv_cache_group, plan_kv_cache
+from app.runner.kv_plan import KVCachePlan, Sizes, plan_kv_cache
 from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, gib, plan_memory
 from app.runner.model_runner import ModelRunner
 from app.types import (
     EngineConfig,
-    KVCacheSpec,
     LoadProgress,
     SamplingParams,
     ScheduledRow,
@@ -101,7 +100,7 @@ def _settle(
         budget = Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
         made = plan_for_gpu(model_config, config, placement, budget)
         _log.info("memory: %s", ", ".join(f"{what} {gib(nbytes)}" for what, nbytes in made.rows()))
-        config = msgspec.structs.replace(config, num_blocks=made.num_blocks)
+        config = msgspec.structs.replace(config, num_blocks=made.kv.num_blocks)
         return config, placement, plan_kv_cache(model_config, config)
     plan = plan_kv_cache(model_config, config)
     check_memory(model_config, plan, placement)
@@ -123,8 +122,9 @@ def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Pla
     def measure(config: EngineConfig, placement: Placement) -> Footprint:
         longest = config.max_model_len or model_config.context_length
         model = build_model(model_config, longest, replace(placement, device=META, ranks=ranks))
-        spec = KVCacheSpec(block_size=config.block_size, groups=[kv_cache_group(model_config, config)])
-        return ModelRunner(model, model_config, KVCachePlan(spec, 1, longest), config, META).footprint()
+        sizes = Sizes(model_config, config)
+        spec = sizes.plan((1,) * len(sizes.groups)).spec
+        return ModelRunner(model, model_config, KVCachePlan(spec, longest), config, META).footprint()
 
     return plan_memory(model_config, config, placement, budget, measure)
 
@@ -136,6 +136,14 @@ def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> No
     init = SlotInit(
         slot=0, sampling=SamplingParams(temperature=0.0), seed=0, sample_index=0, prompt_len=1, stop_token_ids=[]
     )
-    row = ScheduledRow(slot=0, start=0, num_tokens=1, token_ids=[0], new_block_ids=[[0]], logits_start=0, num_samples=1)
+    row = ScheduledRow(
+        slot=0,
+        start=0,
+        num_tokens=1,
+        token_ids=[0],
+        new_block_ids=[[0] for _ in runner.kv_cache_spec.groups],
+        logits_start=0,
+        num_samples=1,
+    )
     runner.collect(runner.submit(SchedulerOutput(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
     phases.update(1, 1)

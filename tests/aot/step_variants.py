@@ -12,7 +12,7 @@ import torch
 from app.kernels.gpu.launch import Launch, collecting
 from app.models.architectures import find
 from app.quant.placement import Placement, WeightFormat
-from app.runner.kv_cache import plan_kv_cache
+from app.runner.kv_plan import plan_kv_cache
 from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner
 from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput
@@ -34,9 +34,16 @@ SHAPE: dict[str, Any] = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 14336, "vocab_size": 128256}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "vocab_size": 151936}
+WINDOWED = {
+    "num_hidden_layers": 2,
+    "use_sliding_window": True,
+    "sliding_window": 256,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
 MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
+    ({**QWEN3, **WINDOWED}, WeightFormat.PLAIN, "bfloat16"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)
@@ -65,23 +72,27 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
     return ModelRunner(model, model_config, plan, config, META)
 
 
-def prefill(slot: int) -> ScheduledRow:
+def prefill(slot: int, num_groups: int) -> ScheduledRow:
     """The first chunk of a prompt, all of it."""
     blocks = range(slot * 64, slot * 64 + CHUNK // 16 + 1)
-    return row_of(slot, 0, [1] * CHUNK, blocks=blocks)
+    return row_of(slot, 0, [1] * CHUNK, groups=[blocks] * num_groups)
 
 
 def decode(slot: int) -> ScheduledRow:
     """A token behind that chunk."""
-    return row_of(slot, CHUNK, None)
+    return row_of(slot, CHUNK, None, groups=[])
 
 
-def steps() -> list[SchedulerOutput]:
-    """Prompts, one alone and two with decodes beside them; then decodes of few and of many."""
+def steps(num_groups: int) -> list[SchedulerOutput]:
+    """Prompts, one alone and two with decodes beside them; then decodes of few and of many.
+
+    Args:
+        num_groups: of the model's KV cache.
+    """
     slots = [slot_of(slot, [1] * CHUNK, SAMPLED) for slot in range(64)]
-    first = step_of([prefill(0)], slots[:1])
-    mixed = step_of([decode(0), prefill(1)], slots[1:2])
-    others = [step_of([prefill(slot)], [slots[slot]]) for slot in range(2, 64)]
+    first = step_of([prefill(0, num_groups)], slots[:1])
+    mixed = step_of([decode(0), prefill(1, num_groups)], slots[1:2])
+    others = [step_of([prefill(slot, num_groups)], [slots[slot]]) for slot in range(2, 64)]
     return [first, mixed, *others, step_of([decode(2)]), step_of([decode(slot) for slot in range(64)])]
 
 
@@ -90,7 +101,7 @@ def launches() -> list[Launch]:
     with collecting() as collected:
         for model in MODELS:
             runner = runner_of(*model)
-            for step in steps():
+            for step in steps(len(runner.kv_cache_spec.groups)):
                 runner.submit(step)
     return collected
 

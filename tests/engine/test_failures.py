@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from app.engine.block_manager import BlockManager
 from app.engine.core import EngineFailedError
+from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
-from app.types import FinishReason, RequestStatus, RowOutput, SchedulerOutput, StepResult
+from app.types import FinishReason, KVCacheSpec, RequestStatus, RowOutput, SchedulerOutput, StepResult
 from tests.engine.harness import Harness
-from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request
+from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, kv_group
 
 PREFIX = [(3 * i) % 1000 for i in range(64)]
 
@@ -92,12 +92,13 @@ def test_a_bystander_of_a_failed_step_is_not_disturbed() -> None:
 
 
 def test_a_request_may_have_resumed_on_blocks_that_it_published_in_the_failed_step() -> None:
-    blocks = BlockManager(8, 16, identity=(), prefix_caching=True)
-    scheduler = Scheduler(fake_config(pipeline_depth=3), blocks)
+    config = fake_config(pipeline_depth=3)
+    kv = KVManager(KVCacheSpec(block_size=16, groups=[kv_group("full", 8)]), config, max_model_len=128)
+    scheduler = Scheduler(config, kv)
     request = Request(fake_request("a", PREFIX, 4), 0, ())
     scheduler.add(request)
     failing = scheduler.schedule(0.0)
-    scheduler._preempt(request)
+    scheduler.preempt(request)
     resumed = scheduler.schedule(0.0)
     assert failing is not None
     assert resumed is not None

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.engine import block_manager
+from app.engine.kv import chain
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_request
 
@@ -122,7 +122,7 @@ def test_without_prefix_caching_nothing_is_shared(depth: int) -> None:
 
 def test_tokens_decide_when_hashes_collide(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     same_for_all = SimpleNamespace(sha256=lambda _: hashlib.sha256())
-    monkeypatch.setattr(block_manager, "hashlib", same_for_all)
+    monkeypatch.setattr(chain, "hashlib", same_for_all)
     engine = Harness(pipeline_depth=depth)
     for key, token in (("a", 1), ("b", 2), ("c", 1)):
         engine.add(fake_request(key, [token] * 30, 4))

@@ -410,7 +410,7 @@ def test_a_configuration_that_does_not_decode_is_fatal() -> None:
 
 
 def test_the_engine_needs_neither_torch_nor_a_web_stack() -> None:
-    rooms = ["core", "scheduler", "block_manager", "request", "loop", "process", "inproc", "admission", "step"]
+    rooms = ["core", "scheduler", "kv.manager", "request", "loop", "process", "inproc", "admission", "step"]
     imports = "; ".join(f"import app.engine.{room}" for room in rooms)
     check = "import sys; print(*{'torch', 'fastapi', 'pydantic', 'transformers', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", f"{imports}; {check}"], capture_output=True, text=True, check=True)

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.types import EngineRequest, FinishReason, ScheduledRow, SchedulerOutput
+from app.types import EngineRequest, FinishReason, KVCacheGroup, ScheduledRow, SchedulerOutput
 from tests.engine.harness import Harness
-from tests.fakes import FakeRunner, expected_tokens, fake_request, hash_token
+from tests.fakes import FakeRunner, expected_tokens, fake_request, hash_token, kv_group
 
 VOCAB = 60
+LONGEST = 256
 EOS = 7
 PREFIX = [(11 * i) % VOCAB for i in range(200)]
 
@@ -86,7 +87,7 @@ class Faults:
     drafts: bool
     bad_rows: int
 
-    def runner(self, num_blocks: int) -> FakeRunner:
+    def runner(self, groups: list[KVCacheGroup]) -> FakeRunner:
         def fails(step: SchedulerOutput) -> bool:
             return step.step in self.failing_steps and step.step - 1 not in self.failing_steps
 
@@ -98,9 +99,9 @@ class Faults:
             return "bad row" if bad else None
 
         return FakeRunner(
-            num_blocks=num_blocks,
+            groups=groups,
             vocab_size=VOCAB,
-            max_model_len=256,
+            max_model_len=LONGEST,
             next_token=next_token,
             draft=guess if self.drafts else None,
             withhold=withhold,
@@ -120,21 +121,31 @@ faults = st.builds(
 )
 
 
+full = st.builds(kv_group, st.just("full"), st.integers(9, 40))
+sliding = st.builds(kv_group, st.just("sliding"), st.integers(6, 30), window=st.integers(2, 70))
+state = st.builds(kv_group, st.just("state"), st.integers(3, 20))
+
+
 @given(
     scenario=st.lists(jobs, min_size=1, max_size=12),
     fault=faults,
-    num_blocks=st.integers(9, 40),
+    groups=st.tuples(full)
+    | st.tuples(full, sliding)
+    | st.tuples(sliding, full, sliding)
+    | st.tuples(full, state)
+    | st.tuples(sliding)
+    | st.tuples(state, sliding),
     depth=st.integers(1, 3),
     max_num_seqs=st.integers(1, 8),
     budget=st.integers(1, 64),
     logit_rows=st.integers(1, 32),
     caching=st.sampled_from([True, True, True, False]),
 )
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_schedule_gives_the_same_text(
     scenario: list[Job],
     fault: Faults,
-    num_blocks: int,
+    groups: tuple[KVCacheGroup, ...],
     depth: int,
     max_num_seqs: int,
     budget: int,
@@ -143,7 +154,7 @@ def test_every_schedule_gives_the_same_text(
 ) -> None:
     logging.getLogger("app.engine.core").setLevel(logging.CRITICAL)
     engine = Harness(
-        fault.runner(num_blocks),
+        fault.runner(list(groups)),
         pipeline_depth=depth,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
@@ -194,7 +205,7 @@ def check_answer(engine: Harness, fault: Faults, job: Job, index: int) -> None:
         possible = {
             "deadline_exceeded": job.deadline_after is not None,
             "engine_error": bool(fault.failing_steps or fault.bad_rows),
-            "context_length_exceeded": len(request.prompt_token_ids) + job.max_tokens > engine.stats.blocks_total * 16,
+            "context_length_exceeded": len(request.prompt_token_ids) + job.max_tokens > engine.core.max_kv_tokens,
         }
         assert possible[code]
 
@@ -202,7 +213,8 @@ def check_answer(engine: Harness, fault: Faults, job: Job, index: int) -> None:
 def check_all_slots_are_back(engine: Harness, max_num_seqs: int, budget: int, logit_rows: int) -> None:
     runner = engine.runner
     runner.fail_submit = runner.fail_collect = runner.row_error = runner.withhold = None
-    width = min(max_num_seqs, budget, logit_rows, engine.stats.blocks_total // 2)  # each has a block to grow by
+    blocks = min(group.num_blocks for group in runner.kv_cache_spec.groups)
+    width = min(max_num_seqs, budget, logit_rows, blocks // 2)  # each has a block to grow by
     engine.add(*(fake_request(f"last{i}", [i], 1) for i in range(width)))
     engine.step()
     assert len(runner.steps[-1].rows) == width
@@ -214,7 +226,11 @@ def test_the_scenarios_reach_what_they_are_meant_to_test(depth: int) -> None:
     scenario = [Job(i, 64, 1 + i, 40, i % 3, None, None, False, False) for i in range(12)]
     fault = Faults(frozenset({40}), fail_in_submit=False, withhold=10, drafts=True, bad_rows=0)
     engine = Harness(
-        fault.runner(16), pipeline_depth=depth, max_num_seqs=6, max_num_batched_tokens=24, eos_token_ids=(EOS,)
+        fault.runner([kv_group("full", 16)]),
+        pipeline_depth=depth,
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+        eos_token_ids=(EOS,),
     )
     play(engine, scenario)
     assert engine.stats.preemptions_total > 0

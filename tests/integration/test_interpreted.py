@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int8 pages": ("qwen3", {"kv_cache_dtype": "int8"}),
     "W8A8, int8 pages": ("llama_biases", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "W8A16": ("qwen3", {"quantization": "int8_weight_only"}),
+    "two KV groups": ("qwen2_sliding", {}),
 }
 """Model (six heads on two, with biases; or with normed queries and keys) and formats."""
 

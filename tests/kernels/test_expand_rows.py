@@ -162,6 +162,21 @@ def test_many_decodes_with_and_without_new_blocks() -> None:
     assert step.out.logit_indices.tolist() == list(range(40))
 
 
+def test_another_group_has_its_tables_and_slots_alone_filled_in() -> None:
+    """Blocks of its own, and places that it keeps nothing at."""
+    tables, last = poisoned(SLOTS, WIDTH, dtype=torch.int32), torch.arange(100, 100 + SLOTS)
+    tables[4, :3] = int32([-1, 3, 9])
+    rows = [Row(slot=4, length=11, tokens=None, held=3), Row(slot=2, length=6, tokens=[21, 22], new=[-1, 2])]
+    step = step_of(rows)
+    expand_rows(step.rows, tables, last, None, step.meta, block_size=BLOCK)
+    assert step.meta.slot_mapping.tolist() == [9 * BLOCK + 2, 2 * BLOCK, 2 * BLOCK + 1]
+    assert step.meta.block_tables[0, :3].tolist() == [-1, 3, 9]
+    assert step.meta.block_tables[1, :2].tolist() == tables[2, :2].tolist() == [-1, 2]
+    untouched = poisoned(3, dtype=torch.int64)
+    assert all(vector.equal(untouched[: vector.numel()]) for vector in (step.out.token_ids, step.out.positions))
+    assert step.out.logit_indices.equal(untouched[:2])
+
+
 def test_arguments_that_do_not_fit() -> None:
     tables, last = torch.zeros(SLOTS, WIDTH, dtype=torch.int32), torch.zeros(SLOTS, dtype=torch.int64)
     step = step_of([Row(0, 1, [5], new=[0])])

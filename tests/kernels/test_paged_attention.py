@@ -175,3 +175,13 @@ def test_refuses_arguments_that_do_not_fit() -> None:
     )
     with pytest.raises(ValueError, match=r"paged_attention: meta.block_tables is too narrow for 20 tokens"):
         paged_attention(q, pages.kv, narrow, out, scale=1.0)
+
+
+def test_blocks_before_every_window_are_not_read() -> None:
+    """Their entries in the table may be anything: they are somebody else's by now, or nobody's."""
+    pages, q = make_pages([300, 200]), randn(5, 9, 64)
+    expected = attend64(q, pages, [1, 4], 30)
+    for row, first in enumerate(((300 - 30) // 16, (200 - 4 - 29) // 16)):
+        pages.kv.values[pages.block_tables[row, :first]] = torch.nan
+        pages.block_tables[row, :first] = 2**30
+    assert relative_error(attend(q, pages.kv, pages.metadata([1, 4]), 30), expected) < 1e-6

@@ -203,3 +203,13 @@ def test_it_asks_for_its_workspace() -> None:
     pages = make_pages([4])
     with pytest.raises(ValueError, match="split_workspace"):
         paged_attention(queries(1), pages.kv, pages.metadata([1]), Act(poisoned(1, HEADS * HEAD_DIM)), scale=SCALE)
+
+
+def test_blocks_before_every_window_are_not_read() -> None:
+    """Their entries in the table may be anything: they are somebody else's by now, or nobody's."""
+    pages, q = make_pages([300, 200]), queries(5)
+    expected = attend64(q, pages, [1, 4], 30)
+    for row, first in enumerate(((300 - 30) // 16, (200 - 4 - 29) // 16)):
+        pages.kv.values[pages.block_tables[row, :first]] = torch.nan
+        pages.block_tables[row, :first] = 2**30
+    assert relative_error(attend(q, pages.kv, pages.metadata([1, 4]), 30), expected) < 1e-6

@@ -19,7 +19,7 @@ import app
 from app.kernels.types import Act
 from app.layers.norm import RMSNorm
 from app.runner.model_runner import ModelRunner
-from app.types import SamplingParams
+from app.types import SamplingParams, ScheduledRow
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import engine_config, runner_of
 from tests.runner.ranks import run_on_ranks
@@ -95,10 +95,16 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return runner_of(save(make_reference(request.param), tmp_path_factory.mktemp(request.param)))
 
 
+def row(runner: ModelRunner, slot: int, start: int, token_ids: list[int] | None, **wanted: Any) -> ScheduledRow:
+    """A row whose ``blocks`` are the same in every KV cache group."""
+    blocks = wanted.pop("blocks", ())
+    return row_of(slot, start, token_ids, groups=[blocks] * len(runner.kv_cache_spec.groups), **wanted)
+
+
 def test_prefill_chunks_and_decodes_compute_in_kernels_alone(runner: ModelRunner) -> None:
     prompt = list(range(40))
-    runner.submit(step_of([row_of(0, 0, prompt, blocks=range(3))], [slot_of(0, prompt)]))
-    rows = [row_of(0, 40, [7]), row_of(1, 0, prompt[:20], blocks=[3, 4], num_samples=0)]
+    runner.submit(step_of([row(runner, 0, 0, prompt, blocks=range(3))], [slot_of(0, prompt)]))
+    rows = [row(runner, 0, 40, [7]), row(runner, 1, 0, prompt[:20], blocks=[3, 4], num_samples=0)]
     mixed = step_of(rows, [slot_of(1, prompt)])
     assert strays_of(lambda: runner.submit(mixed)) == set()
 
@@ -108,7 +114,7 @@ def test_ranks_compute_in_kernels_alone_and_meet(tmp_path: Path) -> None:
 
     def strays(runner: ModelRunner) -> set[tuple[str, str]]:
         prompt = list(range(20))
-        step = step_of([row_of(0, 0, prompt, blocks=range(2))], [slot_of(0, prompt)])
+        step = step_of([row(runner, 0, 0, prompt, blocks=range(2))], [slot_of(0, prompt)])
         return strays_of(lambda: runner.submit(step))
 
     meetings = {("runner/group.py", f"c10d.{op}") for op in ("allreduce_.default", "_allgather_base_.default")}
@@ -117,7 +123,7 @@ def test_ranks_compute_in_kernels_alone_and_meet(tmp_path: Path) -> None:
 
 
 def test_a_chunk_without_logits_computes_in_kernels_alone(runner: ModelRunner) -> None:
-    chunk = step_of([row_of(0, 0, [1, 2, 3], blocks=[0], num_samples=0)], [slot_of(0, [1, 2, 3, 4])])
+    chunk = step_of([row(runner, 0, 0, [1, 2, 3], blocks=[0], num_samples=0)], [slot_of(0, [1, 2, 3, 4])])
     assert strays_of(lambda: runner.submit(chunk)) == set()
 
 
@@ -138,13 +144,13 @@ def test_a_decode_computes_in_kernels_alone(
     runner: ModelRunner, params: SamplingParams, beside: set[tuple[str, str]]
 ) -> None:
     prompt = list(range(10))
-    runner.submit(step_of([row_of(0, 0, prompt, blocks=[0])], [slot_of(0, prompt, params)]))
-    decode = step_of([row_of(0, 10, None)])
+    runner.submit(step_of([row(runner, 0, 0, prompt, blocks=[0])], [slot_of(0, prompt, params)]))
+    decode = step_of([row(runner, 0, 10, None)])
     assert strays_of(lambda: runner.submit(decode)) == beside
 
 
 def test_the_checker_sees_kernels_at_work(runner: ModelRunner) -> None:
-    step = step_of([row_of(0, 0, [1, 2, 3], blocks=[0])], [slot_of(0, [1, 2, 3])])
+    step = step_of([row(runner, 0, 0, [1, 2, 3], blocks=[0])], [slot_of(0, [1, 2, 3])])
     checker = OnlyKernelsCompute()
     with checker:
         runner.submit(step)
@@ -188,5 +194,5 @@ def test_the_checker_catches_arithmetic_in_a_layer(runner: ModelRunner, monkeypa
         norm(self, x_TD * 1.0, out, **residual)
 
     monkeypatch.setattr(RMSNorm, "__call__", scaled_norm)
-    step = step_of([row_of(0, 0, [1, 2, 3], blocks=[0])], [slot_of(0, [1, 2, 3])])
+    step = step_of([row(runner, 0, 0, [1, 2, 3], blocks=[0])], [slot_of(0, [1, 2, 3])])
     assert (HERE, "aten.mul.Tensor") in strays_of(lambda: runner.submit(step))

@@ -29,8 +29,8 @@ from app.models.base import Decoder
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
-from app.runner.kv_cache import attention_of
 from app.types import ScheduledRow
+from tests.fakes import kv_group
 from tests.runner.steps import row_of, step_of
 
 CPU = torch.device("cpu")
@@ -137,6 +137,7 @@ class PagedExecution:
         self._arena = StepArena(CONTEXT, CPU)
         self._last_token = torch.zeros(8, dtype=torch.int64)
         self._batch = InputBatch(
+            [kv_group("full", num_blocks)],
             num_slots=8,
             max_tokens=CONTEXT,
             max_logit_rows=CONTEXT,
@@ -144,7 +145,7 @@ class PagedExecution:
             block_size=BLOCK_SIZE,
             device=CPU,
         )
-        attention = attention_of(config)
+        attention = config.attentions[0]
         shape = (num_blocks, 2, attention.num_kv_heads, BLOCK_SIZE, attention.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
         heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
@@ -158,8 +159,7 @@ class PagedExecution:
         self._batch.expand(inputs, self._last_token)
         tokens = inputs.tokens
         self._arena.begin(tokens.token_ids.numel())
-        meta = replace(inputs.meta, split_workspace=self._split_workspace)
-        metas = [meta] * len(self.kv)
+        metas = [replace(inputs.metas[0], split_workspace=self._split_workspace)] * len(self.kv)
         hidden = self._model.forward(tokens.token_ids, tokens.positions, self.kv, metas, self._arena)
         logits = torch.full((tokens.logit_indices.numel(), self._vocab_size), torch.nan)
         self._model.logits(hidden, tokens.logit_indices, logits, self._arena)

@@ -39,7 +39,7 @@ def runner_of(directory: Path, **overrides: Any) -> ModelRunner:
 
 @dataclass
 class Request:
-    """A request as a scheduler sees it, its blocks given beforehand."""
+    """A request as a scheduler sees it, its blocks given beforehand: the same in every KV cache group."""
 
     slot: int
     prompt: list[int]
@@ -72,7 +72,7 @@ class Request:
         self.num_computed = self.num_blocks = 0
         self.bound = False
 
-    def next_row(self, max_tokens: int, *, from_device: bool = False) -> ScheduledRow:
+    def next_row(self, max_tokens: int, *, from_device: bool = False, num_groups: int = 1) -> ScheduledRow:
         """The next tokens to compute, all that is left or ``max_tokens``; sampled when it is all."""
         start = self.num_computed
         end = min(len(self.tokens), start + max_tokens)
@@ -84,7 +84,12 @@ class Request:
         self.num_computed, self.num_blocks = end, needed
         token_ids = None if from_device else self.tokens[start:end]
         return row_of(
-            self.slot, start, token_ids, blocks=blocks, targets=targets, num_samples=int(end == len(self.tokens))
+            self.slot,
+            start,
+            token_ids,
+            groups=[blocks] * num_groups,
+            targets=targets,
+            num_samples=int(end == len(self.tokens)),
         )
 
     def take(self, output: RowOutput) -> None:
@@ -103,12 +108,16 @@ def run(
     Args:
         device: decode from the token that the slot sampled last instead of passing it in.
     """
+    num_groups = len(runner.kv_cache_spec.groups)
     while True:
         active = [s for s in sequences if len(s.outputs) < num_tokens and s.error is None]
         if not active:
             return
         slots = [init for s in active for init in s.bind()]
-        rows = [s.next_row(chunk, from_device=device and s.num_computed >= len(s.prompt)) for s in active]
+        rows = [
+            s.next_row(chunk, from_device=device and s.num_computed >= len(s.prompt), num_groups=num_groups)
+            for s in active
+        ]
         result = runner.collect(runner.submit(step_of(rows, slots)))
         for sequence, output in zip(active, result.rows, strict=True):
             sequence.take(output)

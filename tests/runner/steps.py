@@ -31,11 +31,15 @@ def row_of(
     token_ids: Sequence[int] | None,
     *,
     blocks: Sequence[int] = (),
+    groups: Sequence[Sequence[int]] | None = None,
     num_logits: int | None = None,
     num_samples: int = 1,
     targets: Sequence[int] = (),
 ) -> ScheduledRow:
-    """``token_ids`` from position ``start``, or the one token on the device; logits for the last ``num_logits``."""
+    """``token_ids`` from position ``start``, or the one token on the device; logits for the last ``num_logits``.
+
+    New ``blocks`` are those of the one group that there is, unless each of several ``groups`` has its own.
+    """
     num_tokens = 1 if token_ids is None else len(token_ids)
     wanted = num_samples + len(targets) if num_logits is None else num_logits
     return ScheduledRow(
@@ -43,7 +47,7 @@ def row_of(
         start=start,
         num_tokens=num_tokens,
         token_ids=None if token_ids is None else list(token_ids),
-        new_block_ids=[list(blocks)],
+        new_block_ids=[list(ids) for ids in ([blocks] if groups is None else groups)],
         logits_start=num_tokens - wanted,
         num_samples=num_samples,
         logprob_targets=list(targets),

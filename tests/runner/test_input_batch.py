@@ -7,7 +7,8 @@ import torch
 
 from app.runner.errors import RunnerError
 from app.runner.input_batch import InputBatch
-from app.types import SchedulerOutput
+from app.types import NO_BLOCK, KVCacheGroup, SchedulerOutput
+from tests.fakes import kv_group
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 
 LAST = torch.tensor([100, 101, 102])
@@ -15,8 +16,18 @@ LAST = torch.tensor([100, 101, 102])
 
 @pytest.fixture
 def batch() -> InputBatch:
+    return batch_of(kv_group("full"))
+
+
+def batch_of(*groups: KVCacheGroup) -> InputBatch:
     return InputBatch(
-        num_slots=3, max_tokens=64, max_logit_rows=8, max_model_len=48, block_size=4, device=torch.device("cpu")
+        groups,
+        num_slots=3,
+        max_tokens=64,
+        max_logit_rows=8,
+        max_model_len=48,
+        block_size=4,
+        device=torch.device("cpu"),
     )
 
 
@@ -24,7 +35,7 @@ def mapping(batch: InputBatch, step: SchedulerOutput) -> list[int]:
     """Where the step's tokens are written."""
     inputs = batch.prepare(step)
     batch.expand(inputs, LAST)
-    return inputs.meta.slot_mapping.tolist()
+    return inputs.metas[0].slot_mapping.tolist()
 
 
 def test_a_step_that_fails_leaves_the_slots_that_were_not_in_it(batch: InputBatch) -> None:
@@ -56,3 +67,24 @@ def test_a_slot_bound_anew_has_nothing_of_what_it_held(batch: InputBatch) -> Non
 def test_steps_that_do_not_fit(batch: InputBatch, step: SchedulerOutput, message: str) -> None:
     with pytest.raises(RunnerError, match=message):
         batch.fill(step)
+
+
+def test_each_group_has_tables_of_its_own() -> None:
+    batch = batch_of(kv_group("full"), kv_group("sliding", window=4), kv_group("state"))
+    bound = [slot_of(slot, [1] * 6, GREEDY) for slot in range(2)]
+    blocks = [[[5, 9], [1, 2], [NO_BLOCK, 3]], [[7, 8], [3, 4], [NO_BLOCK, 4]]]
+    rows = [row_of(slot, 0, [slot] * 6, groups=groups) for slot, groups in enumerate(blocks)]
+    more = [row_of(0, 6, None, groups=[]), row_of(1, 6, [9, 9, 9], groups=[[10], [1], [6]])]
+    for step, tables, first_slots in (
+        (step_of(rows, bound), blocks, [[20, 28], [4, 12], None]),
+        (step_of(more), [blocks[0], [[7, 8, 10], [3, 4, 1], [NO_BLOCK, 4, 6]]], [[38, 34], [10, 18], None]),
+    ):
+        inputs = batch.prepare(step)
+        batch.expand(inputs, LAST)
+        starts = inputs.metas[0].query_start_loc.tolist()
+        for group, (meta, firsts) in enumerate(zip(inputs.metas, first_slots, strict=True)):
+            for row, table in enumerate(tables):
+                assert meta.block_tables[row, : len(table[group])].tolist() == table[group]
+            if firsts is not None:
+                assert [int(meta.slot_mapping[start]) for start in starts[:2]] == firsts
+        assert inputs.tokens.positions[starts[1]] == step.rows[1].start

@@ -15,13 +15,19 @@ from app.kernels import dispatch
 from app.models.config import ConfigError
 from app.runner.device import choose_threads
 from app.runner.errors import RunnerError
+from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import LoadProgress
+from app.types import KVCacheGroup, LoadProgress
 from tests.models.tiny import CONTEXT, make_reference, save
 from tests.runner.driver import Request, engine_config, run, runner_of
 
 BLOCK_BYTES = 3 * 2 * 2 * 16 * 16 * 4
 """layers, keys and values, heads, tokens, head width, fp32."""
+
+
+def group_of(runner: ModelRunner) -> KVCacheGroup:
+    (group,) = runner.kv_cache_spec.groups
+    return group
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def test_what_a_runner_says_of_itself(checkpoint: Path) -> None:
     assert runner.num_parameters == parameters
     assert runner.weight_bytes == 4 * parameters
     assert runner.vocab_size == 128
-    assert runner.num_blocks == 10
+    assert group_of(runner).num_blocks == 10
     assert runner.kv_cache_bytes == 10 * BLOCK_BYTES
     (group,) = runner.kv_cache_spec.groups
     assert (group.kind, group.num_layers, group.num_kv_heads, group.head_dim) == ("full", 3, 2, 16)
@@ -65,7 +71,7 @@ def test_phases_are_reported_in_order_and_weights_in_bytes(checkpoint: Path) -> 
 )
 def test_sizes(checkpoint: Path, settings: dict[str, Any], num_blocks: int, max_model_len: int) -> None:
     runner = runner_of(checkpoint, **settings)
-    assert (runner.num_blocks, runner.max_model_len) == (num_blocks, max_model_len)
+    assert (group_of(runner).num_blocks, runner.max_model_len) == (num_blocks, max_model_len)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ def expand_rows(
     rows: StepRows,
     tables_SW: Tensor,
     last_token_S: Tensor,
-    out: StepTokens,
+    out: StepTokens | None,
     meta: AttentionMetadata,
     *,
     block_size: int,
 ) -> None:
     """Fills ``out`` and the metadata's ``block_tables`` and ``slot_mapping``, and adds the rows' new blocks to the
-    tables of their slots.
+    tables of their slots. A KV cache group takes a call of its own.
 
     The metadata's ``query_start_loc`` and ``seq_lens`` are read: row r's ``n`` tokens stand at positions
     ``seq_lens[r] - n`` on. Of its row in ``block_tables`` only the blocks of its sequence are written.
@@ -33,6 +33,7 @@ def expand_rows(
         rows: R of them; see :class:`~app.kernels.types.StepRows`.
         tables_SW: [S, W] int32, blocks of every slot's sequence.
         last_token_S: [S] int64, the token that each slot sampled last.
+        out: None where a call for another group has filled it.
         meta: ``block_tables`` [R, W].
         block_size: tokens of a block.
 
@@ -53,10 +54,12 @@ def expand_rows(
         check_tensor("expand_rows", name, vector, (length,), torch.int32)
     check_tensor("expand_rows", "tables", tables_SW, (tables_SW.shape[0], width), torch.int32)
     check_tensor("expand_rows", "block_tables", meta.block_tables, (count, width), torch.int32)
-    tokens = out.token_ids.numel()
-    for name, vector in (("token_ids", out.token_ids), ("positions", out.positions), ("slots", meta.slot_mapping)):
-        check_tensor("expand_rows", name, vector, (tokens,), torch.int64)
-    check_tensor("expand_rows", "logit_indices", out.logit_indices, (out.logit_indices.numel(),), torch.int64)
+    tokens = meta.slot_mapping.numel()
+    check_tensor("expand_rows", "slots", meta.slot_mapping, (tokens,), torch.int64)
+    if out is not None:
+        check_tensor("expand_rows", "token_ids", out.token_ids, (tokens,), torch.int64)
+        check_tensor("expand_rows", "positions", out.positions, (tokens,), torch.int64)
+        check_tensor("expand_rows", "logit_indices", out.logit_indices, (out.logit_indices.numel(),), torch.int64)
     check_tensor("expand_rows", "last_token", last_token_S, (tables_SW.shape[0],), torch.int64)
     if runs_triton(tables_SW):
         from app.kernels.expand_rows.triton import expand_rows_triton  # only a GPU needs Triton

@@ -13,10 +13,12 @@ static void expand_row(const TuiliExpandRowsArgs& a, int64_t row) {
     const int32_t begin = a.query_start_loc[row], end = a.query_start_loc[row + 1];
     for (int32_t token = begin; token < end; token++) {
         const int32_t position = length - (end - token);
-        a.positions[token] = position;
         a.slot_mapping[token] = (int64_t)table[position / size] * size + position % size;
+        if (a.token_ids == nullptr) continue;
+        a.positions[token] = position;
         a.token_ids[token] = a.carried[row] ? a.last_token[a.slots[row]] : a.feed[token];
     }
+    if (a.token_ids == nullptr) return;
     const int32_t first = a.logit_start_loc[row], last = a.logit_start_loc[row + 1];
     for (int32_t i = first; i < last; i++) a.logit_indices[i] = end - (last - i);
 }

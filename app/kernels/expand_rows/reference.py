@@ -12,7 +12,7 @@ def expand_rows_reference(
     rows: StepRows,
     tables_SW: Tensor,
     last_token_S: Tensor,
-    out: StepTokens,
+    out: StepTokens | None,
     meta: AttentionMetadata,
     block_size: int,
 ) -> None:
@@ -28,9 +28,11 @@ def expand_rows_reference(
 
     row_T, nth_T = _spread(counts_R)
     positions_T = (meta.seq_lens - counts_R)[row_T] + nth_T
-    out.positions.copy_(positions_T)
     blocks_T = tables_SW[rows.slots[row_T].long(), positions_T // block_size]
     meta.slot_mapping.copy_(blocks_T.long() * block_size + positions_T % block_size)
+    if out is None:
+        return
+    out.positions.copy_(positions_T)
     given_T = rows.feed[: out.token_ids.numel()].long()
     sampled_T = last_token_S[rows.slots[row_T].long()]
     out.token_ids.copy_(torch.where(rows.carried[row_T] != 0, sampled_T, given_T))

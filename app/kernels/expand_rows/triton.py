@@ -53,21 +53,23 @@ def _expand_rows(
         inside = tokens < end
         place = length - end + tokens
         values, _ = _blocks_at(feed, table, place // B, inside, held, fresh, num_fresh)
-        tl.store(positions + tokens, place.to(tl.int64), mask=inside)
         tl.store(slot_mapping + tokens, values.to(tl.int64) * B + place % B, mask=inside)
-        given = tl.load(feed + tokens, mask=inside, other=0).to(tl.int64)
-        tl.store(token_ids + tokens, tl.where(carries, sampled, given), mask=inside)
-    wanted, last = tl.load(logit_start_loc + row), tl.load(logit_start_loc + row + 1)
-    for first in range(wanted, last, BLOCK):
-        lines = first + lanes
-        tl.store(logit_indices + lines, (end - last + lines).to(tl.int64), mask=lines < last)
+        if token_ids is not None:
+            tl.store(positions + tokens, place.to(tl.int64), mask=inside)
+            given = tl.load(feed + tokens, mask=inside, other=0).to(tl.int64)
+            tl.store(token_ids + tokens, tl.where(carries, sampled, given), mask=inside)
+    if token_ids is not None:
+        wanted, last = tl.load(logit_start_loc + row), tl.load(logit_start_loc + row + 1)
+        for first in range(wanted, last, BLOCK):
+            lines = first + lanes
+            tl.store(logit_indices + lines, (end - last + lines).to(tl.int64), mask=lines < last)
 
 
 def expand_rows_triton(
     rows: StepRows,
     tables_SW: Tensor,
     last_token_S: Tensor,
-    out: StepTokens,
+    out: StepTokens | None,
     meta: AttentionMetadata,
     block_size: int,
 ) -> None:
@@ -86,9 +88,9 @@ def expand_rows_triton(
             "seq_lens": meta.seq_lens,
             "last_token": last_token_S,
             "tables": tables_SW,
-            "token_ids": out.token_ids,
-            "positions": out.positions,
-            "logit_indices": out.logit_indices,
+            "token_ids": out.token_ids if out else None,
+            "positions": out.positions if out else None,
+            "logit_indices": out.logit_indices if out else None,
             "block_tables": meta.block_tables,
             "slot_mapping": meta.slot_mapping,
             "table_width": tables_SW.shape[1],

@@ -206,7 +206,7 @@ typedef struct {
     int32_t reserved;
 } TuiliRecordArgs;
 
-// See app/kernels/expand_rows. Counted by ROWS, row-wise.
+// See app/kernels/expand_rows. Counted by ROWS, row-wise. Without token_ids it fills in tables and slots alone.
 typedef struct {
     const int32_t* slots;
     const int32_t* carried;

@@ -1,0 +1,303 @@
+"""The blocks of all KV groups of an engine, and the prefix cache over them.
+
+A request has a table for each group, all of one length: an entry for every block of its tokens. What the entries hold,
+which of them are given back and what makes a hit is the group's policy; a prefix is a hit as far as *every* group
+can serve it. Numbers of blocks are tuples, one for each group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from app.engine.kv.chain import PrefixChain
+from app.engine.kv.full import FullPolicy
+from app.engine.kv.group import GroupPolicy
+from app.engine.kv.pool import BlockPool, IntegrityError
+from app.engine.kv.sliding import SlidingPolicy
+from app.engine.kv.state import StatePolicy
+from app.engine.kv.table import BlockTable
+from app.engine.request import Request
+from app.types import NO_BLOCK, EngineConfig, KVCacheGroup, KVCacheSpec
+
+KINDS: dict[str, type[GroupPolicy]] = {"full": FullPolicy, "sliding": SlidingPolicy, "state": StatePolicy}
+
+Counts = tuple[int, ...]
+"""Blocks of each group."""
+
+
+class Hit(NamedTuple):
+    """A cached prefix."""
+
+    num_blocks: int
+    entries: list[list[int]]
+    """What each group's table begins with."""
+
+
+class BlockRef(NamedTuple):
+    """A block and its group."""
+
+    group: int
+    block_id: int
+
+
+class KVManager:
+    """Tables, pools and prefix cache of every group. Every operation is O(blocks it touches)."""
+
+    def __init__(
+        self,
+        spec: KVCacheSpec,
+        config: EngineConfig,
+        *,
+        max_model_len: int,
+        pipeline_depth: int = 1,
+        identity: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            identity: names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes.
+
+        Raises:
+            ValueError: there is no group, or one that the engine does not know.
+        """
+        self.block_size = spec.block_size
+        if not spec.groups:
+            raise ValueError("a model without a KV cache group")
+        self._policies = [_policy(group, spec.block_size) for group in spec.groups]
+        self._pools = [BlockPool(group.num_blocks) for group in spec.groups]
+        self._chain = PrefixChain(spec.block_size, identity)
+        self._prefix_caching = config.enable_prefix_caching
+        self._written_late = [index for index, policy in enumerate(self._policies) if not policy.readable_at_once]
+        self._by_reach = sorted(range(len(self._pools)), key=lambda index: not self._policies[index].keeps_all)
+        """Groups that a miss ends the search for come first."""
+        self._giving = [index for index, policy in enumerate(self._policies) if not policy.keeps_all]
+        self._fresh: set[BlockRef] = set()
+        """Published in the step that is being filled, of groups whose rows do not see each other."""
+        self.can_rewind = all(policy.can_rewind for policy in self._policies)
+        """Whether a sequence can go back by some tokens and go on from there."""
+        self.num_tokens = spec.block_size * min(policy.capacity(max_model_len) for policy in self._policies)
+        """Tokens of the longest sequence that every group can hold."""
+        tokens = config.max_num_batched_tokens
+        self.max_chunk = min(policy.max_chunk(tokens, max_model_len) for policy in self._policies)
+        """Tokens of a row, at most: what a small pool of a group that gives back can take beside the window."""
+        self._most = {"chunk": self.max_chunk, "steps": pipeline_depth}
+
+    # -- counts -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> Counts:
+        """Blocks nobody holds, published ones included."""
+        return tuple(pool.num_free for pool in self._pools)
+
+    def fullest(self) -> BlockPool:
+        """The pool of which the largest share is held."""
+        return max(self._pools, key=lambda pool: pool.num_held / max(1, pool.num_blocks))
+
+    def covers(self, request: Request, end: int) -> bool:
+        """Whether the request's tables reach to position ``end``: nothing is missing then."""
+        return end <= len(request.tables[0].entries) * self.block_size
+
+    def missing(self, request: Request, end: int) -> Counts:
+        """Blocks that the request's next row takes, if it ends before position ``end``."""
+        tables = request.tables
+        return tuple(
+            len(policy.allocated(len(table.entries), end)) for policy, table in zip(self._policies, tables, strict=True)
+        )
+
+    def promised(self, requests: Sequence[Request]) -> Counts:
+        """Blocks that running requests still take, at most, for their known tokens; and one for each to grow by."""
+        counts = [len(requests)] * len(self._pools)
+        for request in requests:
+            num_tokens = len(request.token_ids)
+            if not self.covers(request, num_tokens):
+                for group, table in enumerate(request.tables):
+                    counts[group] += self._still(group, num_tokens, len(table.entries), table.num_held)
+        return tuple(counts)
+
+    def needed(self, request: Request, hit: Hit) -> Counts:
+        """Free blocks that a waiting request's known tokens take, at most, behind a cached prefix."""
+        counts = []
+        for group, (pool, entries) in enumerate(zip(self._pools, hit.entries, strict=True)):
+            held = [block_id for block_id in entries if block_id != NO_BLOCK]
+            idle = sum(pool.is_idle(block_id) for block_id in held)
+            counts.append(idle + self._still(group, len(request.token_ids), len(entries), len(held)))
+        return tuple(counts)
+
+    def leaving(self, requests: Sequence[Request]) -> Counts:
+        """Blocks that the requests let go of once their rows under way are done."""
+        counts = [0] * len(self._pools)
+        for group in self._giving:
+            policy = self._policies[group]
+            for request in requests:
+                first = policy.first_kept(request.num_computed_tokens)
+                counts[group] += request.tables[group].num_leaving(first)
+        return tuple(counts)
+
+    def _still(self, group: int, num_tokens: int, num_entries: int, num_held: int) -> int:
+        uncovered = -(-num_tokens // self.block_size) - num_entries
+        if group not in self._giving:
+            return max(0, uncovered)
+        most = self._policies[group].group.most_blocks(num_tokens, self.block_size, **self._most)
+        return max(0, min(uncovered, min(most, self._pools[group].num_blocks) - num_held))
+
+    # -- allocation ---------------------------------------------------------------------------------------------
+
+    def allocate(self, request: Request, end: int) -> list[list[int]]:
+        """Extends the request's tables for a row that ends before position ``end``; returns what each has gained.
+
+        Raises:
+            IntegrityError: there are not enough blocks: callers ask :meth:`missing` first.
+        """
+        if self.covers(request, end):
+            return [[] for _ in self._pools]
+        if not all_fit(missing := self.missing(request, end), self.num_free):
+            raise IntegrityError(f"{missing} blocks wanted, {self.num_free} free")
+        gained = []
+        for policy, pool, table in zip(self._policies, self._pools, request.tables, strict=True):
+            first = len(table.entries)
+            entries = [NO_BLOCK] * (-(-end // self.block_size) - first)
+            for index in policy.allocated(first, end):
+                entries[index - first] = pool.take()
+            table.extend(entries)
+            gained.append(entries)
+        return gained
+
+    def give_back(self, request: Request, position: int) -> None:
+        """Frees what no token at ``position`` or behind it reads; no row under way may begin before it."""
+        for group in self._giving:
+            first, table = self._policies[group].first_kept(position), request.tables[group]
+            if first > table.first:
+                self._pools[group].release(table.drop(first))
+
+    def release(self, tables: Sequence[BlockTable]) -> None:
+        """Gives a request's blocks back. The tail of a table is reused before its head, which more can share."""
+        for pool, table in zip(self._pools, tables, strict=False):
+            pool.release(reversed(table.held()))
+
+    # -- prefix cache -------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """What the steps before this one publish can be read by every row of it."""
+        self._fresh.clear()
+
+    def looks_up(self, request: Request) -> bool:
+        """Whether the request may start from cached blocks: not when it wants logits of its whole prompt."""
+        return self._prefix_caching and not request.wants_prompt_logprobs
+
+    def match(self, request: Request) -> Hit:
+        """The longest cached prefix of the request's tokens, the last token excepted.
+
+        That one is always computed again: its logits are what the request wants, and a shared block is never written.
+        """
+        num_blocks = (len(request.token_ids) - 1) // self.block_size if self.looks_up(request) else 0
+        if num_blocks == 0:
+            return Hit(0, [[] for _ in self._pools])
+        found: list[dict[int, int]] = [{} for _ in self._pools]
+        agreed = 0
+        for group in itertools.cycle(self._by_reach):
+            if num_blocks == 0 or agreed == len(self._pools):
+                break
+            longest = self._policies[group].longest_hit(num_blocks, self._finder(request, group, found[group]))
+            agreed = agreed + 1 if longest == num_blocks else 1
+            num_blocks = longest
+        entries = []
+        for policy, block_ids in zip(self._policies, found, strict=True):
+            first = min(policy.first_kept(num_blocks * self.block_size), num_blocks)
+            entries.append([NO_BLOCK] * first + [block_ids[index] for index in range(first, num_blocks)])
+        return Hit(num_blocks, entries)
+
+    def _finder(self, request: Request, group: int, found: dict[int, int]) -> Callable[[int], bool]:
+        """Says whether a block of the request is on offer in a group, and keeps in ``found`` which."""
+        pool, size, token_ids, hashes = self._pools[group], self.block_size, request.token_ids, request.block_hashes
+        late = group in self._written_late
+
+        def has(index: int) -> bool:
+            digest = hashes[index] if index < len(hashes) else self._chain.digest(request, index)
+            block_id = pool.find(digest, token_ids[index * size : (index + 1) * size])
+            if block_id is None or (late and BlockRef(group, block_id) in self._fresh):
+                return False
+            found[index] = block_id
+            return True
+
+        return has
+
+    def share(self, request: Request, hit: Hit) -> None:
+        """Starts the request's tables with a cached prefix."""
+        request.tables = [BlockTable(entries) for entries in hit.entries]
+        for pool, table in zip(self._pools, request.tables, strict=True):
+            for block_id in table.held():
+                pool.hold(block_id)
+        request.num_published_blocks = hit.num_blocks
+
+    def publish(self, request: Request, num_tokens: int) -> list[BlockRef]:
+        """Offers the request's full blocks among its first ``num_tokens`` known tokens; returns those newly offered.
+
+        Args:
+            num_tokens: where a row of the request ended.
+        """
+        first, num_full = request.num_published_blocks, num_tokens // self.block_size
+        if not self._prefix_caching or num_full <= first:
+            return []
+        refs: list[BlockRef] = []
+        for group, (policy, pool) in enumerate(zip(self._policies, self._pools, strict=True)):
+            entries = request.tables[group].entries
+            for index in policy.published(first, num_full):
+                block_id = entries[index]
+                if block_id != NO_BLOCK and pool.publish(
+                    block_id, self._chain.digest(request, index), self._chain.tokens(request, index)
+                ):
+                    refs.append(BlockRef(group, block_id))
+        request.num_published_blocks = num_full
+        self._fresh.update(ref for ref in refs if ref.group in self._written_late)
+        return refs
+
+    def refs(self, request: Request) -> list[BlockRef]:
+        """All blocks that the request holds."""
+        return [BlockRef(group, block_id) for group, table in enumerate(request.tables) for block_id in table.held()]
+
+    def withdraw(self, refs: Iterable[BlockRef]) -> None:
+        """Takes blocks off offer whose contents turned out not to be there. Holders keep their holds."""
+        for ref in refs:
+            self._pools[ref.group].withdraw([ref.block_id])
+
+    def withdraw_all(self, request: Request) -> None:
+        """Takes all off offer that the request may have written, given back since or not."""
+        for pool in self._pools:
+            pool.withdraw_digests(request.block_hashes)
+
+    # -- invariants ---------------------------------------------------------------------------------------------
+
+    def check_integrity(self, held: Iterable[Sequence[BlockTable]]) -> None:
+        """Compares the books with the tables of everybody who holds blocks.
+
+        Raises:
+            IntegrityError: they differ.
+        """
+        requests = [tables for tables in held if tables]
+        for tables in requests:
+            for table in tables:
+                table.check_integrity()
+        for group, pool in enumerate(self._pools):
+            pool.check_integrity([tables[group].held() for tables in requests])
+
+
+def _policy(group: KVCacheGroup, block_size: int) -> GroupPolicy:
+    if group.kind not in KINDS:
+        raise ValueError(f"the engine knows KV cache groups of {', '.join(KINDS)}, not of {group.kind!r}")
+    return KINDS[group.kind](group, block_size)
+
+
+def all_fit(wanted: Counts, available: Counts) -> bool:
+    """Whether each group has the blocks that are wanted of it."""
+    return all(count <= room for count, room in zip(wanted, available, strict=True))
+
+
+def added(*counts: Counts) -> Counts:
+    """The sum, group by group."""
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+def subtracted(counts: Counts, others: Counts) -> Counts:
+    """The difference, group by group."""
+    return tuple(count - other for count, other in zip(counts, others, strict=True))
