@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.types import Act, LayerKVCache, num_groups
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache, num_groups
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,6 +22,35 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], *dt
         raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
     if not tensor.is_contiguous():
         raise ValueError(f"{op}: {name} is not contiguous")
+
+
+def check_columns(op: str, name: str, tensor: Tensor, shape: tuple[int, int], *dtypes: torch.dtype) -> None:
+    """Checks that ``tensor`` has ``shape`` and one of ``dtypes``, and that its rows are contiguous: they may be columns
+    of a wider tensor.
+
+    Raises:
+        ValueError: it has not; the message names the op and the argument.
+    """
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+    if shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{op}: the rows of {name} are not contiguous")
+
+
+def check_state_rows(op: str, meta: AttentionMetadata, block_size: int) -> None:
+    """Checks where the rows of a group of recurrent states stand.
+
+    Raises:
+        ValueError: a tensor does not fit, or the block tables are narrower than a sequence.
+    """
+    rows = meta.seq_lens.numel()
+    check_tensor(op, "meta.seq_lens", meta.seq_lens, (rows,), torch.int32)
+    check_tensor(op, "meta.query_start_loc", meta.query_start_loc, (rows + 1,), torch.int32)
+    check_tensor(op, "meta.block_tables", meta.block_tables, (rows, meta.block_tables.shape[-1]), torch.int32)
+    if meta.block_tables.shape[1] * block_size < meta.max_seq_len:
+        raise ValueError(f"{op}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
 
 
 def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:

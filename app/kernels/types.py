@@ -133,6 +133,27 @@ class LayerKVCache:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerState:
+    """One layer's pages of recurrent state: block b of a sequence holds what its tokens up to the last one computed of
+    positions ``[b * block_size, (b + 1) * block_size)`` leave behind.
+
+    A row of tokens at positions ``[start, end)`` reads the block of position ``start - 1`` (a sequence begins with
+    zeros) and leaves its state in that of ``end - 1``, which may be the same one. If the boundary
+    ``end // block_size * block_size`` lies within the row, behind its first token, the state of the tokens before that
+    boundary is left in their block as well. What stands in a block table as -1 is neither read (zeros stand for it)
+    nor written.
+    """
+
+    conv: Tensor
+    """[num_blocks, taps - 1, C], the inputs of a convolution before the next token, of their dtype and so exact; the
+    oldest first."""
+    recurrent: Tensor
+    """[num_blocks, Hv, Dk, Dv] fp32: a matrix a value head."""
+    block_size: int
+    """Tokens of a block."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMetadata:
     """Where the step's tokens stand, for every attention layer of a KV cache group alike.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from app.kernels.collective import all_reduce
+from app.kernels.collective import Ranks, all_reduce
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat
 from app.quant.destination import Destination, Elsewhere, Extent, Part
@@ -82,22 +82,31 @@ class Linear:
         named: dict[str, Destination] = {}
         start = 0
         for part, size in self._parts.items():
-            rows = self._new.rows(start, start + size)
-            named[f"{prefix}.{part}.weight"] = self._share(rows, 1 if self._split is Split.INPUTS else 0)
+            named[f"{prefix}.{part}.weight"] = self._rows(start, size)
             if self._has_bias:
                 named[f"{prefix}.{part}.bias"] = self._bias(start, size)
             start += size
         return named
 
+    def weights(self) -> dict[str, Destination]:
+        """Where each part's weight goes, for checkpoints that keep several in one tensor."""
+        sizes = list(self._parts.values())
+        return {part: self._rows(sum(sizes[:i]), size) for i, (part, size) in enumerate(self._parts.items())}
+
+    def _rows(self, start: int, size: int) -> Destination:
+        rows = self._new.rows(start, start + size)
+        return rank_share(rows, 1 if self._split is Split.INPUTS else 0, self._ranks)
+
     def _bias(self, start: int, size: int) -> Destination:
         bias = self._new.bias(start, start + size)
         if bias is None:
             return Elsewhere(size)
-        return bias if self._split is Split.INPUTS else self._share(bias, 0)
+        return bias if self._split is Split.INPUTS else rank_share(bias, 0, self._ranks)
 
-    def _share(self, destination: Destination, dim: int) -> Destination:
-        """Where a checkpoint's whole tensor goes of which this rank keeps its share of a dimension."""
-        rank, shares, kept = self._ranks.rank, self._ranks.size, destination.shape[dim]
-        if shares == 1:
-            return destination
-        return Part(destination, Extent(dim, rank * kept, (rank + 1) * kept), shares * kept)
+
+def rank_share(destination: Destination, dim: int, ranks: Ranks) -> Destination:
+    """Where a checkpoint's whole tensor goes of which this rank keeps its share of a dimension."""
+    kept = destination.shape[dim]
+    if ranks.size == 1:
+        return destination
+    return Part(destination, Extent(dim, ranks.rank * kept, (ranks.rank + 1) * kept), ranks.size * kept)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -145,31 +146,6 @@ class PlusOne(Adapted):
         return source.float() + 1.0
 
 
-class Concatenated:
-    """One tensor of a checkpoint whose rows go to several places, one after the other."""
-
-    def __init__(self, *destinations: Destination) -> None:
-        self.parts = destinations
-        rows = sum(part.shape[0] for part in destinations)
-        self.shape: Sequence[int] = (rows, *destinations[0].shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    def numel(self) -> int:
-        """Elements of the checkpoint's tensor."""
-        return math.prod(self.shape)
-
-    def copy_(self, source: Tensor, /) -> None:
-        """Stores each part's rows."""
-        start = 0
-        for part in self.parts:
-            part.copy_(source[start : start + part.shape[0]])
-            start += part.shape[0]
-
-
 class Elsewhere:
     """A tensor of a checkpoint that another rank keeps."""
 
@@ -183,3 +159,63 @@ class Elsewhere:
 
     def copy_(self, source: Tensor, /) -> None:
         """Leaves it to that rank."""
+
+
+class View:
+    """A tensor that is kept in another order of dimensions than its checkpoint's.
+
+    Args:
+        memory: contiguous, what is kept.
+        view: the same elements, or some of them, in the checkpoint's shape.
+    """
+
+    def __init__(self, memory: Tensor, view: Tensor) -> None:
+        self.memory = memory
+        self._view = view
+        self.shape: Sequence[int] = view.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self._view.nbytes
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return self._view.numel()
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores the elements where they are kept."""
+        self._view.copy_(source)
+
+
+class Interleaved:
+    """A tensor of a checkpoint whose rows go to several places in turn: so many to the first, so many to the second, …,
+    and from the first again, ``groups`` times. With one group the places' tensors are stacked.
+
+    Args:
+        parts: each takes the same number of rows of every group, in order.
+        groups: divides every part's rows.
+    """
+
+    def __init__(self, parts: Sequence[Destination], groups: int = 1) -> None:
+        if any(part.shape[0] % groups or part.shape[1:] != parts[0].shape[1:] for part in parts):
+            raise ValueError(f"{[list(part.shape) for part in parts]} cannot be interleaved {groups} times")
+        self.parts = parts
+        self._groups = groups
+        self.shape: Sequence[int] = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores each part's rows."""
+        sizes = [part.shape[0] // self._groups for part in self.parts]
+        rows = torch.split(source.reshape(self._groups, sum(sizes), *source.shape[1:]), sizes, dim=1)
+        for part, of_part in zip(self.parts, rows, strict=True):
+            part.copy_(of_part.flatten(0, 1))

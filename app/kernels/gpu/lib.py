@@ -56,6 +56,15 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def dot_fp32(a, b, acc):
+    """``acc + a @ b`` of fp32 tiles on tensor cores: each factor is the sum of two tf32 numbers, about as exact as it
+    is itself, and the product of both rests is left out."""
+    if _INTERPRETED:
+        return _dot_interpreted(a, b, acc)
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
 def dot_int8(a, b, acc):
     """``acc + a @ b`` in int32, exact, of int8 tiles."""
     return tl.dot(a, b, acc, out_dtype=tl.int32)

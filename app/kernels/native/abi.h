@@ -240,4 +240,60 @@ typedef struct {
     int32_t k;
 } TuiliLogprobsArgs;
 
+// See app/kernels/causal_conv. `x` and `state` are of one dtype, which `out` is of too.
+typedef struct {
+    const void* x;        // [T, x_stride], of which the first `channels` columns are read
+    const float* weight;  // [taps, channels]
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    void* state;          // [num_blocks, taps - 1, channels]
+    void* out;            // [T, channels]
+    int32_t dtype;  // F32 or BF16
+    int32_t channels, taps, x_stride, block_size, block_table_stride;
+} TuiliCausalConvArgs;
+
+// See app/kernels/gated_delta.
+typedef struct {
+    const void* qkv;  // [T, 2 * k_heads * k_dim + v_heads * v_dim]
+    const void* b;    // [T, gate_stride], of which v_heads columns are read; likewise a
+    const void* a;
+    const float* a_log;    // [v_heads]
+    const float* dt_bias;  // [v_heads]
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    float* state;  // [num_blocks, v_heads, k_dim, v_dim]
+    void* out;     // [T, v_heads * v_dim]
+    int32_t dtype;  // of qkv, b, a and out: F32 or BF16
+    int32_t k_heads, v_heads, k_dim, v_dim;
+    int32_t gate_stride, block_size, block_table_stride;
+} TuiliGatedDeltaArgs;
+
+// See app/kernels/gated_norm. Row-wise.
+typedef struct {
+    const void* x;       // [rows, heads * width]
+    const void* weight;  // [width]
+    const void* gate;    // [rows, gate_stride], of which heads * width columns are read
+    void* out;
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
+    int32_t dtype;  // of x and gate: F32 or BF16
+    int32_t weight_dtype;
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t heads, width, gate_stride;
+    float eps;
+    int32_t reserved;
+} TuiliGatedNormArgs;
+
+// out = x * sigmoid(gate). Row-wise.
+typedef struct {
+    const void* x;     // [rows, width]
+    const void* gate;  // [rows, gate_stride], of which width columns are read
+    void* out;
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
+    int32_t dtype;  // of x and gate: F32 or BF16
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t width, gate_stride;
+} TuiliSigmoidMulArgs;
+
 }  // extern "C"

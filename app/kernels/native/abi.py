@@ -153,6 +153,39 @@ class LogprobsArgs(ctypes.Structure):
     _fields_: ClassVar[list[Any]] = _args("logits rows token_ids logprob rank top_ids top_logprobs", "vocab_size k")
 
 
+class CausalConvArgs(ctypes.Structure):
+    """TuiliCausalConvArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "x weight query_start_loc seq_lens block_tables state out",
+        "dtype channels taps x_stride block_size block_table_stride",
+    )
+
+
+class GatedDeltaArgs(ctypes.Structure):
+    """TuiliGatedDeltaArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "qkv b a a_log dt_bias query_start_loc seq_lens block_tables state out",
+        "dtype k_heads v_heads k_dim v_dim gate_stride block_size block_table_stride",
+    )
+
+
+class GatedNormArgs(ctypes.Structure):
+    """TuiliGatedNormArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("x weight gate out out_scale", "dtype weight_dtype out_dtype heads width gate_stride", "eps"),
+        ("reserved", c_int32),
+    ]
+
+
+class SigmoidMulArgs(ctypes.Structure):
+    """TuiliSigmoidMulArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("x gate out out_scale", "dtype out_dtype width gate_stride")
+
+
 ARGS: dict[str, type[ctypes.Structure]] = {
     "embed": EmbedArgs,
     "add_norm": AddNormArgs,
@@ -165,4 +198,8 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "record": RecordArgs,
     "expand_rows": ExpandRowsArgs,
     "logprobs": LogprobsArgs,
+    "causal_conv": CausalConvArgs,
+    "gated_delta": GatedDeltaArgs,
+    "gated_norm": GatedNormArgs,
+    "sigmoid_mul": SigmoidMulArgs,
 }

@@ -86,6 +86,16 @@ TUILI_INLINE void quantize_row(const T* x, int n, int8_t* out, float* scales) {
     row_to_int8(x + whole, n - whole, *scales, out + whole);
 }
 
+// Row `row` of an activation [rows, n] from fp32 ones; into F32 the caller has written them where they belong.
+TUILI_INLINE void store_act_row(const float* x, int n, int32_t dtype, void* out, float* scales, int64_t row) {
+    if (dtype == TUILI_I8) {
+        quantize_row(x, n, TUILI_ROW(int8_t, out, row, n), TUILI_ROW(float, scales, row, act_groups(n)));
+    } else if (dtype == TUILI_BF16) {
+        bf16_t* to = TUILI_ROW(bf16_t, out, row, n);
+        for (int i = 0; i < n; i += W) store_at(to, i, n, load_at(x, i, n));
+    }
+}
+
 // Runs a statement with T the C++ type of a dtype, F32 or BF16.
 #define TUILI_WITH_FLOAT(dtype, T, ...)       \
     do {                                      \
