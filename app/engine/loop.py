@@ -192,7 +192,7 @@ def _ready(runner: Runner, max_kv_tokens: int) -> EngineReady:
         block_size=spec.block_size,
         num_blocks=max_kv_tokens // spec.block_size,
         dtype=runner.dtype,
-        kv_cache_dtype=spec.groups[0].dtype,
+        kv_cache_dtype=spec.dtype,
         device=runner.device,
         num_parameters=runner.num_parameters,
         weight_bytes=runner.weight_bytes,
