@@ -25,7 +25,8 @@ from app.quant.destination import Destination
 from app.quant.placement import Placement
 
 LayerCache = Any
-"""A layer's pages, of the kind that its mixer keeps: :class:`LayerKVCache` of attention."""
+"""A layer's pages, of the kind that its mixer keeps: a :class:`LayerKVCache`, or a
+:class:`~app.kernels.types.LayerState`."""
 
 
 class Buffers(Protocol):
@@ -59,14 +60,16 @@ class Sublayer(Protocol):
 class Mixer(Sublayer, Protocol):
     """Lets the tokens of a row see those before them."""
 
-    def __call__(self, buffers: Any, out: Act, positions_T: Tensor, cache: LayerCache, meta: AttentionMetadata) -> None:
+    def __call__(
+        self, buffers: Any, out: Act, positions_T: Tensor, cache: LayerCache, meta: AttentionMetadata, /
+    ) -> None:
         """``out`` [T, D] of ``buffers.x``; what later steps need is written to ``cache``."""
 
 
 class FeedForward(Sublayer, Protocol):
     """Works on each token alone."""
 
-    def __call__(self, buffers: Any, out: Act) -> None:
+    def __call__(self, buffers: Any, out: Act, /) -> None:
         """``out`` [T, D] of ``buffers.x``."""
 
 

@@ -146,31 +146,6 @@ class PlusOne(Adapted):
         return source.float() + 1.0
 
 
-class Concatenated:
-    """One tensor of a checkpoint whose rows go to several places, one after the other."""
-
-    def __init__(self, *destinations: Destination) -> None:
-        self.parts = destinations
-        rows = sum(part.shape[0] for part in destinations)
-        self.shape: Sequence[int] = (rows, *destinations[0].shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    def numel(self) -> int:
-        """Elements of the checkpoint's tensor."""
-        return math.prod(self.shape)
-
-    def copy_(self, source: Tensor, /) -> None:
-        """Stores each part's rows."""
-        start = 0
-        for part in self.parts:
-            part.copy_(source[start : start + part.shape[0]])
-            start += part.shape[0]
-
-
 class Elsewhere:
     """A tensor of a checkpoint that another rank keeps."""
 

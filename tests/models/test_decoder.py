@@ -20,7 +20,7 @@ from app.layers.blocks import SelfAttention
 from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, Rope
 from app.models.decoder import DecoderLayer, DecoderStack, Parts
 from app.models.names import DecoderNames
-from app.quant.destination import Concatenated, Destination, Transposed
+from app.quant.destination import Destination, Interleaved, Transposed
 from app.quant.placement import Placement
 from tests.models.tiny import CONTEXT, CPU, PagedExecution
 
@@ -72,8 +72,8 @@ class FusedAttention(SelfAttention):
         weights, biases = ([named.pop(f"{part}.{kind}") for part in parts] for kind in ("weight", "bias"))
         output = named.pop(f"{prefix}.o_proj.weight")
         return named | {
-            f"{prefix}.c_attn.weight": Transposed(Concatenated(*weights)),
-            f"{prefix}.c_attn.bias": Concatenated(*biases),
+            f"{prefix}.c_attn.weight": Transposed(Interleaved(weights)),
+            f"{prefix}.c_attn.bias": Interleaved(biases),
             f"{prefix}.c_proj.weight": Transposed(output),
         }
 
