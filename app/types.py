@@ -305,6 +305,7 @@ class KVCacheGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Of each layer's keys and values, like ``head_dim``; states have neither."""
     head_dim: int = 0
     dtype: str
+    """Of keys and values; of a model's activations in a ``state`` group, whose matrices are float32."""
     bytes_per_block: int
     """All layers of the group: keys and values, or states; scales included."""
     num_blocks: int = 0
@@ -338,6 +339,11 @@ class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     groups: list[KVCacheGroup]
     """Each with blocks and tables of its own."""
+
+    @property
+    def dtype(self) -> str:
+        """Of keys and values; of states where there are no others."""
+        return next((group.dtype for group in self.groups if group.kind != "state"), self.groups[0].dtype)
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -131,6 +131,11 @@ class LayerKVCache:
     def block_size(self) -> int:
         return self.values.shape[3]
 
+    @property
+    def largest(self) -> Tensor:
+        """The tensor [num_blocks, ...] that takes most of the memory."""
+        return self.values
+
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
@@ -151,6 +156,11 @@ class LayerState:
     """[num_blocks, Hv, Dk, Dv] fp32: a matrix a value head."""
     block_size: int
     """Tokens of a block."""
+
+    @property
+    def largest(self) -> Tensor:
+        """The tensor [num_blocks, ...] that takes most of the memory."""
+        return self.recurrent
 
 
 @dataclass(frozen=True, slots=True)

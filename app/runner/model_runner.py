@@ -78,11 +78,11 @@ class ModelRunner:
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
         groups = plan.spec.groups
-        heads_per_kv = max(attention.num_heads // attention.num_kv_heads for attention in model_config.attentions)
-        self._kv = allocate_kv_cache(plan.spec, device, heads_per_kv=heads_per_kv, trash=on_triton)
+        self._trash_bytes = on_triton * sum(group.bytes_per_block for group in groups)
+        self._kv = allocate_kv_cache(plan.spec, model_config, config, device, trash=on_triton)
         self._group_of_layer = [index for _, index in sorted((i, n) for n, g in enumerate(groups) for i in g.layers)]
         self._populators = [
-            PagePopulator([self._kv[layer].values for layer in group.layers])
+            PagePopulator([self._kv[layer].largest for layer in group.layers])
             for group in (groups if device.type == "cpu" else [])
         ]
         self._sampler = Sampler(config.max_num_seqs, self._vocab_size, device, on_triton=on_triton)
@@ -184,7 +184,7 @@ class ModelRunner:
             activations=self._arena.nbytes(),
             logits=self._logits_LV.nbytes,
             sampling=bytes_of(self._sampler, device) + self._sampler.on_demand_bytes,
-            inputs=bytes_of(self._batch, device),
+            inputs=bytes_of(self._batch, device) + self._trash_bytes,
             graphs=self._graph_bytes,
         )
 
@@ -273,8 +273,10 @@ class ModelRunner:
         return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
 
 
-def _split_workspace(model: ModelConfig, config: EngineConfig, device: torch.device) -> Tensor:
-    """Where pieces of attention meet: room for whichever layer needs most."""
+def _split_workspace(model: ModelConfig, config: EngineConfig, device: torch.device) -> Tensor | None:
+    """Where pieces of attention meet: room for whichever layer needs most; None without attention."""
     ranks = config.tensor_parallel_size
     shapes = {(layer.num_heads // ranks, layer.num_kv_heads // ranks, layer.head_dim) for layer in model.attentions}
-    return max((new_split_workspace(config.max_num_seqs, *shape, device) for shape in shapes), key=Tensor.numel)
+    return max(
+        (new_split_workspace(config.max_num_seqs, *shape, device) for shape in shapes), key=Tensor.numel, default=None
+    )

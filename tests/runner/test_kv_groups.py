@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.models.architectures import parse_config
-from app.models.config import DeltaConfig, ModelConfig
+from app.models.config import ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
@@ -199,13 +199,6 @@ def test_layers_whose_pages_differ_in_size_have_groups_of_their_own() -> None:
         (512, 2, (2,)),
     ]
     assert [group.bytes_per_block for group in groups] == [2 * LAYER_BLOCK, 2 * LAYER_BLOCK, 2 * LAYER_BLOCK]
-
-
-def test_a_layer_without_keys_and_values_is_refused() -> None:
-    delta = DeltaConfig(num_k_heads=1, num_v_heads=1, k_dim=8, v_dim=8, conv_width=4)
-    layers = (GEMMA.layers[0], msgspec.structs.replace(GEMMA.layers[0], mixer=delta))
-    with pytest.raises(RunnerError, match="layer 1 of Qwen2ForCausalLM"):
-        kv_groups(msgspec.structs.replace(GEMMA, layers=layers), config_of())
 
 
 def test_a_long_sequence_takes_a_quarter_of_what_full_attention_would() -> None:
