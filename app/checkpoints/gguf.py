@@ -5,6 +5,8 @@ Shape suffixes: N rows (outputs), K columns (inputs).
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,6 +28,8 @@ from app.quant.destination import Extent
 
 _CHUNK_ELEMENTS = 1 << 18
 _EXPERT = "{expert}"
+_DRAFTING = "nextn_predict_layers"
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def tensors(file: Path) -> Iterator[StoredTensor]:
@@ -37,9 +41,17 @@ def tensors(file: Path) -> Iterator[StoredTensor]:
         raise WeightError(f"{file}: {error}") from None
     if names is None:
         raise WeightError(f"{file}: architecture {header.architecture!r} has no names of GGUF tensors")
+    layers = _num_layers(header)
     for entry in header.tensors.values():
-        if entry.name not in names.unread:
+        layer = _LAYER.match(entry.name)
+        if entry.name not in names.unread and (layer is None or int(layer[1]) < layers):
             yield from _stored(header, entry, names)
+
+
+def _num_layers(header: GGUFHeader) -> float:
+    """Layers of the model itself: those that draft tokens come behind them."""
+    count, drafting = (header.metadata.get(f"{header.architecture}.{key}") for key in ("block_count", _DRAFTING))
+    return count - drafting if isinstance(count, int) and isinstance(drafting, int) else math.inf
 
 
 def _stored(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> Iterator[StoredTensor]:
@@ -55,7 +67,11 @@ def _stored(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> Iterato
 
 
 def _stored_as(name: str, header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None) -> StoredTensor:
-    shape = entry.shape[::-1] if tensor is not None and tensor.transposed else entry.shape
+    shape = entry.shape
+    if tensor is not None and tensor.transposed:
+        shape = shape[::-1]
+    if tensor is not None and tensor.middle:
+        shape = (shape[0], 1, *shape[1:])
     return StoredTensor(name, header.path, shape, entry.nbytes, partial(_read, header, entry, tensor))
 
 
@@ -69,6 +85,8 @@ def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, ext
     Raises:
         WeightError: its type cannot be dequantised, or the file cannot be read.
     """
+    if tensor is not None and (tensor.whole or tensor.middle) and extent is not None:
+        return extent.of(_read(header, entry, tensor))
     turned = tensor is not None and tensor.transposed and len(entry.shape) == 2
     if turned and extent is not None:
         extent = extent._replace(dim=1 - extent.dim)
@@ -79,6 +97,8 @@ def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, ext
         except ConfigError as error:
             raise WeightError(str(error)) from None
     read = torch.from_numpy(values)
+    if tensor is not None and tensor.middle:
+        read = read.unsqueeze(1)
     return read.t() if turned else read
 
 

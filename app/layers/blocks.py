@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from app.kernels.linear import Activation
+from app.kernels.sigmoid_mul import sigmoid_mul
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, StepArena
 from app.layers.attention import Attention
 from app.layers.config import AttentionConfig, MlpConfig
 from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
-from app.quant.destination import Destination
+from app.quant.destination import Destination, Interleaved
 from app.quant.placement import Placement
 
 LayerCache = Any
@@ -84,7 +85,11 @@ class AttentionBuffers:
     q: Tensor
     """[T, H * E]"""
     attended: Act
-    """[T, H * E]"""
+    """[T, H * E], in the format that the output projection wants."""
+    gate: Tensor | None
+    """[T, H * E] of an output gate."""
+    ungated: Act
+    """[T, H * E] what attention gives; without a gate that is :attr:`attended`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +101,26 @@ class AttentionLayout:
     qkv_size: int
     q_size: int
     attended_format: ActFormat
+    output_gate: bool
     dtype: torch.dtype
 
     def take(self, arena: StepArena) -> AttentionBuffers:
         """The buffers of a step."""
-        return AttentionBuffers(
-            x=arena.take_act(self.width, self.dtype, self.x_format),
-            qkv=arena.take(self.qkv_size, self.dtype),
-            q=arena.take(self.q_size, self.dtype),
-            attended=arena.take_act(self.q_size, self.dtype, self.attended_format),
-        )
+        x = arena.take_act(self.width, self.dtype, self.x_format)
+        qkv, q = arena.take(self.qkv_size, self.dtype), arena.take(self.q_size, self.dtype)
+        attended = ungated = arena.take_act(self.q_size, self.dtype, self.attended_format)
+        gate = None
+        if self.output_gate:
+            gate = arena.take(self.q_size, self.dtype)
+            ungated = Act(arena.take(self.q_size, self.dtype))
+        return AttentionBuffers(x=x, qkv=qkv, q=q, attended=attended, gate=gate, ungated=ungated)
 
 
 class SelfAttention:
     """Grouped-query attention over pages of keys and values, between its projections.
+
+    An output gate has its rows in ``q_proj``, each head's behind those of its query. Here it is a product of its own:
+    what follows wants queries, keys and values side by side.
 
     Args:
         width: D.
@@ -129,8 +140,8 @@ class SelfAttention:
         norms: tuple[RMSNorm, RMSNorm] | None,
         placement: Placement,
     ) -> None:
-        if config.softcap is not None or config.sinks or config.output_gate:
-            raise ValueError("SelfAttention has no softcap, no sinks and no output gate")
+        if config.softcap is not None or config.sinks:
+            raise ValueError("SelfAttention has no softcap and no sinks")
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv_proj = Linear(
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
@@ -139,6 +150,12 @@ class SelfAttention:
             bias=config.qkv_bias,
             placement=placement,
         )
+        self.gate_proj: Linear | None = None
+        if config.output_gate:
+            self.gate_proj = Linear(
+                {"q_proj": q_size}, width, split=Split.OUTPUTS, bias=config.qkv_bias, placement=placement
+            )
+        self._num_heads = config.num_heads
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if norms is not None:
@@ -159,6 +176,7 @@ class SelfAttention:
             qkv_size=self.qkv_proj.out_features,
             q_size=self.o_proj.in_features,
             attended_format=self.o_proj.act_format,
+            output_gate=config.output_gate,
             dtype=placement.dtype,
         )
 
@@ -167,12 +185,18 @@ class SelfAttention:
     ) -> None:
         """``out`` [T, D] of ``buffers.x``; keys and values are written to ``cache``."""
         self.qkv_proj(buffers.x, Act(buffers.qkv))
-        self.attention(buffers.qkv, positions_T, cache, meta, buffers.q, buffers.attended)
+        self.attention(buffers.qkv, positions_T, cache, meta, buffers.q, buffers.ungated)
+        if self.gate_proj is not None and buffers.gate is not None:
+            self.gate_proj(buffers.x, Act(buffers.gate))
+            sigmoid_mul(buffers.ungated.values, buffers.gate, buffers.attended)
         self.o_proj(buffers.attended, out)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """``q_proj``, ``k_proj``, ``v_proj``, ``q_norm``, ``k_norm`` and ``o_proj`` below ``prefix``."""
         named = self.qkv_proj.destinations(prefix)
+        if self.gate_proj is not None:
+            for name, gate in self.gate_proj.destinations(prefix).items():
+                named[name] = Interleaved([named[name], gate], self._num_heads)
         if self.q_norm is not None and self.k_norm is not None:
             named |= self.q_norm.destinations(f"{prefix}.q_norm")
             named |= self.k_norm.destinations(f"{prefix}.k_norm")

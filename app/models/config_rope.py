@@ -28,13 +28,19 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 
 
 def read_rope(
-    config: Mapping[str, Any], max_position_embeddings: int, head_dim: int, *, partial: float | None = None
+    config: Mapping[str, Any],
+    max_position_embeddings: int,
+    head_dim: int,
+    *,
+    partial: float | None = None,
+    implied: frozenset[str] = frozenset(),
 ) -> Rope:
     """Rotary settings out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them.
 
     Args:
         partial: share of a head that is rotated when the config is silent, of a family that rotates a part of each;
             None: the family rotates whole heads.
+        implied: fields that, of this family, change nothing.
 
     Raises:
         ConfigError: they are malformed or not supported.
@@ -46,6 +52,7 @@ def read_rope(
         raise ConfigError(f"{field} = {rope!r} is not an object")
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConfigError(f"{field} = {sorted(rope)!r}: rotary settings by layer type are not supported")
+    rope = {key: value for key, value in rope.items() if key not in implied}
     return rope_of(rope, field, config, max_position_embeddings, head_dim, partial=partial)
 
 

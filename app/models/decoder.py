@@ -18,7 +18,8 @@ from torch import Tensor
 from app.kernels.collective import ONE_RANK
 from app.kernels.types import Act, AttentionMetadata, StepArena
 from app.layers.blocks import FeedForward, LayerCache, Layout, Mixer, Mlp, SelfAttention
-from app.layers.config import AttentionConfig, FeedForwardConfig, MixerConfig, MlpConfig, Rope
+from app.layers.config import AttentionConfig, DeltaConfig, FeedForwardConfig, MixerConfig, MlpConfig, Rope
+from app.layers.delta import GatedDelta
 from app.layers.embedding import Embedding, LMHead
 from app.layers.norm import Norm, RMSNorm
 from app.layers.rotary import rope_table
@@ -107,6 +108,20 @@ class Parts:
             )
         rope_PE = self.rope(config.rope)
         return SelfAttention(config, self.config.hidden_size, rope_PE=rope_PE, norms=norms, placement=self.placement)
+
+    def delta(self, config: MixerConfig, *, interleaved: bool) -> GatedDelta:
+        """A sublayer of the gated delta rule.
+
+        Args:
+            interleaved: as of :class:`~app.layers.delta.GatedDelta`.
+
+        Raises:
+            TypeError: the config is of another kind of mixer.
+        """
+        if not isinstance(config, DeltaConfig):
+            raise TypeError(f"a mixer of kind {config.kind!r} is no gated delta rule")
+        width, eps = self.config.hidden_size, self.config.norm_eps
+        return GatedDelta(width, config, eps, interleaved=interleaved, placement=self.placement)
 
     def mlp(self, config: FeedForwardConfig) -> Mlp:
         """A dense feed-forward sublayer.
@@ -208,7 +223,8 @@ class DecoderStack:
 
     def ignores(self, name: str, /) -> bool:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
-        return name in self._stored_otherwise or name.endswith(self._names.computed)
+        names = self._names
+        return name in self._stored_otherwise or name.endswith(names.computed) or name.startswith(names.beside)
 
     def twins(self) -> dict[str, list[str]]:
         """See :meth:`app.models.base.Model.twins`."""
@@ -219,7 +235,7 @@ class DecoderStack:
         twins: dict[str, list[str]] = {}
         if names.base:
             own = [name for name in self.destinations() if name.startswith(names.base)]
-            twins = {name: [name.removeprefix(names.base)] for name in own}
+            twins = {name: [names.other_base + name.removeprefix(names.base)] for name in own}
         if self._config.tie_word_embeddings:
             twins.setdefault(names.embedding_weight, []).append(names.head_weight)
         return twins

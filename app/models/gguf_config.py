@@ -69,8 +69,11 @@ class GGUFReader:
         return self.error(f"{self.header.architecture}.{key} = {value!r} is of the wrong type")
 
 
-def gated_decoder_json(reader: GGUFReader, architecture: str) -> dict[str, Any]:
+def gated_decoder_json(reader: GGUFReader, architecture: str, *, partial: bool = False) -> dict[str, Any]:
     """``config.json`` of a decoder with rotary attention and a SiLU-gated MLP in every layer, none of which slides.
+
+    Args:
+        partial: a part of each head is rotated, of which ``rope.dimension_count`` says how much.
 
     Raises:
         ConfigError: a field is missing, malformed or not supported.
@@ -83,7 +86,7 @@ def gated_decoder_json(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         raise reader.error(f"{heads} attention heads for a width of {hidden}")
     head_dim = reader.integer("attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if reader.integer(key, head_dim) != head_dim:
+        if reader.integer(key, head_dim) != head_dim and not (partial and key == "rope.dimension_count"):
             raise reader.error(f"{name}.{key} differs from the head width {head_dim}: not supported")
     return {
         "architectures": [architecture],

@@ -59,6 +59,10 @@ class GGUFTensor:
     """Takes its values back to the checkpoint's."""
     transposed: bool = False
     """The file has [N, K] where checkpoints have [K, N]; vectors are alike."""
+    whole: bool = False
+    """``undo`` takes all of its values alone: an extent of the checkpoint's tensor is none of the file's."""
+    middle: bool = False
+    """The file has [N, K] where checkpoints have [N, 1, K]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

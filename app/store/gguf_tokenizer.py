@@ -144,6 +144,8 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+_MARKED_REST = _REST.replace(r"\p{L}\p{N}", r"\p{L}\p{M}\p{N}")
+_QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{_MARKED_REST}"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -165,6 +167,7 @@ _PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
     "llama3": _LLAMA_BPE,
     "llama-v3": _LLAMA_BPE,
     "qwen2": _PreTokenizer(_QWEN2, nfc=True),
+    "qwen35": _PreTokenizer(_QWEN35, nfc=True),
     "deepseek-r1-qwen": _PreTokenizer(_QWEN2),
     "tekken": _PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True),
 }

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from app.models.reading import text_part
 from app.store.errors import StoreError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -99,12 +100,19 @@ _CLASSES = {
         }
     ),
     "GPT2Tokenizer": _TokenizerClass(dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT)),
-    "Qwen2Tokenizer": _TokenizerClass(
-        dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END_OF_TEXT), resets_flags=True
+    **dict.fromkeys(
+        ("Qwen2Tokenizer", "Qwen3_5Tokenizer"),
+        _TokenizerClass(dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END_OF_TEXT), resets_flags=True),
     ),
 }
 """Those that models of the served architectures come with; every other one takes ``tokenizer.json`` as it is."""
-_CLASS_OF_MODEL = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
+_CLASS_OF_MODEL = {
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "qwen3_next": "Qwen2Tokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
+    "qwen3_5_text": "Qwen3_5Tokenizer",
+}
 """By ``model_type``, when the files name no class."""
 
 
@@ -180,7 +188,7 @@ def eos_token_ids(
     if not text or files.definition is None:
         return tuple(sorted(ids))
     token_id = _token_id(text, files.definition, declared)
-    if token_id is None or (text in declared.invented and token_id >= files.config["vocab_size"]):
+    if token_id is None or (text in declared.invented and token_id >= text_part(files.config)["vocab_size"]):
         raise StoreError(f"{directory}: the EOS token {text!r} is not in the vocabulary")
     return tuple(sorted(ids | {token_id}))
 
@@ -190,7 +198,7 @@ def _tokenizer_class(files: TokenizerFiles) -> _TokenizerClass | None:
     model = files.config.get("model_type")
     name = files.tokenizer_config.get("tokenizer_class") or files.config.get("tokenizer_class")
     usual = _CLASS_OF_MODEL.get(model) if isinstance(model, str) else None
-    if not isinstance(name, str) or model == "qwen2":  # whatever the files of a Qwen2 model name
+    if not isinstance(name, str) or model in ("qwen2", "qwen3_5"):  # whatever the files of such a model name
         return _CLASSES[usual] if usual else None
     name = name.removesuffix("Fast")
     if model == "mistral" or (name == "LlamaTokenizer" and b'"ByteLevel"' in (files.definition or b"")):

@@ -18,12 +18,15 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 
 from app.checkpoints.loader import load_weights
 from app.kernels.paged_attention.splits import new_split_workspace
-from app.kernels.types import LayerKVCache, StepArena
+from app.kernels.types import LayerKVCache, LayerState, StepArena
+from app.layers.config import AttentionConfig, MixerConfig
 from app.models.architectures import find, parse_config
 from app.models.base import Decoder
 from app.models.config import ModelConfig
@@ -65,6 +68,19 @@ _LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
+_DELTA: dict[str, Any] = {
+    "hidden_size": 64,
+    "head_dim": 32,
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    # At twice as much fp32 itself, transformers' chunks of tokens too, is 1e-4 from the numbers in float64.
+    "initializer_range": 0.1,
+}
+_NEXT = {**_DELTA, "num_experts": 0}
 Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
 """transformers' config of a family, and its fields beside those of every tiny model."""
 VARIANTS: dict[str, Variant] = {
@@ -80,6 +96,9 @@ VARIANTS: dict[str, Variant] = {
     "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
     "qwen3": (Qwen3Config, _HEAD_16),
     "qwen3_biases": (Qwen3Config, {**_HEAD_16, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3_next": (Qwen3NextConfig, _NEXT),
+    "qwen3_next_biases": (Qwen3NextConfig, {**_NEXT, "attention_bias": True, "layer_types": None}),
+    "qwen3_5": (Qwen3_5TextConfig, {**_DELTA, "linear_conv_kernel_dim": 3, "tie_word_embeddings": True}),
 }
 
 
@@ -95,7 +114,8 @@ def make_reference(variant: str | Variant, **overrides: object) -> PreTrainedMod
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
             elif name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 1.5)
+                neutral = round(parameter.mean().item())  # 0 where the model multiplies by 1 + w
+                parameter.uniform_(neutral - 0.5, neutral + 0.5)
     return model.eval()
 
 
@@ -126,6 +146,19 @@ def reference_logits(reference: PreTrainedModel, token_ids: Sequence[int]) -> Te
     return logits
 
 
+def nobodys_pages(mixer: MixerConfig, num_blocks: int, dtype: torch.dtype) -> LayerKVCache | LayerState:
+    """A layer's pages, of which nothing has been written."""
+
+    def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.full((num_blocks, *shape), torch.nan, dtype=dtype)
+
+    if isinstance(mixer, AttentionConfig):
+        return LayerKVCache(new(2, mixer.num_kv_heads, BLOCK_SIZE, mixer.head_dim))
+    channels = 2 * mixer.num_k_heads * mixer.k_dim + mixer.num_v_heads * mixer.v_dim
+    matrices = new(mixer.num_v_heads, mixer.k_dim, mixer.v_dim, dtype=torch.float32)
+    return LayerState(new(mixer.conv_width - 1, channels), matrices, BLOCK_SIZE)
+
+
 class PagedExecution:
     """Runs a model over paged keys and values, step by step, as the runner does; logits of every token."""
 
@@ -146,11 +179,10 @@ class PagedExecution:
             device=CPU,
         )
         attention = config.attentions[0]
-        shape = (num_blocks, 2, attention.num_kv_heads, BLOCK_SIZE, attention.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
         heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
         self._split_workspace = new_split_workspace(8, *heads, CPU).fill_(torch.nan)
-        self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
+        self.kv = [nobodys_pages(layer.mixer, num_blocks, dtype) for layer in config.layers]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[ScheduledRow]) -> Tensor:
