@@ -176,6 +176,7 @@ def engine_config(
         enable_prefix_caching=settings.enable_prefix_caching,
         pipeline_depth=settings.pipeline_depth,
         enforce_eager=settings.enforce_eager,
+        trace_step=settings.trace_step,
         tensor_parallel_size=settings.tensor_parallel_size,
         threads=settings.threads,
         integrity_checks=settings.integrity_checks,

@@ -114,6 +114,9 @@ class PackedWeight:
         return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
 
 
+Weight = LinearWeight | PackedWeight
+
+
 @dataclass(frozen=True, slots=True)
 class LayerKVCache:
     """One layer's pages: ``values`` [num_blocks, 2, G, B, E] (0 keys, 1 values); int8 pages carry ``scale``
