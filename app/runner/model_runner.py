@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -25,7 +26,7 @@ from app.runner.pending_sample import PendingSample
 from app.runner.sampler import Sampler
 from app.runner.snapshot import RunnerSnapshot, take_snapshot
 from app.runner.staging import STEPS_UNDER_WAY
-from app.types import EngineConfig, KVCacheSpec, RowOutput, SchedulerOutput, StepResult
+from app.types import EngineConfig, RowOutput, RunnerInfo, SchedulerOutput, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,10 @@ class ModelRunner:
         self, model: Decoder, model_config: ModelConfig, plan: KVCachePlan, config: EngineConfig, backend: Backend
     ) -> None:
         self._model = model
-        self._dtype, self._device = config.dtype, config.device
-        self._quantization = config.quantization
+        self._config = config
         self._plan = plan
         self._backend = backend
         self._vocab_size = model_config.vocab_size
-        self._weights = model.destinations()
         groups, device = plan.spec.groups, backend.device
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
@@ -105,35 +104,23 @@ class ModelRunner:
             logits_LV=self._logits_LV,
         )
 
-    @property
-    def kv_cache_spec(self) -> KVCacheSpec:
-        """What the KV cache holds for a sequence."""
-        return self._plan.spec
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return self._plan.max_model_len
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._vocab_size
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all weights, tied ones once."""
-        return sum(weight.numel() for weight in self._weights.values())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, tied ones once."""
-        return sum(weight.nbytes for weight in self._weights.values())
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes of all pages."""
-        return self._plan.nbytes
+    @cached_property
+    def info(self) -> RunnerInfo:
+        """Facts about the model; bytes are those of this rank."""
+        weights = self._model.destinations().values()
+        return RunnerInfo(
+            max_model_len=self._plan.max_model_len,
+            vocab_size=self._vocab_size,
+            num_parameters=sum(weight.numel() for weight in weights),
+            weight_bytes=sum(weight.nbytes for weight in weights),
+            kv_cache=self._plan.spec,
+            kv_cache_bytes=self._plan.nbytes,
+            dtype=self._config.dtype,
+            quantization=self._config.quantization,
+            kernels=self._backend.name(self._model.lm_head.weight),
+            device=self._config.device,
+            pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._backend.device) else 1,
+        )
 
     def footprint(self) -> Footprint:
         """What it holds beside its pages."""
@@ -149,31 +136,6 @@ class ModelRunner:
             inputs=bytes_of(self._batch, device) + padding,
             graphs=self._executor.nbytes,
         )
-
-    @property
-    def dtype(self) -> str:
-        """Of activations, and of weights that are not quantised."""
-        return self._dtype
-
-    @property
-    def quantization(self) -> str:
-        """Of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
-        return self._quantization
-
-    @property
-    def kernels(self) -> str:
-        """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
-        return self._backend.name(self._model.lm_head.weight)
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self._device
-
-    @property
-    def pipeline_depth(self) -> int:
-        """Steps that are best under way at once."""
-        return STEPS_UNDER_WAY if runs_ahead(self._backend.device) else 1
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step of at least one row.

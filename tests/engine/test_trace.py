@@ -11,9 +11,9 @@ from app.types import EngineConfig, EngineRequest, SamplingParams
 from tests.fakes import FakeRunner
 
 
-def lines(caplog: pytest.LogCaptureFixture, **fields: bool) -> list[str]:
+def lines(caplog: pytest.LogCaptureFixture, *, trace_step: bool) -> list[str]:
     caplog.set_level(logging.INFO, "app.engine.trace")
-    core = EngineCore(FakeRunner(), EngineConfig(model_dir="m", max_num_batched_tokens=20, **fields))
+    core = EngineCore(FakeRunner(), EngineConfig(model_dir="m", max_num_batched_tokens=20, trace_step=trace_step))
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     prompt = list(range(100, 130))
     core.add_request(EngineRequest(request_id="r", prompt_token_ids=prompt, sampling=sampling, seed=0))
@@ -34,4 +34,4 @@ def test_a_line_for_each_row(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_nothing_without_it(caplog: pytest.LogCaptureFixture) -> None:
-    assert lines(caplog) == []
+    assert lines(caplog, trace_step=False) == []
