@@ -101,7 +101,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_depth: int | None = None
     """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False
-    """Launch every step op by op: no CUDA graphs."""
+    """Run every step op by op: no recorded steps on a CPU, no CUDA graphs."""
+    trace_step: bool = False
+    """Log the plan of every step, a line a row."""
     tensor_parallel_size: int = 1
     """Ranks that share the model, each a process on a GPU of its own, or on the CPU."""
     threads: int = 0
@@ -376,8 +378,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kv_cache_dtype(self) -> str:
-        """Of the pages, those of the first group if there are several."""
-        return self.kv_cache.groups[0].dtype
+        """Of keys and values; see :attr:`KVCacheSpec.dtype`."""
+        return self.kv_cache.dtype
 
 
 class SlotInit(msgspec.Struct, frozen=True, kw_only=True):
@@ -428,6 +430,11 @@ class SchedulerOutput(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[ScheduledRow]
     num_tokens: int
     num_logit_rows: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Each row has one token, whose logits are wanted."""
+        return self.num_tokens == len(self.rows) == self.num_logit_rows
 
 
 class RowOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,15 +1,20 @@
-"""The pages that a layer keeps between steps: what a block of them holds, and their memory."""
+"""The pages that a layer keeps between steps: what a block of them holds.
+
+:meth:`app.kernels.backend.Backend.allocate_pages` makes them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from app.kernels.dispatch import unavailable
-from app.kernels.native.library import allocate
-from app.kernels.paged_attention.cpu import can_pack
 from app.kernels.types import LayerKVCache, LayerState
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Makes a tensor."""
 
 SCALE_DTYPE = torch.float16
 """Of int8 keys and values."""
@@ -28,6 +33,12 @@ class KVPages:
         """Bytes of one layer's block, scales included."""
         scale = SCALE_DTYPE.itemsize if self.dtype == torch.int8 else 0
         return 2 * self.num_heads * block_size * (self.head_dim * self.dtype.itemsize + scale)
+
+    def new(self, num_blocks: int, block_size: int, allocate: Allocate, *, packed: bool) -> LayerKVCache:
+        """One layer's pages."""
+        scales = (num_blocks, 2, self.num_heads, block_size)
+        scale = allocate(scales, SCALE_DTYPE) if self.dtype == torch.int8 else None
+        return LayerKVCache(allocate((*scales, self.head_dim), self.dtype), scale, packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +61,12 @@ class StatePages:
         conv = self.conv_inputs * self.channels * self.dtype.itemsize
         return conv + self.num_heads * self.k_dim * self.v_dim * torch.float32.itemsize
 
+    def new(self, num_blocks: int, block_size: int, allocate: Allocate) -> LayerState:
+        """One layer's pages."""
+        conv = allocate((num_blocks, self.conv_inputs, self.channels), self.dtype)
+        matrices = allocate((num_blocks, self.num_heads, self.k_dim, self.v_dim), torch.float32)
+        return LayerState(conv, matrices, block_size)
+
 
 PageShape = KVPages | StatePages
 Pages = LayerKVCache | LayerState
-
-
-def new_pages(
-    shape: PageShape, num_blocks: int, block_size: int, device: torch.device, *, heads_per_kv: int = 1
-) -> Pages:
-    """One layer's pages, uninitialised: no kernel reads what no token of the sequence has written.
-
-    On a CPU the operating system hands the memory out only as pages are written.
-
-    Args:
-        heads_per_kv: query heads that share a key/value head.
-    """
-    native = device.type == "cpu" and unavailable() is None
-
-    def new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return allocate(shape, dtype) if native else torch.empty(shape, dtype=dtype, device=device)
-
-    if isinstance(shape, StatePages):
-        conv = new((num_blocks, shape.conv_inputs, shape.channels), shape.dtype)
-        matrices = (num_blocks, shape.num_heads, shape.k_dim, shape.v_dim)
-        return LayerState(conv, new(matrices, torch.float32), block_size)
-    scales = (num_blocks, 2, shape.num_heads, block_size)
-    values = (*scales, shape.head_dim)
-    scale = new(scales, SCALE_DTYPE) if shape.dtype == torch.int8 else None
-    return LayerKVCache(new(values, shape.dtype), scale, native and can_pack(values, shape.dtype, heads_per_kv))

@@ -114,6 +114,9 @@ class PackedWeight:
         return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
 
 
+Weight = LinearWeight | PackedWeight
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertsWeight:
     """Weights of a layer's X experts, each a gated MLP of width I: ``gate_up`` [X, 2I, D], a gate's I rows above those

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from app.kernels.pages import KVPages, Pages, PageShape, StatePages, new_pages
+from app.kernels.backend import Backend
+from app.kernels.pages import KVPages, Pages, PageShape, StatePages
 from app.layers.config import AttentionConfig, MixerConfig
 from app.models.config import ModelConfig
 from app.runner.device import DTYPES
@@ -49,24 +50,19 @@ def page_shape(mixer: MixerConfig, config: EngineConfig) -> PageShape:
     )
 
 
-def allocate_kv_cache(
-    spec: KVCacheSpec, model: ModelConfig, config: EngineConfig, device: torch.device, *, trash: bool = False
-) -> list[Pages]:
-    """Pages of every layer, in order; see :func:`app.kernels.pages.new_pages`.
+def allocate_kv_cache(spec: KVCacheSpec, model: ModelConfig, config: EngineConfig, backend: Backend) -> list[Pages]:
+    """Pages of every layer, in order; see :meth:`app.kernels.backend.Backend.allocate_pages`.
 
     Args:
         spec: of :mod:`app.runner.kv_plan`, from the same model and config.
-        trash: in each group one block more, the last, for rows that pad a step.
     """
-    num_blocks = {layer: group.num_blocks + trash for group in spec.groups for layer in group.layers}
-    mixers = [layer.mixer for layer in model.layers]
+    num_blocks = {layer: group.num_blocks for group in spec.groups for layer in group.layers}
     return [
-        new_pages(
+        backend.allocate_pages(
             page_shape(mixer, config),
             num_blocks[index],
             spec.block_size,
-            device,
             heads_per_kv=mixer.num_heads // mixer.num_kv_heads if isinstance(mixer, AttentionConfig) else 1,
         )
-        for index, mixer in enumerate(mixers)
+        for index, mixer in enumerate(layer.mixer for layer in model.layers)
     ]

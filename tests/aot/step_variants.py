@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from app.kernels.backend import choose_backend
 from app.kernels.gpu.launch import Launch, collecting
 from app.models.architectures import find
 from app.quant.placement import Placement, WeightFormat
@@ -60,6 +61,7 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
         max_num_seqs=64,
         max_num_batched_tokens=1024,
         max_logit_rows=64,
+        enforce_eager=True,  # each step's own launches, not those of the size that it would be padded to
     )
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps({**SHAPE, **shape}))
@@ -69,7 +71,7 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
     model = find(model_config.architecture).build(
         model_config, max_positions=plan.max_model_len, placement=placement.for_model()
     )
-    return ModelRunner(model, model_config, plan, config, META)
+    return ModelRunner(model, model_config, plan, config, choose_backend(META))
 
 
 def prefill(slot: int, num_groups: int) -> ScheduledRow:

@@ -44,7 +44,7 @@ class Ran:
                 super().run(**fields)
 
         monkeypatch.setattr("app.kernels.dispatch.Program", Noted)
-        monkeypatch.setattr("app.runner.graph.Program", Noted)
+        monkeypatch.setattr("app.kernels.recorders.Program", Noted)
 
     def take(self) -> list[list[str]]:
         taken = list(self.programs)
@@ -97,7 +97,7 @@ def test_every_step_is_one_call_of_the_ops_that_run_eagerly(ran: Ran, runner: Mo
     assert all(result.replayed for result in replayed)
     whole = [names for names in programs if names != ["logprobs"]]
     assert len(whole) == len(replayed), "one call a step"
-    runner._graphs = None
+    runner.run_eagerly()
     eager = steps(runner, requests())
     assert not any(result.replayed for result in eager)
     assert [result.rows for result in replayed] == [result.rows for result in eager]
