@@ -41,10 +41,24 @@ WINDOWED = {
     "sliding_window": 256,
     "layer_types": ["full_attention", "sliding_attention"],
 }
+QWEN3_5 = {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "intermediate_size": 12288,
+    "vocab_size": 248320,
+    "num_hidden_layers": 2,
+    "full_attention_interval": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
 MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
     ({**QWEN3, **WINDOWED}, WeightFormat.PLAIN, "bfloat16"),
+    (QWEN3_5, WeightFormat.W8A8, "bfloat16"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)

@@ -16,12 +16,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from app.models.architectures import ARCHITECTURES, parse_config
 from app.models.config import ConfigError
 from app.models.config_fields import NEUTRAL, is_neutral
+from app.models.qwen3_next import config as qwen3_next
 from app.models.reading import FIELDS_READ
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
 from tests.models.test_config import LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
 from tests.runner.driver import runner_of
 
-FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
+READS = {
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), FIELDS_READ),
+    "qwen3_next": qwen3_next.FIELDS,
+    "qwen3_5": qwen3_next.FIELDS,
+}
+"""Family of transformers -> fields that ours reads."""
+EXPERTS = {"moe_intermediate_size", "num_experts_per_tok", "shared_expert_intermediate_size", "norm_topk_prob"}
+"""Of a mixture, where there is one: that is refused by the number of its experts."""
 SHARED = ("modeling_rope_utils", "masking_utils")
 PACKAGE = Path(transformers.__file__).parent
 
@@ -29,6 +37,8 @@ HARMLESS = {
     "_attn_implementation": "how attention is computed, not what",
     "attention_dropout": "of training",
     "initializer_range": "of training",
+    "output_router_logits": "of training",
+    "router_aux_loss_coef": "of training",
     "pad_token_id": "the embedding row that training leaves alone",
     "use_cache": "of the caller",
     "get_text_config": "a method",
@@ -72,15 +82,26 @@ def family_source(family: str) -> str:
     return (PACKAGE / "models" / family / f"modeling_{family}.py").read_text()
 
 
-def is_known(field: str) -> bool:
-    return field in FIELDS_READ or field in NEUTRAL or field in HARMLESS
+def text_source(family: str) -> str:
+    """Without the classes of what sees images, which have configs of their own."""
+    tree = ast.parse(family_source(family))
+    return "\n".join(
+        ast.unparse(node)
+        for node in tree.body
+        if not (isinstance(node, ast.ClassDef) and re.search("Vision|Qwen3_5Model|ForConditional", node.name))
+    )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def is_known(field: str, family: str = "llama") -> bool:
+    experts = EXPERTS if family == "qwen3_next" else ()
+    return field in READS[family] or field in NEUTRAL or field in HARMLESS or field in experts
+
+
+@pytest.mark.parametrize("family", READS)
 def test_what_a_familys_model_reads_is_read_here_or_harmless(family: str) -> None:
-    read = fields_of(family_source(family))
+    read = fields_of(text_source(family))
     assert {"hidden_size", "rope_parameters"} <= read
-    assert {field for field in read if not is_known(field)} == set()
+    assert {field for field in read if not is_known(field, family)} == set()
 
 
 @pytest.mark.parametrize("module", SHARED)
@@ -90,11 +111,12 @@ def test_what_its_masks_and_angles_read_is_read_here_or_harmless(module: str) ->
     assert {field for field in read if not is_known(field)} == set()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", READS)
 def test_what_a_familys_config_declares_is_read_here_or_harmless(family: str) -> None:
-    declared = {field.name for field in dataclasses.fields(transformers.AutoConfig.for_model(family))}
+    config = transformers.AutoConfig.for_model(family).get_text_config()
+    declared = {field.name for field in dataclasses.fields(config)}
     assert "hidden_size" in declared
-    assert {field for field in declared if not is_known(field) and field not in DECLARED_HARMLESS} == set()
+    assert {field for field in declared if not is_known(field, family) and field not in DECLARED_HARMLESS} == set()
 
 
 def test_factors_and_caps_of_all_other_decoders_are_refused() -> None:
@@ -198,9 +220,16 @@ def test_fields_that_a_family_does_not_read_change_nothing() -> None:
     assert parse_config(windowless) == parse_config(SMOLLM2)
 
 
+FAMILY_OF = {
+    "Qwen3NextForCausalLM": "qwen3_next",
+    "Qwen3_5ForCausalLM": "qwen3_5_text",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5_text",
+}
+
+
 @pytest.mark.parametrize("architecture", [name for row in ARCHITECTURES for name in row.hf])
 def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
-    family = architecture.removesuffix("ForCausalLM").lower()
+    family = FAMILY_OF.get(architecture) or architecture.removesuffix("ForCausalLM").lower()
     given = {
         "architectures": [architecture],
         "hidden_size": 4096,
@@ -210,6 +239,8 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
         "num_hidden_layers": 30,
         "vocab_size": 128,
     }
+    if family == "qwen3_next":
+        given["num_experts"] = 0
     theirs, ours = transformers.AutoConfig.for_model(family, **given), parse_config(given)
     attention = ours.attentions[0]
     assert attention.num_kv_heads == theirs.num_key_value_heads
@@ -220,6 +251,9 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     sliding = getattr(theirs, "sliding_window", None)
     types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 30
+    mixers = ["delta" if kind == "linear_attention" else "attention" for kind in types]
+    assert [layer.mixer.kind for layer in ours.layers] == mixers
+    types = [kind for kind in types if kind != "linear_attention"]
     assert windows_of(ours) == tuple(sliding if kind == "sliding_attention" else None for kind in types)
 
 

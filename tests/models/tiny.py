@@ -76,7 +76,7 @@ _DELTA: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 32,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    "full_attention_interval": 2,
     # At twice as much fp32 itself, transformers' chunks of tokens too, is 1e-4 from the numbers in float64.
     "initializer_range": 0.1,
 }
@@ -97,7 +97,7 @@ VARIANTS: dict[str, Variant] = {
     "qwen3": (Qwen3Config, _HEAD_16),
     "qwen3_biases": (Qwen3Config, {**_HEAD_16, "attention_bias": True, "tie_word_embeddings": True}),
     "qwen3_next": (Qwen3NextConfig, _NEXT),
-    "qwen3_next_biases": (Qwen3NextConfig, {**_NEXT, "attention_bias": True, "layer_types": None}),
+    "qwen3_next_biases": (Qwen3NextConfig, {**_NEXT, "attention_bias": True}),
     "qwen3_5": (Qwen3_5TextConfig, {**_DELTA, "linear_conv_kernel_dim": 3, "tie_word_embeddings": True}),
 }
 

@@ -43,7 +43,7 @@ class QwenFields(DecoderFields, kw_only=True):
     mlp_only_layers: list[int] | None = None
 
 
-_READ: Final = FIELDS_READ | frozenset(QwenFields.__struct_fields__)
+FIELDS: Final = FIELDS_READ | frozenset(QwenFields.__struct_fields__)
 _IMPLIED: Final = frozenset({"use_qk_norm", "qk_layernorm"})
 _IMAGES: Final = frozenset({"mrope_section", "mrope_interleaved"})
 """Which of an image's coordinates rotates what: those of text are equal."""
@@ -62,7 +62,7 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
     no_windows(msgspec.structs.replace(fields, layer_types=None), architecture)
     activation = activation_of(fields.hidden_act, "hidden_act", SILU)
     head_dim = head_dim_of(fields, silent=None if "head_dim" in config else 256)
-    refuse_number_changing(config, _READ | _IMPLIED, head_dim)
+    refuse_number_changing(config, FIELDS | _IMPLIED, head_dim)
     rope = read_rope(config, fields.max_position_embeddings, head_dim, partial=0.25, implied=_IMAGES)
     bias = bool(fields.attention_bias)
     attention = AttentionConfig(
