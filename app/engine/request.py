@@ -50,6 +50,8 @@ class Request:
         self.block_hashes: list[bytes] = []
         """Chained hashes of its full blocks of known tokens, as far as they were needed."""
         self.num_published_blocks = 0
+        self.parting = 0
+        """A position at which a row has to end, for what is left there: prefixes part behind it."""
 
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -78,7 +80,11 @@ class Request:
         num_tokens = self.num_tokens
         if (self.has_drafter and self.num_pending) or num_tokens >= self.max_num_tokens:
             return 0
-        return num_tokens - self.num_computed_tokens
+        return self.up_to_parting(self.num_computed_tokens, num_tokens - self.num_computed_tokens)
+
+    def up_to_parting(self, start: int, num_tokens: int) -> int:
+        """How many of ``num_tokens`` from position ``start`` on a row may have: none goes past :attr:`parting`."""
+        return min(num_tokens, self.parting - start) if start < self.parting else num_tokens
 
     def rewind(self, num_computed_tokens: int) -> None:
         """Goes back to ``num_computed_tokens``; whatever rows are still in flight no longer count."""

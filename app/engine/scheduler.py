@@ -122,7 +122,8 @@ class Scheduler:
             request = self.waiting[0]
             hit = self._kv.match(request)
             num_cached = hit.num_blocks * self._kv.block_size
-            num_tokens = budget.chunk(request, len(request.token_ids) - num_cached)
+            request.parting = hit.parting * self._kv.block_size
+            num_tokens = budget.chunk(request, request.up_to_parting(num_cached, len(request.token_ids) - num_cached))
             if num_tokens == 0 or not all_fit(self._kv.needed(request, hit), subtracted(self._kv.num_free, promised)):
                 return
             self.waiting.pop(0)

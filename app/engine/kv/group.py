@@ -21,6 +21,8 @@ class GroupPolicy(ABC):
     """A sequence can go back by some tokens: what was written for them is written again."""
     readable_at_once: ClassVar[bool] = True
     """What a row writes can be read by other rows of the same step."""
+    leaves_at_ends: ClassVar[bool] = False
+    """What a hit needs is left where rows end, and not behind every block."""
 
     def __init__(self, group: KVCacheGroup, block_size: int) -> None:
         self.group = group

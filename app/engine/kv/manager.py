@@ -33,6 +33,9 @@ class Hit(NamedTuple):
     num_blocks: int
     entries: list[list[int]]
     """What each group's table begins with."""
+    parting: int = 0
+    """Blocks of the longer prefix that another request had too, of which a group lacks what a row leaves where it ends:
+    if one ends there, the next such request has its hit. 0: there is none."""
 
 
 class BlockRef(NamedTuple):
@@ -71,6 +74,8 @@ class KVManager:
         self._written_late = [index for index, policy in enumerate(self._policies) if not policy.readable_at_once]
         self._by_reach = sorted(range(len(self._pools)), key=lambda index: not self._policies[index].keeps_all)
         """Groups that a miss ends the search for come first."""
+        self._all_kept = [index for index, policy in enumerate(self._policies) if policy.keeps_all]
+        self._leaves_at_ends = any(policy.leaves_at_ends for policy in self._policies)
         self._giving = [index for index, policy in enumerate(self._policies) if not policy.keeps_all]
         self._fresh: set[BlockRef] = set()
         """Published in the step that is being filled, of groups whose rows do not see each other."""
@@ -205,7 +210,11 @@ class KVManager:
         for policy, block_ids in zip(self._policies, found, strict=True):
             first = min(policy.first_kept(num_blocks * self.block_size), num_blocks)
             entries.append([NO_BLOCK] * first + [block_ids[index] for index in range(first, num_blocks)])
-        return Hit(num_blocks, entries)
+        parting = 0
+        if self._leaves_at_ends and self._all_kept:
+            common = min(len(found[group]) for group in self._all_kept)
+            parting = common if common > num_blocks else 0
+        return Hit(num_blocks, entries, parting)
 
     def _finder(self, request: Request, group: int, found: dict[int, int]) -> Callable[[int], bool]:
         """Says whether a block of the request is on offer in a group, and keeps in ``found`` which."""

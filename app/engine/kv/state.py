@@ -2,7 +2,7 @@
 
 A row reads the block of the token before it and writes that of its last token, another one once a boundary lies between
 them: a block that was left at a boundary is never written again. Decoding leaves one at every boundary it passes; a
-longer row leaves one at the last boundary that it passes.
+longer row leaves one at the last boundary that it passes. Where prefixes part, a row is made to end (``Hit.parting``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class StatePolicy(WindowPolicy):
     """A state cannot be taken back to that of an earlier token."""
     readable_at_once = False
     """Rows are computed beside each other, each from the state that stood there when the step began."""
+    leaves_at_ends = True
 
     def first_kept(self, position: int) -> int:
         return max(0, position - 1) // self.block_size

@@ -91,3 +91,21 @@ def test_states_of_many_conversations_stay_within_the_budget(checkpoint: Path) -
     assert answers(plenty, said, 4) == answers(short, said, 4)
     assert plenty.stats().prefix_hit_tokens_total == 64 * 2 * BLOCK
     assert short.stats().preemptions_total == 0
+
+
+def test_prompts_that_share_a_beginning_hit_from_the_third_on(checkpoint: Path) -> None:
+    """The second finds keys and values alone, and leaves the state where the prompts part."""
+    prompts = [[*TOKENS[:150], *TOKENS[start : start + 30]] for start in (200, 250, 300, 350)]
+    plain = engine_of(checkpoint, enable_prefix_caching=False, max_num_batched_tokens=128)
+    expected = answers(plain, prompts, 4)
+    engine = engine_of(checkpoint, max_num_batched_tokens=64)
+    hits = []
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        before = engine.stats().prefix_hit_tokens_total
+        assert answers(engine, [prompt], 4) == [tokens]
+        hits.append(engine.stats().prefix_hit_tokens_total - before)
+    assert hits == [0, 128, 144, 144], "in the second a boundary at which a row of the first happened to end"
+    at_once = engine_of(checkpoint, max_num_batched_tokens=512)
+    assert answers(at_once, prompts[:2], 4) == expected[:2], "in one step"
+    assert answers(at_once, prompts[2:], 4) == expected[2:]
+    assert at_once.stats().prefix_hit_tokens_total == 2 * 144
