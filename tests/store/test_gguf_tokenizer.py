@@ -107,6 +107,12 @@ class TestPreTokenizers:
         expected = ["we", "'Ve", " ", "1", "2", "3", " 你好", "，世界", ".foo", "\r\n\r\n", " ", " bar", "\t", "\tbaz"]
         assert words(pre, text) == expected
 
+    def test_qwen35_keeps_marks_with_their_letters(self) -> None:
+        text = "we've 12 नमस्ते x\u0301\u0331!\u0301"
+        expected = ["we", "'ve", " ", "1", "2", " नमस्ते", " x\u0301\u0331", "!\u0301"]
+        assert words("qwen35", text) == expected
+        assert words("qwen2", text) != expected
+
     def test_tekken_splits_at_the_case_of_letters(self) -> None:
         text = "HelloWorld JSONParser 12 a/b//\n"
         expected = ["Hello", "World", " JSONParser", " ", "1", "2", " a", "/b", "//\n"]

@@ -48,7 +48,8 @@ TEXTS = [
 
 def config_of(model_type: str) -> dict[str, Any]:
     """A config.json of a family."""
-    return CONFIG | {"model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"]}
+    name = "Qwen3Next" if model_type == "qwen3_next" else model_type.capitalize()
+    return CONFIG | {"model_type": model_type, "architectures": [f"{name}ForCausalLM"], "num_experts": 0}
 
 
 def definition(kind: str, own: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def test_a_class_that_reads_the_vocabulary_alone_takes_no_other_list(tmp_path: P
 
 
 @pytest.mark.parametrize(("own_class", "added"), [("PreTrainedTokenizerFast", True), ("Qwen2Tokenizer", False)])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "qwen3_next", "qwen3_5", "mistral"])
 @pytest.mark.parametrize("named", [True, False])
 def test_which_class_counts(tmp_path: Path, own_class: str, added: bool, model_type: str, named: bool) -> None:
     config: dict[str, Any] = {"added_tokens_decoder": {}} | ({"tokenizer_class": own_class} if named else {})

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from app.layers.config import MixerConfig
 from app.models.config import AttentionConfig, DeltaConfig, LayerConfig, MlpConfig, ModelConfig
 from app.models.config_fields import ConfigError, refuse_number_changing, shown
 from app.models.config_rope import read_rope
@@ -77,7 +78,7 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
         output_gate=True,
     )
     delta, mlp = _delta(fields), MlpConfig(width=fields.intermediate_size, activation=activation)
-    mixers = {"full_attention": attention, "linear_attention": delta}
+    mixers: dict[str, MixerConfig] = {"full_attention": attention, "linear_attention": delta}
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.vocab_size,

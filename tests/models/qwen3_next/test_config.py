@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from app.cli import main
+from app.kernels import dispatch
 from app.models.architectures import parse_config
 from app.models.config import AttentionConfig, ConfigError, DeltaConfig, Rope
 from app.runner.loading import read_model_config
@@ -153,3 +156,15 @@ def test_files_with_images_and_drafts_give_the_same_logits(tmp_path: Path, tied:
     if not tied:
         (both / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     assert torch.equal(PagedExecution(*load(both)).sequence(TOKENS, [100], SHUFFLED_BLOCKS), expected)
+
+
+def test_memory_is_planned_from_the_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_5))
+    result = CliRunner().invoke(main, ["plan", str(tmp_path), "--gpu-memory", "80GiB", "--json"])
+    dispatch.configure(dispatch.Mode.AUTO, threads=1)
+    assert result.exit_code == 0, result.stderr
+    row = json.loads(result.stdout)
+    pages = 8 * 2 * 4 * 256 * 2  # bytes a token of keys and values in bf16
+    assert row["kv_cache"] > row["kv_cache_tokens"] * pages, "states take some"
+    assert row["kv_cache_tokens"] * pages > 0.4 * row["kv_cache"]
+    assert row["max_model_len"] == 262144
