@@ -131,7 +131,7 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
     ends = deadline(request, body.timeout, service)
     name = f"gen-{request_id(request.scope)}"
     served = service.models.default
-    with served.generator.reserved(name, endpoint=endpoint):
+    with served.generator.permit(name, endpoint=endpoint):
         prompt = await served.generator.tokenizer.encode_async(
             body.inputs,
             deadline=ends,

@@ -42,7 +42,7 @@ async def submitted(
         generations = []
         for request in requests:
             salted = dataclasses.replace(request, cache_salt=tenant_salt(request.cache_salt))
-            generation = await served.generator.submit(salted, endpoint=endpoint, stream=stream)
+            generation = await served.generator.start(salted, endpoint=endpoint, stream=stream)
             generations.append(await stack.enter_async_context(generation))
         async with service.live.track(request_id, generations, owner=owner()):
             yield generations

@@ -74,7 +74,7 @@ def router(service: Service) -> APIRouter:
         num_top = _check(body, service)
         ends = deadline(request, body.timeout, service)
         answer_id = f"chatcmpl-{request_id(request.scope)}"
-        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
+        with served.generator.permit(answer_id, endpoint=ENDPOINT, n=body.n or 1):
             prompt = await encode_messages(body.messages, body, served.generator, ends)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(

@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
         max_tokens = _check(body, len(given), service)
         ends = deadline(request, body.timeout, service)
         answer_id = f"cmpl-{request_id(request.scope)}"
-        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
+        with served.generator.permit(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
             prompts = [await _encode(prompt, body, served, ends) for prompt in given]
         params = sampling_params(
             body,
