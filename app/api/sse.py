@@ -1,4 +1,4 @@
-"""Server-sent events."""
+"""Answers in pieces: server-sent events, or what another protocol makes of a stream."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Send
 
 COMMENT = b": keep-alive\n\n"
-DONE = b"[DONE]"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 _HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
+    "content-type": EVENT_STREAM,
     "cache-control": "no-cache",
     # A proxy that buffers would turn a stream into one late answer.
     "x-accel-buffering": "no",
 }
+
+
+def data_event(data: bytes) -> bytes:
+    """Bytes of an event that has data alone, a single line."""
+    return b"data: " + data + b"\n\n"
 
 
 class EventStream:
@@ -27,14 +32,14 @@ class EventStream:
     waits longer than the keep-alive interval gets the headers and comment lines meanwhile.
     """
 
-    def __init__(self, send: Send, headers: Mapping[str, str], *, prefix: bytes = b"data: ") -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str], *, comment: bytes = COMMENT) -> None:
         """
         Args:
-            headers: besides those of every stream.
-            prefix: of an event's line; a space behind the colon is no part of the data, but some protocols have none.
+            headers: besides those of every stream, or in place of them.
+            comment: what is sent in silence; clients skip it.
         """
         self._send = send
-        self._prefix = prefix
+        self._comment = comment
         self.headers = {**_HEADERS, **headers}
         """May be added to until the response begins."""
         self._lock = asyncio.Lock()
@@ -43,9 +48,9 @@ class EventStream:
         self.started = False
         """The status is out: errors can only be events from here on."""
 
-    async def event(self, data: bytes) -> None:
-        """Sends one event; ``data`` is a single line."""
-        await self._write(self._prefix + data + b"\n\n")
+    async def send(self, frame: bytes) -> None:
+        """Sends one event, the empty line behind it included."""
+        await self._write(frame)
 
     async def end(self) -> None:
         """Ends the response."""
@@ -69,7 +74,7 @@ class EventStream:
         while True:
             silent = self._clock() - self._last_write
             if silent >= interval:
-                await self._write(COMMENT)
+                await self._write(self._comment)
                 silent = 0.0
             await asyncio.sleep(interval - silent)
 

@@ -297,6 +297,11 @@ class Generator:
         ready = self.client.ready or self.client.check_available()
         return min(ready.info.max_model_len, ready.max_kv_tokens)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model's logits have. Raises :class:`RequestError` 503 before the first start."""
+        return (self.client.ready or self.client.check_available()).info.vocab_size
+
     def remaining_tokens(self, prompt_len: int) -> int:
         """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""
         return max(0, self.max_model_len - prompt_len)
@@ -322,8 +327,8 @@ class Generator:
             self.ledger.refuse(request_id, endpoint, error)
             raise
         except asyncio.CancelledError:
-            error = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
-            self.ledger.refuse(request_id, endpoint, error)
+            left = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
+            self.ledger.refuse(request_id, endpoint, left)
             raise
 
     def submit(
