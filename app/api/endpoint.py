@@ -63,7 +63,7 @@ class ReadRequest:
     writer: Callable[[AnswerHead], AnswerWriter]
     stream: bool
     model: str | None = None
-    """Name of the model; None takes the one that is served."""
+    """Name of the model; None takes the default one."""
     timeout: float | None = None
     """Seconds after which the client gives up; the server may allow less."""
 

@@ -11,6 +11,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Send
 
 COMMENT = b": keep-alive\n\n"
+DATA_EVENT = b"data: %b\n\n"
+"""An event that has data alone, a single line: ``DATA_EVENT % data``."""
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 _HEADERS = {
     "content-type": EVENT_STREAM,
@@ -18,11 +20,6 @@ _HEADERS = {
     # A proxy that buffers would turn a stream into one late answer.
     "x-accel-buffering": "no",
 }
-
-
-def data_event(data: bytes) -> bytes:
-    """Bytes of an event that has data alone, a single line."""
-    return b"data: " + data + b"\n\n"
 
 
 class EventStream:
@@ -48,13 +45,23 @@ class EventStream:
         self.started = False
         """The status is out: errors can only be events from here on."""
 
-    async def send(self, frame: bytes) -> None:
-        """Sends one event, the empty line behind it included."""
-        await self._write(frame)
+    async def send(self, frame: bytes, *, more: bool = True) -> None:
+        """Sends one event, the empty line behind it included.
+
+        Args:
+            more: the response goes on.
+        """
+        async with self._lock:  # events of several prompts, comments: never into each other
+            if not self.started:
+                self.started = True
+                raw = MutableHeaders(self.headers).raw
+                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            await self._send({"type": "http.response.body", "body": frame, "more_body": more})
+            self._last_write = self._clock()
 
     async def end(self) -> None:
         """Ends the response."""
-        await self._write(b"", more=False)
+        await self.send(b"", more=False)
 
     @contextlib.asynccontextmanager
     async def kept_alive(self, interval: float) -> AsyncIterator[Self]:
@@ -74,15 +81,6 @@ class EventStream:
         while True:
             silent = self._clock() - self._last_write
             if silent >= interval:
-                await self._write(self._comment)
+                await self.send(self._comment)
                 silent = 0.0
             await asyncio.sleep(interval - silent)
-
-    async def _write(self, data: bytes, *, more: bool = True) -> None:
-        async with self._lock:  # events of several prompts, comments: never into each other
-            if not self.started:
-                self.started = True
-                raw = MutableHeaders(self.headers).raw
-                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
-            self._last_write = self._clock()

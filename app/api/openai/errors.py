@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from app.api.openai.schemas.errors import ErrorDetail, ErrorResponse
-from app.api.sse import data_event
+from app.api.sse import DATA_EVENT
 from app.errors import RequestError
 
 
@@ -22,4 +22,4 @@ def write_error(error: RequestError) -> tuple[int, bytes]:
 
 def error_event(error: RequestError) -> bytes:
     """An error as the last event of a stream."""
-    return data_event(error_body(error))
+    return DATA_EVENT % error_body(error)

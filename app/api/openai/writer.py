@@ -12,14 +12,14 @@ from app.api.endpoint import AnswerHead
 from app.api.json import encode
 from app.api.openai.schemas.generation import StreamOptions
 from app.api.openai.schemas.usage import Usage, total_usage
-from app.api.sse import data_event
+from app.api.sse import DATA_EVENT
 from app.api.timing import server_timing
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta
 
 ChunkUsage = Usage | UnsetType | None
 """In a stream's chunks: the usage so far, null until the last chunk, or no such field."""
-_DONE = data_event(b"[DONE]")
+_DONE = DATA_EVENT % b"[DONE]"
 
 
 class OpenAIWriter(ABC):
@@ -57,13 +57,13 @@ class OpenAIWriter(ABC):
         usage: ChunkUsage = None if self._include_usage else UNSET
         if self._continuous_usage:
             usage = _usage(generations)
-        return [data_event(encode(chunk)) for chunk in self.chunks(prompt, delta, generations[prompt], usage)]
+        return [DATA_EVENT % encode(chunk) for chunk in self.chunks(prompt, delta, generations[prompt], usage)]
 
     def end(self, generations: Sequence[Generation]) -> list[bytes]:
         """The usage, if it was asked for, and ``[DONE]``."""
         if not self._include_usage:
             return [_DONE]
-        return [data_event(encode(self.usage_chunk(_usage(generations)))), _DONE]
+        return [DATA_EVENT % encode(self.usage_chunk(_usage(generations))), _DONE]
 
     def whole(self, completions: Sequence[Sequence[Completion]], generations: Sequence[Generation]) -> bytes:
         """JSON of the whole answer."""

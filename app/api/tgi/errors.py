@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from app.api.tgi.schemas import FlatError
-from app.api.tgi.writer import event
+from app.api.tgi.writer import EVENT
 from app.errors import RequestError
 
 _KINDS = {401: "authentication", 403: "permission", 429: "overloaded"}
@@ -31,4 +31,4 @@ def write_error(error: RequestError) -> tuple[int, bytes]:
 
 def error_event(error: RequestError) -> bytes:
     """An error as the last event of a stream."""
-    return event(write_error(error)[1])
+    return EVENT % write_error(error)[1]

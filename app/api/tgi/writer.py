@@ -16,10 +16,8 @@ from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta
 from app.types import FinishReason
 
-
-def event(data: bytes) -> bytes:
-    """Bytes of an event: without the space behind the colon, as clients of this protocol expect it."""
-    return b"data:" + data + b"\n\n"
+EVENT = b"data:%b\n\n"
+"""An event, ``EVENT % data``: without the space behind the colon, as clients of this protocol expect it."""
 
 
 class GenerateWriter:
@@ -59,14 +57,14 @@ class GenerateWriter:
         for place, (token, logprob) in enumerate(zip(tokens, delta.tokens, strict=True), start=1):
             self._num_tokens += 1
             ends = delta.finish_reason is not None and place == len(tokens)
-            stream_event = StreamEvent(
+            event = StreamEvent(
                 index=self._num_tokens,
                 token=token,
                 top_tokens=self._tokens.top_tokens(logprob) if with_top else UNSET,
                 generated_text=self._full_text(self._text) if ends else None,
                 details=self._stream_details(delta, generation) if ends else None,
             )
-            events.append(event(encode(stream_event)))
+            events.append(EVENT % encode(event))
         return events
 
     def end(self, _generations: Sequence[Generation]) -> Sequence[bytes]:
