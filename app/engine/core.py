@@ -20,9 +20,9 @@ from app.types import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    KVCacheSpec,
     RequestStatus,
     RowOutput,
+    RunnerInfo,
     SchedulerOutput,
     StepRecord,
     StepResult,
@@ -44,27 +44,7 @@ class Runner(Protocol):
     """
 
     @property
-    def kv_cache_spec(self) -> KVCacheSpec: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def num_parameters(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def kv_cache_bytes(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def quantization(self) -> str: ...
-    @property
-    def kernels(self) -> str: ...
-    @property
-    def pipeline_depth(self) -> int: ...
+    def info(self) -> RunnerInfo: ...
 
     def submit(self, step: SchedulerOutput, /) -> Any: ...
     def collect(self, handle: Any, /) -> StepResult: ...
@@ -79,8 +59,8 @@ class EngineCore:
 
     def __init__(self, runner: Runner, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ValueError for a configuration that cannot work."""
-        spec = runner.kv_cache_spec
-        self._depth = runner.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
+        info = runner.info
+        self._depth = info.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
@@ -90,15 +70,16 @@ class EngineCore:
         self._config = config
         self._clock = clock
         adapter = ""
-        identity = (config.model_dir, *config.weights, runner.dtype, adapter, *(group.dtype for group in spec.groups))
+        cache_dtypes = (group.dtype for group in info.kv_cache.groups)
+        identity = (config.model_dir, *config.weights, info.dtype, adapter, *cache_dtypes)
         self._kv = KVManager(
-            spec, config, max_model_len=runner.max_model_len, pipeline_depth=self._depth, identity=identity
+            info.kv_cache, config, max_model_len=info.max_model_len, pipeline_depth=self._depth, identity=identity
         )
-        self._limits = Limits(runner.vocab_size, runner.max_model_len, self._kv.num_tokens)
+        self._limits = Limits(info.vocab_size, info.max_model_len, self._kv.num_tokens)
         self._scheduler = Scheduler(config, self._kv)
         self._handles: dict[int, Any] = {}
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
-        self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < runner.vocab_size]
+        self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < info.vocab_size]
         self._requests: dict[str, Request] = {}
         self._num_received = 0
         self._deadlines = Deadlines()

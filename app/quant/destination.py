@@ -54,6 +54,28 @@ class Tee:
             part.copy_(source)
 
 
+class Stack:
+    """One tensor of a checkpoint whose first dimension counts what goes to different places, say experts."""
+
+    def __init__(self, parts: Sequence[Destination]) -> None:
+        self.parts = tuple(parts)
+        self.shape: Sequence[int] = (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores each part's share."""
+        for part, share in zip(self.parts, source, strict=True):
+            part.copy_(share)
+
+
 class Extent(NamedTuple):
     """Indices ``start`` to ``stop`` of a tensor's dimension ``dim``, all of its others."""
 
@@ -93,6 +115,57 @@ class Part:
     def copy_(self, source: Tensor, /) -> None:
         """Stores the extent of the checkpoint's whole tensor."""
         self.destination.copy_(self.extent.of(source))
+
+
+class Adapted:
+    """A tensor that a checkpoint holds in another form than a model does.
+
+    Args:
+        destination: takes it in the model's form.
+    """
+
+    def __init__(self, destination: Destination, shape: Sequence[int]) -> None:
+        self.destination = destination
+        self.shape: Sequence[int] = tuple(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return self.destination.nbytes
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores the checkpoint's tensor in the model's form."""
+        self.destination.copy_(self.adapt(source))
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """The model's form of the checkpoint's tensor."""
+        raise NotImplementedError
+
+
+class Transposed(Adapted):
+    """A matrix [K, N] of a checkpoint whose model has [N, K]."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination, destination.shape[::-1])
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """Its transpose."""
+        return source.t().contiguous()
+
+
+class PlusOne(Adapted):
+    """A norm's weight w of a checkpoint whose model multiplies by 1 + w."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination, destination.shape)
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """1 + w, in fp32."""
+        return source.float() + 1.0
 
 
 class Elsewhere:

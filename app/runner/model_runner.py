@@ -6,6 +6,7 @@ import ctypes
 import logging
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 from app.kernels import dispatch
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
 from app.runner.graph import Bucket, BucketGraphs, StepGraphs, capture_on, graph_bytes
@@ -29,8 +30,8 @@ from app.runner.sampler import SampleParts, Sampler, StagedSamples
 from app.runner.staging import STEPS_UNDER_WAY
 from app.types import (
     EngineConfig,
-    KVCacheSpec,
     RowOutput,
+    RunnerInfo,
     SchedulerOutput,
     StepResult,
 )
@@ -62,24 +63,22 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         model_config: ModelConfig,
         plan: KVCachePlan,
         config: EngineConfig,
         device: torch.device,
     ) -> None:
         self._model = model
-        self._dtype, self._device = config.dtype, config.device
-        self._quantization = config.quantization
+        self._config = config
         self._plan = plan
         self._vocab_size = model_config.vocab_size
-        self._weights = model.destinations()
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
         groups = plan.spec.groups
-        heads_per_kv = model_config.num_heads // model_config.num_kv_heads
+        heads_per_kv = max(attention.num_heads // attention.num_kv_heads for attention in model_config.attentions)
         self._kv = allocate_kv_cache(plan.spec, device, heads_per_kv=heads_per_kv, trash=on_triton)
         self._group_of_layer = [index for _, index in sorted((i, n) for n, g in enumerate(groups) for i in g.layers)]
         self._populators = [
@@ -95,15 +94,7 @@ class ModelRunner:
             max_model_len=plan.max_model_len,
             block_size=config.block_size,
             device=device,
-            split_workspace=new_split_workspace(
-                config.max_num_seqs,
-                model_config.num_heads // config.tensor_parallel_size,
-                model_config.num_kv_heads // config.tensor_parallel_size,
-                model_config.head_dim,
-                device,
-            )
-            if on_triton
-            else None,
+            split_workspace=_split_workspace(model_config, config, device) if on_triton else None,
             trash=on_triton,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
@@ -160,35 +151,28 @@ class ModelRunner:
         if num_samples:
             self._sampler.launch(logits_LV, num_samples, parts)
 
-    @property
-    def kv_cache_spec(self) -> KVCacheSpec:
-        """What the KV cache holds for a sequence."""
-        return self._plan.spec
+    @cached_property
+    def info(self) -> RunnerInfo:
+        """Facts about the model; bytes are those of this rank."""
+        weights = self._model.destinations().values()
+        return RunnerInfo(
+            max_model_len=self._plan.max_model_len,
+            vocab_size=self._vocab_size,
+            num_parameters=sum(weight.numel() for weight in weights),
+            weight_bytes=sum(weight.nbytes for weight in weights),
+            kv_cache=self._plan.spec,
+            kv_cache_bytes=self._plan.nbytes,
+            dtype=self._config.dtype,
+            quantization=self._config.quantization,
+            kernels=self._kernels(),
+            device=self._config.device,
+            pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1,
+        )
 
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return self._plan.max_model_len
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._vocab_size
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all weights, tied ones once."""
-        return sum(weight.numel() for weight in self._weights.values())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, tied ones once."""
-        return sum(weight.nbytes for weight in self._weights.values())
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes of all pages."""
-        return self._plan.nbytes
+    def _kernels(self) -> str:
+        if dispatch.runs_triton(self._logits_LV):
+            return "triton"
+        return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
 
     def footprint(self) -> Footprint:
         """What it holds beside its pages."""
@@ -203,33 +187,6 @@ class ModelRunner:
             inputs=bytes_of(self._batch, device),
             graphs=self._graph_bytes,
         )
-
-    @property
-    def dtype(self) -> str:
-        """Of activations, and of weights that are not quantised."""
-        return self._dtype
-
-    @property
-    def quantization(self) -> str:
-        """Of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
-        return self._quantization
-
-    @property
-    def kernels(self) -> str:
-        """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
-        if dispatch.runs_triton(self._logits_LV):
-            return "triton"
-        return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self._device
-
-    @property
-    def pipeline_depth(self) -> int:
-        """Steps that are best under way at once."""
-        return STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Starts a step of at least one row.
@@ -314,3 +271,10 @@ class ModelRunner:
         """Waits for a step's result, one output a row."""
         rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
         return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
+
+
+def _split_workspace(model: ModelConfig, config: EngineConfig, device: torch.device) -> Tensor:
+    """Where pieces of attention meet: room for whichever layer needs most."""
+    ranks = config.tensor_parallel_size
+    shapes = {(layer.num_heads // ranks, layer.num_kv_heads // ranks, layer.head_dim) for layer in model.attentions}
+    return max((new_split_workspace(config.max_num_seqs, *shape, device) for shape in shapes), key=Tensor.numel)

@@ -26,10 +26,12 @@ from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
 from app.kernels.norm_add_norm import norm_add_norm
 from app.kernels.paged_attention import paged_attention
-from app.kernels.types import Act
+from app.kernels.types import Act, StepArena
+from app.layers.experts import Experts
+from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
 from app.types import SamplingParams
-from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, randn
+from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, quantized, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -179,6 +181,20 @@ FORMATS = {
 }
 
 
+def run_experts(weight_format: WeightFormat) -> None:
+    """A layer of experts over a few tokens, by itself."""
+    int8 = weight_format is WeightFormat.PACKED_INT8
+    dtype = torch.float32 if int8 else torch.bfloat16
+    placement = Placement(dtype, torch.device("cpu"), weight_format)
+    layer = Experts(5, 2, 36, 72, placement=placement, normalise=True)
+    for seed, destination in enumerate(layer.destinations("").values()):
+        destination.copy_(randn(*destination.shape, seed=seed) / 8)
+    arena = StepArena(9, placement.device)
+    arena.begin(9)
+    acts, x = layer.take(arena, dtype), randn(9, 72)
+    layer(quantized(x) if int8 else Act(x.to(dtype)), torch.empty(9, 72, dtype=dtype), acts)
+
+
 @needs_compiler
 @needs_kernels
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 here")
@@ -193,7 +209,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     checkpoint = save(make_reference(variant), tmp_path / "checkpoint")
     limits = {"num_blocks": 12, "max_num_seqs": 3, "max_num_batched_tokens": 32, "max_logit_rows": 32}
     runner = make_runner(engine_config(checkpoint, kernels="strict", threads=2, **formats, **limits), discard)
-    assert runner.kernels == "avx2"
+    assert runner.info.kernels == "avx2"
     sampled = SamplingParams(top_p=0.9, top_k=30, repetition_penalty=1.2)
     requests = [
         Request(0, list(range(3, 43)), [3, 1, 4], SamplingParams(temperature=0.0, logprobs=3)),
@@ -201,6 +217,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     ]
     run(runner, requests, 4, chunk=29)
     run_ops_of_other_models()
+    run_experts(WeightFormat.PACKED_INT8 if name == "int8" else WeightFormat.PACKED_BF16)
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"
     subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)
