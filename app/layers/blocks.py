@@ -150,7 +150,6 @@ class SelfAttention:
             self.gate_proj = Linear(
                 {"q_proj": q_size}, width, split=Split.OUTPUTS, bias=config.qkv_bias, placement=placement
             )
-        self._num_heads = config.num_heads
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if norms is not None:
