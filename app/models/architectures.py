@@ -77,6 +77,7 @@ ARCHITECTURES = (
     Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
     Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",)),
     Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",)),
+    Architecture(module="app.models.gpt2", hf=("GPT2LMHeadModel",), gguf=("gpt2",)),
 )
 
 
