@@ -71,9 +71,7 @@ def test_the_names_that_other_models_have_are_read_as_well() -> None:
                     "quant_method": "compressed-tensors",
                     "format": "int-quantized",
                     "config_groups": {
-                        "group_0": {
-                            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-                        }
+                        "group_0": {"weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}}
                     },
                 }
             },
