@@ -10,11 +10,10 @@ from app.models.names import DecoderNames, FamilyNames
 
 
 def _config(reader: GGUFReader) -> dict[str, Any]:
-    width = reader.integer("embedding_length")
     return {
         "architectures": ["GPT2LMHeadModel"],
         "n_positions": reader.integer("context_length"),
-        "n_embd": width,
+        "n_embd": reader.integer("embedding_length"),
         "n_layer": reader.integer("block_count"),
         "n_head": reader.integer("attention.head_count"),
         "n_inner": reader.integer("feed_forward_length"),
