@@ -32,6 +32,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two KV groups": ("qwen2_sliding", {}),
     "recurrent states": ("qwen3_5", {}),
     "recurrent states, W8A8": ("qwen3_next", {"quantization": "int8"}),
+    "learned positions": ("gpt2", {}),
+    "learned positions, W8A8": ("gpt2", {"quantization": "int8"}),
 }
 """Model (six heads on two, with biases; or with normed queries and keys) and formats."""
 
