@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from app.types import (
+    EncodeBatch,
+    EncodeResult,
     EngineConfig,
-    EngineRequest,
+    GenerateRequest,
     KVCacheGroup,
     KVCacheSpec,
     LoadProgress,
@@ -26,9 +28,11 @@ from app.types import (
     ScheduledRow,
     SchedulerOutput,
     SlotInit,
+    StepPlan,
     StepResult,
     TokenLogprobs,
 )
+from tests.fake_encoder import fake_encode
 from tests.fake_pages import StepContractError, new_pages, require
 
 VOCAB_SIZE = 1000
@@ -77,10 +81,10 @@ def fake_request(
     arrival_time: float = 0.0,
     cache_salt: str = "",
     **sampling: object,
-) -> EngineRequest:
+) -> GenerateRequest:
     """A greedy request."""
     values: dict[str, object] = {"temperature": 0.0, "max_tokens": max_tokens, **sampling}
-    return EngineRequest(
+    return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=list(prompt),
         sampling=SamplingParams(**values),  # type: ignore[arg-type]
@@ -134,8 +138,8 @@ class _Slot:
 
 @dataclass
 class _Handle:
-    step: SchedulerOutput
-    result: StepResult
+    step: StepPlan
+    result: StepResult | EncodeResult
     fails: bool
 
 
@@ -150,12 +154,14 @@ class FakeRunner:
         block_size: int = 16,
         vocab_size: int = VOCAB_SIZE,
         max_model_len: int = 512,
+        max_encode_len: int = 0,
         next_token: NextToken = hash_token,
         draft: Draft | None = None,
         withhold: Callable[[SchedulerOutput, ScheduledRow], bool] | None = None,
         row_error: Callable[[SchedulerOutput, ScheduledRow], str | None] | None = None,
         fail_submit: Callable[[SchedulerOutput], bool] | None = None,
         fail_collect: Callable[[SchedulerOutput], bool] | None = None,
+        fail_encode: Callable[[EncodeBatch], bool] | None = None,
         delay: float = 0.0,
     ) -> None:
         """
@@ -165,7 +171,7 @@ class FakeRunner:
             draft: guesses for the tokens that follow a context, offered after each sample.
             withhold: rows that sample nothing this time.
             row_error: rows that fail alone, with this message.
-            fail_submit, fail_collect: steps that raise.
+            fail_submit, fail_collect, fail_encode: steps that raise.
             delay: seconds that a step takes.
         """
         if groups is None:
@@ -176,6 +182,8 @@ class FakeRunner:
         self.kv_cache_spec = KVCacheSpec(block_size=block_size, groups=groups)
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
+        self.max_encode_len = max_encode_len
+        self.fail_encode = fail_encode
         self.num_parameters = 0
         self.weight_bytes = 0
         self.kv_cache_bytes = sum(group.num_blocks * group.bytes_per_block for group in groups)
@@ -192,6 +200,9 @@ class FakeRunner:
         self.fail_collect = fail_collect
         self.delay = delay
         self.steps: list[SchedulerOutput] = []
+        self.batches: list[EncodeBatch] = []
+        self.plans: list[StepPlan] = []
+        """Steps and batches, in order."""
         self.num_computed_tokens = 0
         self.num_accepted_drafts = 0
         self.num_rejected_drafts = 0
@@ -203,7 +214,10 @@ class FakeRunner:
 
     # -- Runner -------------------------------------------------------------------------------------------------
 
-    def submit(self, step: SchedulerOutput) -> _Handle:
+    def submit(self, step: StepPlan) -> _Handle:
+        self.plans.append(step)
+        if isinstance(step, EncodeBatch):
+            return self._encode(step)
         self._check_step(step)
         self.steps.append(step)
         for init in step.slots:
@@ -220,13 +234,22 @@ class FakeRunner:
         self.max_in_flight = max(self.max_in_flight, len(self._in_flight))
         return handle
 
-    def collect(self, handle: _Handle) -> StepResult:
+    def _encode(self, batch: EncodeBatch) -> _Handle:
+        self.batches.append(batch)
+        fails = self.fail_encode is not None and self.fail_encode(batch)
+        handle = _Handle(batch, fake_encode(batch), fails)
+        self._in_flight.append(handle)
+        self.max_in_flight = max(self.max_in_flight, len(self._in_flight))
+        return handle
+
+    def collect(self, handle: _Handle) -> StepResult | EncodeResult:
         if self._in_flight.popleft() is not handle:
             raise StepContractError("steps are collected out of order")
         if self.delay:
             time.sleep(self.delay)
         if handle.fails:
-            self._kill(handle.step)
+            if isinstance(handle.step, SchedulerOutput):
+                self._kill(handle.step)
             raise RuntimeError("fake: collect failed")
         return handle.result
 

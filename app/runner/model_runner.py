@@ -28,10 +28,12 @@ from app.runner.pending_sample import PendingSample
 from app.runner.sampler import SampleParts, Sampler, StagedSamples
 from app.runner.staging import STEPS_UNDER_WAY
 from app.types import (
+    EncodeBatch,
     EngineConfig,
     KVCacheSpec,
     RowOutput,
     SchedulerOutput,
+    StepPlan,
     StepResult,
 )
 
@@ -171,6 +173,11 @@ class ModelRunner:
         return self._plan.max_model_len
 
     @property
+    def max_encode_len(self) -> int:
+        """0: what generates does not encode."""
+        return 0
+
+    @property
     def vocab_size(self) -> int:
         """Width of the logits."""
         return self._vocab_size
@@ -231,12 +238,14 @@ class ModelRunner:
         """Steps that are best under way at once."""
         return STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step of at least one row.
 
         Raises:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
         """
+        if isinstance(step, EncodeBatch):
+            raise RunnerError("this model does not encode")
         for index, populator in enumerate(self._populators):
             populator.note(
                 max((max(row.new_block_ids[index], default=0) for row in step.rows if row.new_block_ids), default=0)

@@ -19,7 +19,7 @@ from app.runner.group import connect
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
-from app.types import EngineConfig, KVCacheSpec, LoadProgress, SchedulerOutput, StepResult
+from app.types import EngineConfig, KVCacheSpec, LoadProgress, StepPlan, StepResult
 
 _BLAME_SECONDS = 0.5
 """For news of another rank's end, of which an error of this one may only be the consequence."""
@@ -49,6 +49,11 @@ class ParallelRunner:
     def max_model_len(self) -> int:
         """Tokens of the longest sequence."""
         return self._first.max_model_len
+
+    @property
+    def max_encode_len(self) -> int:
+        """Tokens of the longest sequence that can be encoded."""
+        return self._first.max_encode_len
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +95,7 @@ class ParallelRunner:
         """Steps that are best under way at once."""
         return self._first.pipeline_depth
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step on every rank.
 
         Raises:

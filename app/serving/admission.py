@@ -14,7 +14,7 @@ from app.engine.admission import Limits, check
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
 from app.serving.types import GenerationRequest
-from app.types import EngineError, EngineReady, EngineRequest
+from app.types import EngineError, EngineReady, GenerateRequest
 
 MAX_RETRY_AFTER = 60.0
 
@@ -46,7 +46,7 @@ class Admission:
 
     def admit(
         self, request: GenerationRequest, arrival: float, stop_token_ids: Sequence[int] = ()
-    ) -> list[EngineRequest]:
+    ) -> list[GenerateRequest]:
         """The engine requests of a request, one a choice.
 
         Args:
@@ -106,7 +106,7 @@ class Admission:
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
 
 
-def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[EngineRequest]:
+def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[GenerateRequest]:
     """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
     params = request.params
     if stop_token_ids:
@@ -116,7 +116,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
         params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
     serial = next(_serial)  # clients choose request ids, and may choose one twice
     return [
-        EngineRequest(
+        GenerateRequest(
             request_id=f"{request.request_id}#{serial}-{index}",
             prompt_token_ids=request.prompt_token_ids,
             # Prompt logprobs are the same for every choice, and bar the sharing of the prompt's blocks.

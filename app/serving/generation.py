@@ -20,7 +20,7 @@ from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Arrival, Mailbox
 from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
-from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
+from app.types import EngineError, EngineOutput, FinishReason, GenerateRequest, RequestTimings
 
 if TYPE_CHECKING:
     from app.store import ModelFiles
@@ -68,11 +68,11 @@ class Generation:
     def __init__(
         self,
         request: GenerationRequest,
-        sequences: Sequence[EngineRequest],
+        sequences: Sequence[GenerateRequest],
         choices: Sequence[Choice],
         *,
         client: EngineClient,
-        mailbox: Mailbox,
+        mailbox: Mailbox[EngineOutput],
         tokenizer: Tokenizer,
         entry: LedgerEntry,
     ) -> None:
@@ -172,7 +172,7 @@ class Generation:
         self._deltas.clear()
         self._close(CANCELLED if self.cancelled else None)
 
-    def _absorb(self, arrivals: Sequence[Arrival]) -> None:
+    def _absorb(self, arrivals: Sequence[Arrival[EngineOutput]]) -> None:
         touched: dict[int, Choice] = {}
         for arrival in arrivals:
             output = arrival.output
@@ -189,7 +189,7 @@ class Generation:
                 self._client.abort([output.request_id])  # a stop string: the engine does not know of it
         self._deltas.extend(delta for choice in touched.values() if (delta := choice.take()) is not None)
 
-    def _account(self, choice: Choice, arrival: Arrival) -> None:
+    def _account(self, choice: Choice, arrival: Arrival[EngineOutput]) -> None:
         output = arrival.output
         if count := len(output.new_token_ids):
             self._entry.add_generated(count)
@@ -217,7 +217,7 @@ class Generation:
         cut = FinishReason.ABORT if error_code in (None, CANCELLED) else FinishReason.ERROR
         self._entry.close([choice.finish_reason or cut for choice in self._choices.values()], error_code)
 
-    def _watch_deadline(self, sequence: EngineRequest) -> asyncio.TimerHandle | None:
+    def _watch_deadline(self, sequence: GenerateRequest) -> asyncio.TimerHandle | None:
         if sequence.deadline is None:
             return None
         error = EngineError("deadline_exceeded", "The request was not done when its time was up.")
