@@ -10,9 +10,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from app.checkpoints.header import WeightError
 from app.kernels import dispatch
 from app.main import engine_config
-from app.models.checkpoint import WeightError
 from app.models.config import ConfigError
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats

@@ -30,7 +30,7 @@ def test_source_runs_with_its_arguments_and_this_process_modules(tmp_path: Path)
         ("sys.exit('not this one')", "not this one"),
         ("sys.exit('möglich \\ud800 \\u2028')", "möglich ?"),
         ("print('noise')\nsys.stderr.write('noise')\nraise KeyError('k')", "KeyError: 'k'"),
-        ("from app.models.checkpoint import WeightError\nraise WeightError('own words')", "own words"),
+        ("from app.checkpoints.header import WeightError\nraise WeightError('own words')", "own words"),
     ],
 )
 def test_whatever_is_raised_is_one_line(source: str, line: str) -> None:

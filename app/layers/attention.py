@@ -14,7 +14,8 @@ class Attention:
     """What lies between the fused qkv projection and the output projection.
 
     Args:
-        rope_PE: table of :func:`app.layers.rotary.rope_table`, shared by all layers.
+        rope_PE: table of :func:`app.layers.rotary.rope_table`, shared by layers of the same angles.
+        scale: factor on the dot products of queries and keys.
         sliding_window: positions a query sees, itself included; None for all.
         q_norm: normalises each query head before the rotation, likewise ``k_norm`` the key heads.
     """
@@ -25,6 +26,7 @@ class Attention:
         head_dim: int,
         rope_PE: Tensor,
         *,
+        scale: float,
         sliding_window: int | None,
         q_norm: RMSNorm | None,
         k_norm: RMSNorm | None,
@@ -32,7 +34,7 @@ class Attention:
         self._num_heads = num_heads
         self._head_dim = head_dim
         self._rope_PE = rope_PE
-        self._scale = head_dim**-0.5
+        self._scale = scale
         self._sliding_window = sliding_window
         self._q_norm_E = None if q_norm is None else q_norm.weight
         self._k_norm_E = None if k_norm is None else k_norm.weight

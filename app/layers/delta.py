@@ -15,28 +15,18 @@ from app.kernels.causal_conv import causal_conv
 from app.kernels.gated_delta import gated_delta
 from app.kernels.gated_norm import gated_norm
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerState, StepArena
+from app.layers.config import DeltaConfig
 from app.layers.linear import Linear, Split, rank_share
 from app.quant.destination import Destination, Interleaved, View
 from app.quant.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaShape:
-    """Of all ranks together."""
-
-    num_k_heads: int
-    num_v_heads: int
-    """A multiple of the key heads; each key head serves as many neighbours."""
-    k_dim: int
-    v_dim: int
-    conv_width: int
-    """Taps of the convolution."""
-
-
-@dataclass(frozen=True, slots=True)
 class DeltaBuffers:
-    """What lies between the kernels of one call; all layers of a model can use the same in turn."""
+    """A step's buffers of :class:`GatedDelta`."""
 
+    x: Act
+    """[T, D]"""
     projected: Tensor
     """[T, C + Hv * Dv + 2 Hv]: the convolution's inputs, the output's gate, and what becomes beta and decay."""
     qkv: Tensor
@@ -45,6 +35,29 @@ class DeltaBuffers:
     """[T, Hv * Dv]"""
     gated: Act
     """[T, Hv * Dv]"""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLayout:
+    """Layout of :class:`GatedDelta`."""
+
+    width: int
+    x_format: ActFormat
+    projected_size: int
+    channels: int
+    inner: int
+    gated_format: ActFormat
+    dtype: torch.dtype
+
+    def take(self, arena: StepArena) -> DeltaBuffers:
+        """The buffers of a step."""
+        return DeltaBuffers(
+            x=arena.take_act(self.width, self.dtype, self.x_format),
+            projected=arena.take(self.projected_size, self.dtype),
+            qkv=arena.take(self.channels, self.dtype),
+            mixed=arena.take(self.inner, self.dtype),
+            gated=arena.take_act(self.inner, self.dtype, self.gated_format),
+        )
 
 
 class GatedDelta:
@@ -59,7 +72,7 @@ class GatedDelta:
         eps: of the norm ahead of the output.
     """
 
-    def __init__(self, width: int, shape: DeltaShape, eps: float, *, interleaved: bool, placement: Placement) -> None:
+    def __init__(self, width: int, shape: DeltaConfig, eps: float, *, interleaved: bool, placement: Placement) -> None:
         self._shape, self._interleaved, self._ranks = shape, interleaved, placement.ranks
         self._eps, self._dtype = eps, placement.dtype
         keys, values = shape.num_k_heads * shape.k_dim, shape.num_v_heads * shape.v_dim
@@ -73,19 +86,14 @@ class GatedDelta:
         self.a_log = torch.empty(self._heads, dtype=torch.float32, device=device)
         self.dt_bias = torch.empty(self._heads, dtype=torch.float32, device=device)
         self.norm_weight = torch.empty(shape.v_dim, dtype=torch.float32, device=device)
-
-    @property
-    def act_format(self) -> ActFormat:
-        """The format in which the layer wants its input."""
-        return self.in_proj.act_format
-
-    def take(self, arena: StepArena) -> DeltaBuffers:
-        """The step's buffers."""
-        return DeltaBuffers(
-            projected=arena.take(self.in_proj.out_features, self._dtype),
-            qkv=arena.take(self._channels, self._dtype),
-            mixed=arena.take(self._inner, self._dtype),
-            gated=arena.take_act(self._inner, self._dtype, self.out_proj.act_format),
+        self.layout = DeltaLayout(
+            width=width,
+            x_format=self.in_proj.act_format,
+            projected_size=self.in_proj.out_features,
+            channels=self._channels,
+            inner=self._inner,
+            gated_format=self.out_proj.act_format,
+            dtype=placement.dtype,
         )
 
     def new_state(self, num_blocks: int, block_size: int, device: torch.device) -> LayerState:
@@ -96,12 +104,12 @@ class GatedDelta:
         return LayerState(conv, torch.empty(matrices, dtype=torch.float32, device=device), block_size)
 
     def __call__(
-        self, x: Act, state: LayerState, meta: AttentionMetadata, buffers: DeltaBuffers, out_TD: Tensor
+        self, buffers: DeltaBuffers, out: Act, _positions_T: Tensor, state: LayerState, meta: AttentionMetadata
     ) -> None:
-        """``x`` [T, D]; ``meta`` of the state's group; ``out`` [T, D]. The rows' states are left in ``state``."""
+        """``out`` [T, D] of ``buffers.x``; ``meta`` of the state's group. The rows' states are left in ``state``."""
         gate = self._channels + self._inner
         projected = buffers.projected
-        self.in_proj(x, Act(projected))
+        self.in_proj(buffers.x, Act(projected))
         causal_conv(projected[:, : self._channels], self.conv_weight, state, meta, buffers.qkv)
         gated_delta(
             buffers.qkv,
@@ -114,7 +122,7 @@ class GatedDelta:
             buffers.mixed,
         )
         gated_norm(buffers.mixed, self.norm_weight, projected[:, self._channels : gate], self._eps, buffers.gated)
-        self.out_proj(buffers.gated, Act(out_TD))
+        self.out_proj(buffers.gated, out)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """Checkpoint names of the layer's weights and where each goes."""

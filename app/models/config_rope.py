@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from app.layers.config import Rope
 from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from app.models.config_fields import ConfigError, convert, shown
 
@@ -26,8 +27,18 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 """Fields of other families' rotary settings -> the values under which they change nothing."""
 
 
-def rotary(config: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them."""
+def read_rope(
+    config: Mapping[str, Any], max_position_embeddings: int, head_dim: int, *, partial: float | None = None
+) -> Rope:
+    """Rotary settings out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them.
+
+    Args:
+        partial: share of a head that is rotated when the config is silent, of a family that rotates a part of each;
+            None: the family rotates whole heads.
+
+    Raises:
+        ConfigError: they are malformed or not supported.
+    """
     # An older field of the two wins, as in transformers.
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(field) or {}
@@ -35,15 +46,53 @@ def rotary(config: Mapping[str, Any], max_position_embeddings: int) -> tuple[flo
         raise ConfigError(f"{field} = {rope!r} is not an object")
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConfigError(f"{field} = {sorted(rope)!r}: rotary settings by layer type are not supported")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1.0):
-        raise ConfigError(f"partial_rotary_factor = {partial!r} is not supported")
+    return rope_of(rope, field, config, max_position_embeddings, head_dim, partial=partial)
+
+
+def rope_of(
+    rope: Mapping[str, Any],
+    field: str,
+    config: Mapping[str, Any],
+    max_position_embeddings: int,
+    head_dim: int,
+    *,
+    partial: float | None = None,
+) -> Rope:
+    """One object of rotary settings, e.g. those of one type of layers.
+
+    Args:
+        rope: the object.
+        field: where it stands, for errors.
+        config: the ``config.json``, for what the object leaves out.
+        partial: as of :func:`read_rope`.
+
+    Raises:
+        ConfigError: it is malformed or not supported.
+    """
     theta = rope.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= _MAX_ROPE_THETA:
         raise ConfigError(f"rope_theta = {theta!r} is not a positive number, at most {_MAX_ROPE_THETA:g}")
+    width = _rotated_width(rope.get("partial_rotary_factor", config.get("partial_rotary_factor")), head_dim, partial)
     scaling = _scaling(rope, field, config, max_position_embeddings)
     _refuse_number_changing(rope, field)
-    return float(theta), scaling
+    return Rope(theta=float(theta), width=width, scaling=scaling)
+
+
+def _rotated_width(share: object, head_dim: int, silent: float | None) -> int:
+    """Elements of a head that are rotated."""
+    if silent is None:
+        if share not in (None, 1.0):
+            raise ConfigError(f"partial_rotary_factor = {share!r} is not supported")
+        return head_dim
+    share = silent if share is None else share
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise ConfigError(f"partial_rotary_factor = {share!r} is not a share of a head")
+    width = int(head_dim * share)
+    if width % 2 or not width:
+        raise ConfigError(
+            f"partial_rotary_factor = {share!r} rotates {width} of {head_dim} elements, an even number is needed"
+        )
+    return width
 
 
 def _scaling(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from app.models.checkpoint import WeightError
-from app.models.int8_checkpoint import write_int8_checkpoint
+from app.checkpoints.header import WeightError
+from app.checkpoints.int8 import write_int8_checkpoint
 from app.quality.report import Row, compare
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
 from app.store.files import find_weights, read_model

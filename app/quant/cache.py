@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
-from app.quant.destination import Destination, Elsewhere, Interleaved, Part, Tee, View
+from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Part, Tee, View
 from app.quant.packed import PackedBias, PackedRows
 
 _MAGIC = b"tuili packed\n"
@@ -146,7 +146,7 @@ def _buffers_of(destination: Destination) -> Iterable[Tensor]:
         case Tee() | Interleaved():
             for part in destination.parts:
                 yield from _buffers_of(part)
-        case Part():
+        case Part() | Adapted():
             yield from _buffers_of(destination.destination)
         case Elsewhere():
             pass

@@ -95,6 +95,57 @@ class Part:
         self.destination.copy_(self.extent.of(source))
 
 
+class Adapted:
+    """A tensor that a checkpoint holds in another form than a model does.
+
+    Args:
+        destination: takes it in the model's form.
+    """
+
+    def __init__(self, destination: Destination, shape: Sequence[int]) -> None:
+        self.destination = destination
+        self.shape: Sequence[int] = tuple(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return self.destination.nbytes
+
+    def numel(self) -> int:
+        """Elements of the checkpoint's tensor."""
+        return math.prod(self.shape)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores the checkpoint's tensor in the model's form."""
+        self.destination.copy_(self.adapt(source))
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """The model's form of the checkpoint's tensor."""
+        raise NotImplementedError
+
+
+class Transposed(Adapted):
+    """A matrix [K, N] of a checkpoint whose model has [N, K]."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination, destination.shape[::-1])
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """Its transpose."""
+        return source.t().contiguous()
+
+
+class PlusOne(Adapted):
+    """A norm's weight w of a checkpoint whose model multiplies by 1 + w."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination, destination.shape)
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """1 + w, in fp32."""
+        return source.float() + 1.0
+
+
 class Elsewhere:
     """A tensor of a checkpoint that another rank keeps."""
 

@@ -11,7 +11,7 @@ import torch
 from app.kernels import dispatch
 from app.kernels.linear.pack import unpackable
 from app.kernels.paged_attention.cpu import can_pack
-from app.models.config import ModelConfig
+from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
@@ -95,13 +95,18 @@ def _choose(
 def _refusals(model: ModelConfig, ranks: int) -> dict[torch.dtype, str]:
     """For each dtype in which native linear layers do not take the weights of a rank's share, why."""
     share = " / tensor_parallel_size" if ranks > 1 else ""
-    widths = {
-        "hidden_size": model.hidden_size,
-        f"num_attention_heads * head_dim{share}": model.num_heads * model.head_dim // ranks,
-        f"intermediate_size{share}": model.intermediate_size // ranks,
-    }
+    widths = {("hidden_size", model.hidden_size): None}
+    for layer in model.layers:
+        match layer.mixer:
+            case AttentionConfig(num_heads=heads, head_dim=head_dim):
+                widths[f"num_attention_heads * head_dim{share}", heads * head_dim // ranks] = None
+            case DeltaConfig(num_v_heads=heads, v_dim=head_dim):
+                widths[f"linear_num_value_heads * linear_value_head_dim{share}", heads * head_dim // ranks] = None
+        widths[f"intermediate_size{share}", layer.mlp.width // ranks] = None
+        if isinstance(layer.mlp, ExpertsConfig) and layer.mlp.shared_width is not None:
+            widths["shared_expert_intermediate_size", layer.mlp.shared_width] = None
     refusals: dict[torch.dtype, str] = {}
-    for name, width in widths.items():
+    for name, width in widths:
         for dtype in (torch.int8, torch.bfloat16):
             if (why := unpackable(width, dtype)) is not None:
                 kind = str(dtype).removeprefix("torch.")
@@ -162,9 +167,10 @@ def _check_strict(placement: Placement, pages: str, config: EngineConfig, model:
         )
     if model is None:
         return
-    heads_per_kv = model.num_heads // model.num_kv_heads
-    if not can_pack((1, 2, 1, config.block_size, model.head_dim), KV_DTYPES[pages], heads_per_kv):
-        raise RunnerError(
-            f"{config.model_dir}: kernels = 'strict', but no native attention takes head_dim = {model.head_dim} "
-            f"in blocks of block_size = {config.block_size}, {heads_per_kv} query heads to a key head"
-        )
+    for attention in dict.fromkeys(model.attentions):
+        head_dim, heads_per_kv = attention.head_dim, attention.num_heads // attention.num_kv_heads
+        if not can_pack((1, 2, 1, config.block_size, head_dim), KV_DTYPES[pages], heads_per_kv):
+            raise RunnerError(
+                f"{config.model_dir}: kernels = 'strict', but no native attention takes head_dim = {head_dim} "
+                f"in blocks of block_size = {config.block_size}, {heads_per_kv} query heads to a key head"
+            )

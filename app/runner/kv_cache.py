@@ -24,7 +24,7 @@ def allocate_kv_cache(
     On a CPU the operating system hands the memory out only as pages are written.
 
     Args:
-        heads_per_kv: query heads that share a key/value head.
+        heads_per_kv: query heads that share a key/value head, of the layer that has most.
         trash: in each group one block more, the last, for rows that pad a step.
 
     Raises:

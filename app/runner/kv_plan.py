@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from app.models.config import ModelConfig
+from app.models.config import AttentionConfig, ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import KV_DTYPES, SCALE_DTYPE
 from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
@@ -34,32 +34,38 @@ def kv_cache_dtype(config: EngineConfig) -> str:
 
 
 def kv_groups(model: ModelConfig, config: EngineConfig) -> list[KVCacheGroup]:
-    """What a rank holds of each kind of layers: those of full attention, and those of each window.
+    """What a rank holds of each kind of layers: those of full attention, and those of each window, of one page size.
 
     A window no shorter than the model's context hides nothing: such layers are of full attention.
 
     Raises:
-        RunnerError: not a dtype that pages can have.
+        RunnerError: not a dtype that pages can have, or a layer that keeps something else than keys and values.
     """
     name = kv_cache_dtype(config)
-    num_heads = model.num_kv_heads // config.tensor_parallel_size
     scale_bytes = SCALE_DTYPE.itemsize if name == "int8" else 0
-    layer_bytes = 2 * num_heads * config.block_size * (model.head_dim * KV_DTYPES[name].itemsize + scale_bytes)
-    layers_of: dict[int | None, list[int]] = {}
-    for layer, window in enumerate(model.layer_windows):
-        hides = window is not None and window < model.context_length
-        layers_of.setdefault(window if hides else None, []).append(layer)
+    layers_of: dict[tuple[int | None, int, int], list[int]] = {}
+    for index, layer in enumerate(model.layers):
+        mixer = layer.mixer
+        if not isinstance(mixer, AttentionConfig):
+            raise RunnerError(f"layer {index} of {model.architecture} keeps neither keys nor values: not supported")
+        hides = mixer.window is not None and mixer.window < model.context_length
+        num_heads = mixer.num_kv_heads // config.tensor_parallel_size
+        layers_of.setdefault((mixer.window if hides else None, num_heads, mixer.head_dim), []).append(index)
+
+    def bytes_of_layer(num_heads: int, head_dim: int) -> int:
+        return 2 * num_heads * config.block_size * (head_dim * KV_DTYPES[name].itemsize + scale_bytes)
+
     return [
         KVCacheGroup(
             kind="full" if window is None else "sliding",
             layers=tuple(layers),
             num_kv_heads=num_heads,
-            head_dim=model.head_dim,
+            head_dim=head_dim,
             dtype=name,
-            bytes_per_block=len(layers) * layer_bytes,
+            bytes_per_block=len(layers) * bytes_of_layer(num_heads, head_dim),
             window=window,
         )
-        for window, layers in layers_of.items()
+        for (window, num_heads, head_dim), layers in layers_of.items()
     ]
 
 

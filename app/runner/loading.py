@@ -13,12 +13,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from app.models.config import ConfigError, ModelConfig
-from app.models.dummy import fill_dummy_weights
-from app.models.llama import LlamaForCausalLM
-from app.models.loader import load_weights
-from app.models.registry import model_class
-from app.models.tied_head import ties_head
+from app.checkpoints.dummy import fill_dummy_weights
+from app.checkpoints.loader import load_weights
+from app.checkpoints.tied_head import ties_head
+from app.models.architectures import find, parse_config
+from app.models.base import Decoder
+from app.models.config import AttentionConfig, ConfigError, MlpConfig, ModelConfig
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
 from app.runner.device import available_memory
@@ -52,10 +52,10 @@ def read_model_config(model_dir: Path, weights: Sequence[Path] = ()) -> ModelCon
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: not a JSON object")
     try:
-        model = ModelConfig.from_dict(config)
+        model = parse_config(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    tied = ties_head(model.tie_word_embeddings, weights)
+    tied = ties_head(model.tie_word_embeddings, weights, find(model.architecture).names.checkpoint)
     return msgspec.structs.replace(model, tie_word_embeddings=tied)
 
 
@@ -110,14 +110,18 @@ def check_shares(model: ModelConfig, ranks: int) -> None:
     Raises:
         RunnerError: it cannot; the message lists the numbers of ranks that would do.
     """
-    sizes = {
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_kv_heads,
-        "intermediate_size": model.intermediate_size,
-    }
-    uneven = [f"{name} = {size}" for name, size in sizes.items() if size % ranks]
+    sizes: dict[tuple[str, int], None] = {}
+    for layer in dict.fromkeys(model.layers):
+        mixer, mlp = layer.mixer, layer.mlp
+        if isinstance(mixer, AttentionConfig) and isinstance(mlp, MlpConfig):
+            sizes["num_attention_heads", mixer.num_heads] = None
+            sizes["num_key_value_heads", mixer.num_kv_heads] = None
+            sizes["intermediate_size", mlp.width] = None
+        elif ranks > 1:
+            raise RunnerError(f"tensor_parallel_size = {ranks}: ranks cannot share the layers of {model.architecture}")
+    uneven = [f"{name} = {size}" for name, size in sizes if size % ranks]
     if uneven:
-        common = math.gcd(*sizes.values())
+        common = math.gcd(*(size for _, size in sizes))
         fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
         raise RunnerError(
             f"tensor_parallel_size = {ranks} does not divide the model's {' and '.join(uneven)}; use one of {fitting}"
@@ -133,7 +137,7 @@ def load_model(
     max_positions: int,
     placement: Placement,
     progress: Callable[[int, int], None],
-) -> LlamaForCausalLM:
+) -> Decoder:
     """Builds a model and fills its weights, from files or with noise.
 
     Args:
@@ -155,9 +159,7 @@ def load_model(
     return model
 
 
-def _load(
-    model: LlamaForCausalLM, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]
-) -> None:
+def _load(model: Decoder, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
     files, destinations = [Path(file) for file in config.weights], model.destinations()
     cache = None
     if placement.packed and config.packed_cache is not None:
@@ -190,7 +192,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def build_model(model_config: ModelConfig, max_positions: int, placement: Placement) -> LlamaForCausalLM:
+def build_model(model_config: ModelConfig, max_positions: int, placement: Placement) -> Decoder:
     """The model, its weights uninitialised; on the meta device it has shapes alone."""
-    build = model_class(model_config.architecture)
+    build = find(model_config.architecture).build
     return build(model_config, max_positions=max_positions, placement=placement)

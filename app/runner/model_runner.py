@@ -14,8 +14,8 @@ from torch import Tensor
 from app.kernels import dispatch
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import PackedWeight, StepArena
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
 from app.runner.graph import Bucket, BucketGraphs, StepGraphs, capture_on, graph_bytes
@@ -64,7 +64,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         model_config: ModelConfig,
         plan: KVCachePlan,
         config: EngineConfig,
@@ -81,7 +81,7 @@ class ModelRunner:
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
         on_triton = dispatch.runs_triton(self._logits_LV)
         groups = plan.spec.groups
-        heads_per_kv = model_config.num_heads // model_config.num_kv_heads
+        heads_per_kv = max(attention.num_heads // attention.num_kv_heads for attention in model_config.attentions)
         self._kv = allocate_kv_cache(plan.spec, device, heads_per_kv=heads_per_kv, trash=on_triton)
         self._group_of_layer = [index for _, index in sorted((i, n) for n, g in enumerate(groups) for i in g.layers)]
         self._populators = [
@@ -97,15 +97,7 @@ class ModelRunner:
             max_model_len=plan.max_model_len,
             block_size=config.block_size,
             device=device,
-            split_workspace=new_split_workspace(
-                config.max_num_seqs,
-                model_config.num_heads // config.tensor_parallel_size,
-                model_config.num_kv_heads // config.tensor_parallel_size,
-                model_config.head_dim,
-                device,
-            )
-            if on_triton
-            else None,
+            split_workspace=_split_workspace(model_config, config, device) if on_triton else None,
             trash=on_triton,
         )
         native = device.type == "cpu" and isinstance(model.lm_head.weight, PackedWeight)
@@ -323,3 +315,10 @@ class ModelRunner:
         """Waits for a step's result, one output a row."""
         rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
         return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
+
+
+def _split_workspace(model: ModelConfig, config: EngineConfig, device: torch.device) -> Tensor:
+    """Where pieces of attention meet: room for whichever layer needs most."""
+    ranks = config.tensor_parallel_size
+    shapes = {(layer.num_heads // ranks, layer.num_kv_heads // ranks, layer.head_dim) for layer in model.attentions}
+    return max((new_split_workspace(config.max_num_seqs, *shape, device) for shape in shapes), key=Tensor.numel)

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from app.models.checkpoint import WeightError, read_safetensors_header
-from app.models.config import ConfigError, ModelConfig
+from app.checkpoints.header import WeightError
+from app.checkpoints.safetensors_header import read_safetensors_header
+from app.models.architectures import parse_config
+from app.models.config import ConfigError
 from app.store.errors import StoreError
 from app.store.special_tokens import DeclaredTokens, TokenizerFiles, declared_tokens, eos_token_ids
 
@@ -129,7 +131,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     config = _read_json(file)
     try:
-        ModelConfig.from_dict(config)
+        parse_config(config)
     except ConfigError as e:
         raise StoreError(f"{file}: {e}") from None
     return config

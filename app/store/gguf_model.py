@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from app.models.checkpoint import WeightError
-from app.models.config import ConfigError, ModelConfig
-from app.models.gguf_header import GGUFHeader, read_gguf_header
+from app.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from app.checkpoints.header import WeightError
+from app.models.architectures import parse_config
+from app.models.config import ConfigError
 from app.store.checking import derive_from_gguf
 from app.store.errors import StoreError
 from app.store.files import ModelFiles, read_model
@@ -48,7 +49,7 @@ def write_derived(gguf: Path, directory: Path) -> None:
         raise StoreError(str(e)) from None
     config = config_json(header)
     try:
-        ModelConfig.from_dict(config)
+        parse_config(config)
     except ConfigError as e:
         raise StoreError(f"{gguf}: its metadata amount to a config.json that cannot be served: {e}") from None
     _write_json(directory / "config.json", config)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from app.models.checkpoint import is_gguf
+from app.checkpoints.formats import GGUF, format_by_content
 from app.store import hub, package
 from app.store.catalog import CATALOG, CatalogEntry
 from app.store.checking import check_tokenizer, check_tokenizer_once, derive_from_gguf
@@ -183,7 +183,7 @@ def _local_path(name_or_path: str) -> Path | None:
     except RuntimeError:  # ~ of a user who does not exist
         raise ModelNotFound(f"{name_or_path}: no such file or directory") from None
     named_gguf = path.suffix.lower() == ".gguf"
-    if path.is_dir() or (path.is_file() and (named_gguf or is_gguf(path))):
+    if path.is_dir() or (path.is_file() and (named_gguf or format_by_content(path) is GGUF)):
         return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
     if path.is_file():
         raise StoreError(f"{path}: neither a model directory nor a GGUF file")

@@ -80,7 +80,7 @@ class Models:
         import torch
         from safetensors.torch import save_file
 
-        from app.models.loader import iter_weights
+        from app.checkpoints.loader import iter_weights
 
         out.mkdir()
         tensors = {stored.name: stored.read().to(torch.bfloat16) for stored in iter_weights(self.source.weights)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from app.kernels.gpu.launch import Launch, collecting
-from app.models.registry import model_class
+from app.models.architectures import find
 from app.quant.placement import Placement, WeightFormat
 from app.runner.kv_plan import plan_kv_cache
 from app.runner.loading import read_model_config
@@ -66,7 +66,7 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
         model_config = read_model_config(Path(directory))
     plan = plan_kv_cache(model_config, config)
     placement = Placement(torch.bfloat16, META, weights)
-    model = model_class(model_config.architecture)(
+    model = find(model_config.architecture).build(
         model_config, max_positions=plan.max_model_len, placement=placement.for_model()
     )
     return ModelRunner(model, model_config, plan, config, META)

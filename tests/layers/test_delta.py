@@ -16,15 +16,16 @@ from app.kernels import dispatch
 from app.kernels.collective import Ranks
 from app.kernels.int8 import quantize_groups
 from app.kernels.native.program import Program
-from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerState, PackedWeight, StepArena
-from app.layers.delta import DeltaShape, GatedDelta
+from app.kernels.types import Act, AttentionMetadata, LayerState, StepArena
+from app.layers.config import DeltaConfig
+from app.layers.delta import GatedDelta
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement, WeightFormat
 from tests.kernels.delta import BLOCK, make_rows, native_isas, running
 from tests.kernels.util import poisoned, randn, relative_error
 
 WIDTH = 48
-SHAPE = DeltaShape(num_k_heads=2, num_v_heads=4, k_dim=16, v_dim=32, conv_width=4)
+SHAPE = DeltaConfig(num_k_heads=2, num_v_heads=4, k_dim=16, v_dim=32, conv_width=4)
 CPU = torch.device("cpu")
 KINDS = {"qwen3_next": True, "qwen3_5": False}
 """Whether the checkpoint's projections are interleaved."""
@@ -71,12 +72,14 @@ def run(layer: GatedDelta, x: Tensor, meta: AttentionMetadata, state: LayerState
     arena = StepArena(max(tokens, 1), CPU)
     arena.begin(tokens)
     out = poisoned(tokens, WIDTH)
-    act = Act(x)
-    if layer.act_format is ActFormat.INT8:
-        act = Act(*quantize_groups(x))
-    elif isinstance(layer.in_proj.weight, PackedWeight):
-        act = Act(x.bfloat16())
-    layer(act, state, meta, layer.take(arena), out)
+    buffers = layer.layout.take(arena)
+    if buffers.x.scale is None:
+        buffers.x.values.copy_(x)
+    else:
+        values, scale = quantize_groups(x)
+        buffers.x.values.copy_(values)
+        buffers.x.scale.copy_(scale)
+    layer(buffers, Act(out), torch.arange(tokens), state, meta)
     return out
 
 

@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from app.layers.config import Rope
 from app.layers.rotary import rope_table
-from app.models.config import ModelConfig
+from app.models.architectures import parse_config
 
 CONTEXT = 2048
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -46,10 +47,11 @@ def test_table_equals_transformers(variant: str, theta: float) -> None:
     )
     positions = torch.arange(CONTEXT)
     cos, sin = LlamaRotaryEmbedding(reference_config)(torch.zeros(1), positions[None])
-    config = ModelConfig.from_dict(reference_config.to_dict())
-    table = rope_table(config.head_dim, config.rope_theta, config.rope_scaling, CONTEXT, torch.device("cpu"))
-    half = config.head_dim // 2
-    assert table.shape == (CONTEXT, config.head_dim)
+    rope = parse_config(reference_config.to_dict()).attentions[0].rope
+    assert rope is not None
+    table = rope_table(rope, CONTEXT, torch.device("cpu"))
+    half = rope.width // 2
+    assert table.shape == (CONTEXT, 32)
     assert table.dtype is torch.float32
     # Same operations in the same order; an ulp of an angle near 2,048 is 1.2e-4.
     torch.testing.assert_close(table[:, :half], cos[0, :, :half], rtol=0, atol=1e-6)
@@ -57,7 +59,7 @@ def test_table_equals_transformers(variant: str, theta: float) -> None:
 
 
 def test_scalings_differ_from_the_plain_table() -> None:
-    plain = rope_table(32, 10_000.0, None, CONTEXT, torch.device("cpu"))
+    plain = rope_table(Rope(theta=10_000.0, width=32), CONTEXT, torch.device("cpu"))
     for variant in ("linear", "llama3", "yarn"):
         config = LlamaConfig(
             architectures=["LlamaForCausalLM"],
@@ -65,7 +67,12 @@ def test_scalings_differ_from_the_plain_table() -> None:
             num_attention_heads=2,
             rope_parameters={**VARIANTS[variant], "rope_theta": 10_000.0},
         )
-        scaling = ModelConfig.from_dict(config.to_dict()).rope_scaling
-        assert scaling is not None
-        scaled = rope_table(32, 10_000.0, scaling, CONTEXT, torch.device("cpu"))
+        rope = parse_config(config.to_dict()).attentions[0].rope
+        assert rope is not None
+        scaled = rope_table(rope, CONTEXT, torch.device("cpu"))
         assert (scaled - plain).abs().max() > 0.1
+
+
+def test_without_a_rope_nothing_rotates() -> None:
+    table = rope_table(None, 5, torch.device("cpu"))
+    assert table.tolist() == [[1.0, 0.0]] * 5

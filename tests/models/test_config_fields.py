@@ -13,10 +13,12 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from app.models.config import FIELDS_READ, SUPPORTED_ARCHITECTURES, ConfigError, ModelConfig
+from app.models.architectures import ARCHITECTURES, parse_config
+from app.models.config import ConfigError
 from app.models.config_fields import NEUTRAL, is_neutral
+from app.models.reading import FIELDS_READ
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
-from tests.models.test_config import LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2
+from tests.models.test_config import LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
 from tests.runner.driver import runner_of
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
@@ -154,16 +156,16 @@ def test_the_introspection_finds_all_ways_to_read() -> None:
     ],
 )
 def test_a_field_passes_only_where_it_changes_nothing(field: str, refused: Any, neutral: Any) -> None:
-    ModelConfig.from_dict({**SMOLLM2, field: neutral})
+    parse_config({**SMOLLM2, field: neutral})
     with pytest.raises(ConfigError) as error:
-        ModelConfig.from_dict({**SMOLLM2, field: refused})
+        parse_config({**SMOLLM2, field: refused})
     assert field in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_long_value_is_cut() -> None:
     with pytest.raises(ConfigError) as error:
-        ModelConfig.from_dict({**SMOLLM2, "per_layer_config": {str(i): {"hidden_size": i} for i in range(10_000)}})
+        parse_config({**SMOLLM2, "per_layer_config": {str(i): {"hidden_size": i} for i in range(10_000)}})
     assert len(str(error.value)) < 300
 
 
@@ -186,17 +188,17 @@ def test_what_published_configs_carry_beside_is_no_error(config: dict[str, Any])
         "unsloth_version": "2025.1",
         "use_cache": True,
     }
-    assert ModelConfig.from_dict({**config, **beside}) == ModelConfig.from_dict(config)
+    assert parse_config({**config, **beside}) == parse_config(config)
 
 
 def test_fields_that_a_family_does_not_read_change_nothing() -> None:
-    assert ModelConfig.from_dict({**QWEN2_5, "attention_bias": False}) == ModelConfig.from_dict(QWEN2_5)
-    assert ModelConfig.from_dict({**QWEN3, "use_qk_norm": True}) == ModelConfig.from_dict(QWEN3)
+    assert parse_config({**QWEN2_5, "attention_bias": False}) == parse_config(QWEN2_5)
+    assert parse_config({**QWEN3, "use_qk_norm": True}) == parse_config(QWEN3)
     windowless = {**SMOLLM2, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 3}
-    assert ModelConfig.from_dict(windowless) == ModelConfig.from_dict(SMOLLM2)
+    assert parse_config(windowless) == parse_config(SMOLLM2)
 
 
-@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [name for row in ARCHITECTURES for name in row.hf])
 def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
     family = architecture.removesuffix("ForCausalLM").lower()
     given = {
@@ -208,15 +210,17 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
         "num_hidden_layers": 30,
         "vocab_size": 128,
     }
-    theirs, ours = transformers.AutoConfig.for_model(family, **given), ModelConfig.from_dict(given)
-    assert ours.num_kv_heads == theirs.num_key_value_heads
-    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 128)
-    assert ours.rms_norm_eps == theirs.rms_norm_eps
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    theirs, ours = transformers.AutoConfig.for_model(family, **given), parse_config(given)
+    attention = ours.attentions[0]
+    assert attention.num_kv_heads == theirs.num_key_value_heads
+    assert attention.head_dim == (getattr(theirs, "head_dim", None) or 128)
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert attention.rope is not None
+    assert attention.rope.theta == theirs.rope_parameters["rope_theta"]
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     sliding = getattr(theirs, "sliding_window", None)
     types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 30
-    assert ours.layer_windows == tuple(sliding if kind == "sliding_attention" else None for kind in types)
+    assert windows_of(ours) == tuple(sliding if kind == "sliding_attention" else None for kind in types)
 
 
 BY_LAYER = ["full_attention", "sliding_attention", "attention"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.kernels import dispatch
+from app.models.architectures import parse_config
 from app.models.config import ModelConfig
 from app.quant.placement import WeightFormat
 from app.runner.errors import RunnerError
@@ -75,7 +76,7 @@ def test_odd_widths_are_served_in_every_format(tmp_path: Path, variant: str, wid
 
 
 def config_of(**fields: int) -> ModelConfig:
-    return ModelConfig.from_dict({**SMOLLM2, "head_dim": 64, **fields})
+    return parse_config({**SMOLLM2, "head_dim": 64, **fields})
 
 
 def chosen(model: ModelConfig, **options: Any) -> tuple[str, str, WeightFormat]:

@@ -21,12 +21,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from app.checkpoints.loader import load_weights
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import LayerKVCache, StepArena
+from app.models.architectures import find, parse_config
+from app.models.base import Decoder
 from app.models.config import ModelConfig
-from app.models.llama import LlamaForCausalLM
-from app.models.loader import load_weights
-from app.models.registry import model_class
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
 from app.types import ScheduledRow
@@ -65,7 +65,9 @@ _LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
-VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
+"""transformers' config of a family, and its fields beside those of every tiny model."""
+VARIANTS: dict[str, Variant] = {
     "llama": (LlamaConfig, {**_HEAD_10, "tie_word_embeddings": True}),
     "llama_biases": (LlamaConfig, {**_HEAD_10, "attention_bias": True, "mlp_bias": True}),
     "llama_linear": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LINEAR}),
@@ -81,9 +83,10 @@ VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }
 
 
-def make_reference(variant: str, **overrides: object) -> PreTrainedModel:
-    """transformers' model of a variant, random weights, biases and norms included: the same in every call."""
-    config_class, changes = VARIANTS[variant]
+def make_reference(variant: str | Variant, **overrides: object) -> PreTrainedModel:
+    """transformers' model of a variant, or of the one of that name; random weights, biases and norms included, the same
+    in every call."""
+    config_class, changes = VARIANTS[variant] if isinstance(variant, str) else variant
     config = config_class(**{**_SHAPE, **changes, **overrides})
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -102,12 +105,12 @@ def save(reference: PreTrainedModel, directory: Path) -> Path:
     return directory
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, ModelConfig]:
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, ModelConfig]:
     """The served model out of a checkpoint directory, by the way the runner takes."""
-    config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
-    model = model_class(config.architecture)(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
+    config = parse_config(json.loads((directory / "config.json").read_text()))
+    model = find(config.architecture).build(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
     files = sorted(directory.glob("*.safetensors"))
-    load_weights(model.destinations(), files, ignore=model.ignores, progress=_no_progress)
+    load_weights(model.destinations(), files, ignore=model.ignores, twins=model.twins(), progress=_no_progress)
     return model, config
 
 
@@ -127,7 +130,7 @@ class PagedExecution:
     """Runs a model over paged keys and values, step by step, as the runner does; logits of every token."""
 
     def __init__(
-        self, model: LlamaForCausalLM, config: ModelConfig, dtype: torch.dtype = torch.float32, num_blocks: int = 64
+        self, model: Decoder, config: ModelConfig, dtype: torch.dtype = torch.float32, num_blocks: int = 64
     ) -> None:
         self._model = model
         self._vocab_size = config.vocab_size
@@ -142,9 +145,10 @@ class PagedExecution:
             block_size=BLOCK_SIZE,
             device=CPU,
         )
-        shape = (num_blocks, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        attention = config.attentions[0]
+        shape = (num_blocks, 2, attention.num_kv_heads, BLOCK_SIZE, attention.head_dim)
         # What nobody wrote must not be read: it would show in every logit.
-        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
         self._split_workspace = new_split_workspace(8, *heads, CPU).fill_(torch.nan)
         self.kv = [LayerKVCache(torch.full(shape, torch.nan, dtype=dtype)) for _ in range(config.num_layers)]
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from app.models.int8_checkpoint import write_int8_checkpoint
-from app.models.loader import iter_weights
+from app.checkpoints.header import WeightError
+from app.checkpoints.int8 import write_int8_checkpoint
+from app.checkpoints.loader import iter_weights
 from app.quality import texts
 from app.quality.measure import Score
 from tests.models.tiny import make_reference, save
@@ -46,3 +48,12 @@ def test_an_int8_checkpoint_reads_back_as_what_it_quantised(tmp_path: Path) -> N
     for name, tensor in original.items():
         step = tensor.abs().amax(-1, keepdim=True) / 127 if tensor.dim() > 1 else torch.tensor(1e-6)
         assert ((restored[name] - tensor).abs() <= step * 0.51).all(), name
+
+
+def test_a_model_without_layers_to_quantise_is_an_error(tmp_path: Path) -> None:
+    save_file({"h.0.attn.c_attn.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    out = tmp_path / "int8"
+    out.mkdir()
+    with pytest.raises(WeightError, match="no linear layers"):
+        write_int8_checkpoint({}, [tmp_path / "model.safetensors"], out, progress=lambda _done, _total: None)
+    assert not list(out.iterdir())

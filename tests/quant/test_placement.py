@@ -8,13 +8,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from app.checkpoints.dummy import fill_dummy_weights
+from app.checkpoints.int8 import write_int8_checkpoint
+from app.checkpoints.loader import load_weights
 from app.kernels.int8 import quantize
 from app.kernels.types import ActFormat, LinearWeight
+from app.layers.blocks import Mlp, SelfAttention
+from app.layers.linear import Linear
+from app.models.architectures import find
 from app.models.config import ModelConfig
-from app.models.dummy import fill_dummy_weights
-from app.models.int8_checkpoint import write_int8_checkpoint
-from app.models.llama import LlamaForCausalLM
-from app.models.loader import load_weights
+from app.models.decoder import DecoderLayer, DecoderStack
 from app.quant.destination import Elsewhere, Extent, Part, Tee
 from app.quant.placement import NewWeight, Placement, WeightFormat
 from tests.models.tiny import CPU, PagedExecution, load, make_reference, reference_logits, save
@@ -115,21 +118,29 @@ def test_a_weight_says_which_input_it_wants(placement: Placement, fmt: ActFormat
     assert placement.new_weight(N, K, bias=False).weight.act_format is fmt
 
 
-def model_of(reference: PreTrainedModel, directory: Path, placement: Placement) -> tuple[LlamaForCausalLM, ModelConfig]:
+def model_of(reference: PreTrainedModel, directory: Path, placement: Placement) -> tuple[DecoderStack, ModelConfig]:
     """The model with its weights in another placement."""
     _, config = load(save(reference, directory))
     return filled(config, directory, placement), config
 
 
-def filled(config: ModelConfig, directory: Path, placement: Placement) -> LlamaForCausalLM:
+def filled(config: ModelConfig, directory: Path, placement: Placement) -> DecoderStack:
     """A model with a checkpoint's weights."""
-    model = LlamaForCausalLM(config, max_positions=256, placement=placement)
+    model = find(config.architecture).build(config, max_positions=256, placement=placement)
+    assert isinstance(model, DecoderStack)
     files = sorted(directory.glob("*.safetensors"))
     load_weights(model.destinations(), files, ignore=model.ignores, progress=lambda _done, _total: None)
     return model
 
 
-def error_of(model: LlamaForCausalLM, config: ModelConfig, reference: PreTrainedModel) -> float:
+def linears_of(layer: DecoderLayer) -> tuple[Linear, Linear]:
+    """One of its attention, one of its MLP."""
+    assert isinstance(layer.mixer, SelfAttention)
+    assert isinstance(layer.mlp, Mlp)
+    return layer.mixer.qkv_proj, layer.mlp.down_proj
+
+
+def error_of(model: DecoderStack, config: ModelConfig, reference: PreTrainedModel) -> float:
     """Of logits, relative to their norm."""
     tokens = [7 * i % 128 for i in range(48)]
     logits = PagedExecution(model, config).sequence(tokens, [40, 8], range(4))
@@ -159,7 +170,7 @@ def test_a_gpu_keeps_the_values_of_an_int8_checkpoint(tmp_path: Path) -> None:
     write_int8_checkpoint({}, sorted(tmp_path.glob("*.safetensors")), directory, progress=lambda _done, _total: None)
     reloaded = filled(config, directory, W8A8)
     for ours, theirs in zip(original.layers, reloaded.layers, strict=True):
-        for one, other in ((ours.qkv_proj, theirs.qkv_proj), (ours.down_proj, theirs.down_proj)):
+        for one, other in zip(linears_of(ours), linears_of(theirs), strict=True):
             assert isinstance(one.weight, LinearWeight)
             assert isinstance(other.weight, LinearWeight)
             assert one.weight.values.equal(other.weight.values)
@@ -181,7 +192,7 @@ def test_a_gpu_keeps_embedding_and_head_whole(variant: str, placement: Placement
 
 def test_the_layers_of_a_gpus_model_share_a_workspace(tmp_path: Path) -> None:
     model, _ = model_of(make_reference("llama"), tmp_path, W8A8)
-    weights = [linear.weight for layer in model.layers for linear in (layer.qkv_proj, layer.down_proj)]
+    weights = [linear.weight for layer in model.layers for linear in linears_of(layer)]
     workspaces = {id(weight.workspace) for weight in weights if isinstance(weight, LinearWeight)}
     assert len(workspaces) == 1
     assert W8A8.workspace is None

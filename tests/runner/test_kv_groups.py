@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from app.engine.core import EngineCore
 from app.kernels import dispatch
-from app.models.config import ModelConfig
+from app.models.architectures import parse_config
+from app.models.config import DeltaConfig, ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
@@ -139,7 +140,7 @@ def test_recorded_steps_over_packed_pages(tmp_path: Path) -> None:
 
 # -- sizes ------------------------------------------------------------------------------------------------------
 
-GEMMA = ModelConfig.from_dict(
+GEMMA = parse_config(
     {
         "architectures": ["Qwen2ForCausalLM"],
         "vocab_size": 1000,
@@ -159,6 +160,18 @@ GEMMA = ModelConfig.from_dict(
 LAYER_BLOCK = 2 * 256 * BLOCK * 4
 
 
+def with_layers(*attentions: tuple[int | None, int]) -> ModelConfig:
+    """That shape with other layers: the window and the key/value heads of each."""
+    first = GEMMA.layers[0]
+    layers = tuple(
+        msgspec.structs.replace(
+            first, mixer=msgspec.structs.replace(GEMMA.attentions[0], window=window, num_kv_heads=heads)
+        )
+        for window, heads in attentions
+    )
+    return msgspec.structs.replace(GEMMA, layers=layers)
+
+
 def config_of(**changes: Any) -> EngineConfig:
     return EngineConfig(model_dir="none", **changes)
 
@@ -170,12 +183,29 @@ def test_layers_of_one_window_share_a_group() -> None:
         ("full", None, 4),
     ]
     assert [group.bytes_per_block for group in groups] == [20 * LAYER_BLOCK, 4 * LAYER_BLOCK]
-    two = msgspec.structs.replace(GEMMA, layer_windows=(None, 512, 1024, 512, 1 << 20))
+    two = with_layers(*((window, 1) for window in (None, 512, 1024, 512, 1 << 20)))
     assert [(group.window, group.layers) for group in kv_groups(two, config_of())] == [
         (None, (0, 4)),
         (512, (1, 3)),
         (1024, (2,)),
     ]
+
+
+def test_layers_whose_pages_differ_in_size_have_groups_of_their_own() -> None:
+    groups = kv_groups(with_layers((None, 1), (None, 2), (512, 2), (None, 1)), config_of())
+    assert [(group.window, group.num_kv_heads, group.layers) for group in groups] == [
+        (None, 1, (0, 3)),
+        (None, 2, (1,)),
+        (512, 2, (2,)),
+    ]
+    assert [group.bytes_per_block for group in groups] == [2 * LAYER_BLOCK, 2 * LAYER_BLOCK, 2 * LAYER_BLOCK]
+
+
+def test_a_layer_without_keys_and_values_is_refused() -> None:
+    delta = DeltaConfig(num_k_heads=1, num_v_heads=1, k_dim=8, v_dim=8, conv_width=4)
+    layers = (GEMMA.layers[0], msgspec.structs.replace(GEMMA.layers[0], mixer=delta))
+    with pytest.raises(RunnerError, match="layer 1 of Qwen2ForCausalLM"):
+        kv_groups(msgspec.structs.replace(GEMMA, layers=layers), config_of())
 
 
 def test_a_long_sequence_takes_a_quarter_of_what_full_attention_would() -> None:
@@ -228,6 +258,6 @@ def test_exact_numbers_of_blocks() -> None:
 
 
 def test_windows_no_shorter_than_the_context_hide_nothing() -> None:
-    whole = msgspec.structs.replace(GEMMA, layer_windows=(CONTEXT,) * 24, max_position_embeddings=CONTEXT)
+    whole = msgspec.structs.replace(with_layers(*[(CONTEXT, 1)] * 24), context_length=CONTEXT)
     (group,) = kv_groups(whole, config_of())
     assert (group.kind, group.window, group.num_layers) == ("full", None, 24)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from app.checkpoints.dummy import fill_dummy_weights
+from app.checkpoints.header import WeightError
 from app.kernels import dispatch
-from app.models.checkpoint import WeightError
 from app.models.config import ConfigError
-from app.models.dummy import fill_dummy_weights
 from app.runner.device import choose_threads
 from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner

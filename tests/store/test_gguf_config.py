@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.models.config import ModelConfig
-from app.models.gguf_header import read_gguf_header
+from app.checkpoints.gguf_header import read_gguf_header
+from app.models.architectures import parse_config
 from app.store.errors import StoreError
 from app.store.gguf_config import config_json, generation_config_json, tokenizer_config_json
 from tests.store.tiny import CONFIG, FFN, HEADS, HIDDEN, LAYERS, VOCAB, Array, random_weights, write_gguf
@@ -37,14 +37,13 @@ def llama3_factors(theta: float, head_dim: int, factor: float, low: float = 1.0,
     [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")],
 )
 def test_shape_of_each_architecture(tmp_path: Path, arch: str, architecture: str) -> None:
-    config = ModelConfig.from_dict(config_of(tmp_path, arch))
+    config = parse_config(config_of(tmp_path, arch))
     assert config.architecture == architecture
     assert config.tie_word_embeddings
-    assert config.rope_scaling is None
-    assert config.rms_norm_eps == 1e-5
-    assert config.max_position_embeddings == 128
+    assert config.norm_eps == 1e-5
+    assert config.context_length == 128
     assert config.vocab_size == len(VOCAB)
-    expected = ModelConfig.from_dict(CONFIG | {"architectures": [architecture], "head_dim": HIDDEN // HEADS})
+    expected = parse_config(CONFIG | {"architectures": [architecture], "head_dim": HIDDEN // HEADS})
     assert config == expected
 
 
@@ -75,9 +74,9 @@ def test_one_value_a_layer_is_one_value_if_they_agree(tmp_path: Path) -> None:
 
 def test_sliding_window_of_the_llama_architecture_is_mistral(tmp_path: Path) -> None:
     config = config_of(tmp_path, extra={"llama.attention.sliding_window": 16})
-    assert ModelConfig.from_dict(config).layer_windows == (16, 16)
+    assert [attention.window for attention in parse_config(config).attentions] == [16, 16]
     whole = config_of(tmp_path, extra={"llama.attention.sliding_window": 128})
-    assert ModelConfig.from_dict(whole).layer_windows == (None, None)
+    assert [attention.window for attention in parse_config(whole).attentions] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_sliding_window_of_the_llama_architecture_is_mistral(tmp_path: Path) -> 
 def test_rope_scaling(tmp_path: Path, extra: dict[str, Any], expected: dict[str, Any] | None) -> None:
     config = config_of(tmp_path, extra={f"llama.{key}": value for key, value in extra.items()})
     assert config["rope_scaling"] == expected
-    ModelConfig.from_dict(config)
+    parse_config(config)
 
 
 @pytest.mark.parametrize(("factor", "theta"), [(8.0, 500_000.0), (32.0, 500_000.0)])

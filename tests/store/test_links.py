@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.models.loader import iter_weights
+from app.checkpoints.loader import iter_weights
 from app.store import ModelNotFound, SilentProgress, Store, StoreError, locate_config, pull, resolve
 from tests.store.tiny import random_weights, write_directory, write_gguf
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import tokenizers
 
-from app.models.config import ModelConfig
-from app.models.loader import iter_weights
+from app.checkpoints.loader import iter_weights
+from app.models.architectures import parse_config
+from app.models.config import Rope
 from app.store import ModelFiles, SilentProgress, Store, StoreError, pull, resolve
 from app.store.catalog import CATALOG, CatalogEntry
 from tests.store.tiny import shapes, write_gguf
@@ -184,10 +185,12 @@ def test_the_embedded_default_model(fresh_pull: ModelFiles) -> None:
     (weights,) = fresh_pull.weights
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == entry.sha256
     assert "Apache License" in (fresh_pull.directory / "LICENSE").read_text()
-    config = ModelConfig.from_dict(fresh_pull.config)
-    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (30, 576, 9, 3)
+    config = parse_config(fresh_pull.config)
+    attention = config.attentions[0]
+    assert (config.num_layers, config.hidden_size, attention.num_heads, attention.num_kv_heads) == (30, 576, 9, 3)
     assert config.tie_word_embeddings
-    assert (config.rope_theta, config.vocab_size, config.max_position_embeddings) == (100_000.0, 49_152, 8192)
+    assert attention.rope == Rope(theta=100_000.0, width=64)
+    assert (config.vocab_size, config.context_length) == (49_152, 8192)
     assert fresh_pull.chat_template is not None
     assert "<|im_start|>" in fresh_pull.chat_template
     assert fresh_pull.eos_token_ids == (2,)

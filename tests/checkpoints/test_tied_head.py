@@ -11,15 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.checkpoints.header import WeightError
+from app.checkpoints.int8 import write_int8_checkpoint
+from app.checkpoints.tied_head import ties_head
 from app.kernels import dispatch
-from app.models.checkpoint import WeightError
-from app.models.int8_checkpoint import write_int8_checkpoint
-from app.models.tied_head import EMBEDDING, HEAD, ties_head
+from app.models.names import DecoderNames
 from app.runner.loading import read_model_config
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
 from tests.runner.driver import engine_config, runner_of
 from tests.runner.ranks import run_on_ranks
 
+NAMES = DecoderNames()
+EMBEDDING, HEAD = NAMES.embedding_weight, NAMES.head_weight
 TIED = {"tie_word_embeddings": True}
 ATOL = 1e-4
 
@@ -77,14 +80,14 @@ def test_tensors_of_two_files_are_compared(tmp_path: Path) -> None:
     for own, tied in ((values, True), (values + 1, False), (values.half(), False), (values[1:].clone(), False)):
         save_file({EMBEDDING: values}, tmp_path / "a.safetensors")
         save_file({HEAD: own}, tmp_path / "b.safetensors")
-        assert ties_head(True, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]) is tied
+        assert ties_head(True, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], NAMES) is tied
 
 
 def test_int8_values_mean_nothing_without_their_scales(tmp_path: Path) -> None:
     values = torch.ones(4, 4, dtype=torch.int8)
     scales = {f"{EMBEDDING}_scale": torch.ones(4), f"{HEAD}_scale": torch.full((4,), 2.0)}
     save_file({EMBEDDING: values, HEAD: values.clone()} | scales, tmp_path / "a.safetensors")
-    assert ties_head(True, [tmp_path / "a.safetensors"]) is False
+    assert ties_head(True, [tmp_path / "a.safetensors"], NAMES) is False
 
 
 def test_the_plan_counts_a_head_of_its_own(tmp_path: Path) -> None:

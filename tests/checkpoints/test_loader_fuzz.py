@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.models.loader import WeightError, iter_weights
+from app.checkpoints.loader import WeightError, iter_weights
 from tests.store.tiny import random_weights, write_directory, write_gguf
 
 _HEADER = 4000

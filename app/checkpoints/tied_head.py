@@ -9,32 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.models.checkpoint import TensorEntry, WeightError, read_safetensors_header
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+from app.checkpoints.formats import SAFETENSORS, format_of
+from app.checkpoints.header import TensorEntry, WeightError
+from app.checkpoints.safetensors_header import read_safetensors_header
+from app.models.names import DecoderNames
 
 _CHUNK_BYTES = 1 << 20
 _SCALED = "I8"
 """Safetensors' type of values that mean nothing without the scales beside them."""
 
 
-def ties_head(configured: bool, files: Sequence[Path]) -> bool:
+def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> bool:
     """Whether the head is the embedding: what is configured, unless ``files`` hold both tensors.
 
     Then it is exactly if they are equal, bit by bit. GGUF files are not opened: the config derived from one says what
     is in it.
+
+    Args:
+        names: of the family.
 
     Raises:
         WeightError: a file that is unreadable, truncated or malformed.
     """
     found: dict[str, tuple[Path, TensorEntry]] = {}
     for file in files:
-        if file.suffix == ".safetensors":
+        if format_of(file) is SAFETENSORS:
             found |= {entry.name: (file, entry) for entry in read_safetensors_header(file)}
-    if EMBEDDING not in found or HEAD not in found:
+    embedding = found.get(names.embedding_weight) or found.get(names.embedding_weight.removeprefix(names.base))
+    head = found.get(names.head_weight)
+    if embedding is None or head is None:
         return configured
-    return equal_data(*found[EMBEDDING], *found[HEAD])
+    return equal_data(*embedding, *head)
 
 
 def equal_data(file: Path, entry: TensorEntry, other_file: Path, other: TensorEntry) -> bool:

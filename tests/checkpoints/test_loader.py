@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from app.checkpoints.loader import WeightError, iter_weights, load_weights
+from app.checkpoints.safetensors_header import MAX_VALUES, read_safetensors_header
 from app.kernels.int8 import quantize
-from app.models.checkpoint import MAX_VALUES, read_safetensors_header
-from app.models.loader import WeightError, iter_weights, load_weights
 from app.quant.destination import Extent, Part
 from tests.store.tiny import random_weights, shapes, write_directory, write_gguf
 

@@ -1,22 +1,18 @@
-"""Where the tensors of a weight file lie, checked against the file before anything is read (torch-free).
-
-Weight files come from strangers: sizes are multiplied and added as Python ints, which cannot overflow, and every
-count that a header claims is capped.
-"""
+"""The header of a safetensors file: where the tensors lie (torch-free)."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-MAX_SAFETENSORS_HEADER = 100 << 20
+from app.checkpoints.header import TensorEntry, WeightError, check_extents
+
+MAX_HEADER = 100 << 20
 """Bytes; the limit of the format's own library."""
 MAX_DIMS = 8
 MAX_VALUES = 1 << 22
@@ -41,54 +37,6 @@ _DTYPE_BITS = {
 }
 
 
-_GGUF_MAGIC = b"GGUF"
-
-
-class WeightError(ValueError):
-    """Weights that cannot be loaded; one line that names the file and the tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor of a weight file."""
-
-    name: str
-    dtype: str
-    """The format's own name of the type: ``BF16``, ``Q4_K``, …"""
-    shape: tuple[int, ...]
-    """Slowest dimension first."""
-    offset: int
-    """First byte, from the start of the file."""
-    nbytes: int
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins as a GGUF file does; its name may say nothing, or be a hash."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
-    except OSError:
-        return False
-
-
-def check_extents(path: Path, entries: Iterable[TensorEntry], data_start: int, file_size: int) -> None:
-    """Checks that every tensor lies within the file's data and that no two share a byte.
-
-    Raises:
-        WeightError: naming the first tensor that does not.
-    """
-    end, previous = data_start, ""
-    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
-        if entry.offset + entry.nbytes > file_size:
-            raise WeightError(
-                f"{path}: truncated: tensor {entry.name!r} ends at byte {entry.offset + entry.nbytes}, "
-                f"the file at byte {file_size}"
-            )
-        if entry.offset < end:
-            raise WeightError(f"{path}: tensor {entry.name!r} overlaps {repr(previous) if previous else 'the header'}")
-        end, previous = entry.offset + entry.nbytes, entry.name
-
-
 class _SafetensorsEntry(msgspec.Struct):
     dtype: str
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=MAX_DIMS)]
@@ -108,10 +56,8 @@ def read_safetensors_header(path: Path) -> tuple[TensorEntry, ...]:
             if len(prefix) < 8:
                 raise WeightError(f"{path}: truncated: {size} bytes hold no safetensors header")
             (header_size,) = struct.unpack("<Q", prefix)
-            if header_size > MAX_SAFETENSORS_HEADER:
-                raise WeightError(
-                    f"{path}: bad header: {header_size} bytes long, at most {MAX_SAFETENSORS_HEADER} are read"
-                )
+            if header_size > MAX_HEADER:
+                raise WeightError(f"{path}: bad header: {header_size} bytes long, at most {MAX_HEADER} are read")
             if 8 + header_size > size:
                 raise WeightError(
                     f"{path}: truncated: the header ends at byte {8 + header_size}, the file at byte {size}"

@@ -22,7 +22,7 @@ def fill_dummy_weights(destinations: Mapping[str, Destination], seed: int, devic
     generator = torch.Generator(device).manual_seed(seed)
     for name, destination in destinations.items():
         shape = tuple(destination.shape)
-        if name.endswith("norm.weight"):
+        if name.endswith(".weight") and len(shape) == 1:
             destination.copy_(torch.ones(shape, device=device))
         else:
             destination.copy_(torch.empty(shape, device=device).normal_(std=_STD, generator=generator))

@@ -13,9 +13,9 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from app.models.gguf import checkpoint_name
-from app.models.gguf_header import MAX_ELEMENTS, read_gguf_header
-from app.models.loader import WeightError, iter_weights
+from app.checkpoints.gguf_header import MAX_ELEMENTS, read_gguf_header
+from app.checkpoints.loader import WeightError, iter_weights
+from app.models.architectures import find_gguf
 from app.quant.destination import Extent
 from tests.store.tiny import HEADS, HIDDEN, KV_HEADS, permute, random_weights, write_gguf
 
@@ -148,12 +148,18 @@ def test_qwen_rows_stay_as_they_are(tmp_path: Path, arch: str) -> None:
         assert torch.equal(loaded[name], torch.from_numpy(values)), name
 
 
+def name_of(name: str) -> str:
+    names = find_gguf("qwen3").names.gguf
+    assert names is not None
+    return names.of(name)[0]
+
+
 def test_names_nobody_knows_stay_for_the_error_message() -> None:
-    assert checkpoint_name("blk.3.attn_k_norm.weight") == "model.layers.3.self_attn.k_norm.weight"
-    assert checkpoint_name("output.weight") == "lm_head.weight"
-    assert checkpoint_name("blk.0.ffn_gate_exps.weight") == "blk.0.ffn_gate_exps.weight"
-    assert checkpoint_name("attn_q.weight") == "attn_q.weight"
-    assert checkpoint_name("blk.0.token_embd.weight") == "blk.0.token_embd.weight"
+    assert name_of("blk.3.attn_k_norm.weight") == "model.layers.3.self_attn.k_norm.weight"
+    assert name_of("output.weight") == "lm_head.weight"
+    assert name_of("blk.0.ffn_gate_exps.weight") == "blk.0.ffn_gate_exps.weight"
+    assert name_of("attn_q.weight") == "attn_q.weight"
+    assert name_of("blk.0.token_embd.weight") == "blk.0.token_embd.weight"
 
 
 def test_rope_table_is_no_weight(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from gguf.constants import (
     GGUFValueType,
 )
 
-from app.models.checkpoint import TensorEntry, WeightError, check_extents
+from app.checkpoints.header import TensorEntry, WeightError, check_extents
 
 VERSIONS = (2, 3)
 MAX_HEADER: Final = 64 << 20

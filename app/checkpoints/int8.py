@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from app.checkpoints.header import WeightError
+from app.checkpoints.loader import iter_weights
 from app.kernels.int8 import quantize
-from app.models.loader import iter_weights
 
 _QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _SHARD_BYTES = 1 << 30
@@ -57,10 +58,12 @@ def write_int8_checkpoint(
         Bytes of the weights written.
 
     Raises:
-        WeightError: a tensor cannot be read.
+        WeightError: a tensor cannot be read, or there is none to quantise.
         OSError: a file cannot be written.
     """
     stored = list(iter_weights(files))
+    if not any(_QUANTIZED.fullmatch(tensor.name) for tensor in stored):
+        raise WeightError(f"{files[0]}: no linear layers that can be quantised, or their names are not known")
     total, done = sum(tensor.nbytes for tensor in stored), 0
 
     def tensors() -> Iterable[tuple[str, Tensor]]:

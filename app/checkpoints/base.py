@@ -1,0 +1,43 @@
+"""A tensor of a checkpoint, whatever format its file has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from app.quant.destination import Extent
+
+
+class Read(Protocol):
+    """Reads a tensor from its file, or an extent of it and little more."""
+
+    def __call__(self, extent: Extent | None = None, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor still on disk."""
+
+    name: str
+    """As in a Hugging Face checkpoint, e.g. ``model.layers.0.self_attn.q_proj.weight``."""
+    file: Path
+    shape: tuple[int, ...]
+    nbytes: int
+    """In the file."""
+    read: Read
+    """Reads it: as stored from safetensors, fp32 from GGUF and where it is quantised. Raises :class:`WeightError`."""
+
+
+class Tensors(Protocol):
+    """A format's ``tensors``."""
+
+    def __call__(self, file: Path, /) -> Iterator[StoredTensor]:
+        """Lists the tensors of a file; its header is checked, data is not yet read.
+
+        Raises:
+            WeightError: unreadable, truncated or malformed.
+        """

@@ -1,0 +1,119 @@
+"""Tensors of a GGUF file under their Hugging Face names, dequantised to fp32.
+
+Shape suffixes: N rows (outputs), K columns (inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from app.checkpoints.base import StoredTensor
+from app.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from app.checkpoints.header import TensorEntry, WeightError
+from app.models.architectures import find_gguf
+from app.models.config_fields import ConfigError
+from app.models.gguf_names import Floats, GGUFNames, GGUFTensor
+from app.quant.destination import Extent
+
+_CHUNK_ELEMENTS = 1 << 18
+_EXPERT = "{expert}"
+
+
+def tensors(file: Path) -> Iterator[StoredTensor]:
+    """See :class:`app.checkpoints.base.Tensors`; names are those of the family that the file's architecture says."""
+    header = read_gguf_header(file)
+    try:
+        names = find_gguf(header.architecture).names.gguf
+    except ConfigError as error:
+        raise WeightError(f"{file}: {error}") from None
+    if names is None:
+        raise WeightError(f"{file}: architecture {header.architecture!r} has no names of GGUF tensors")
+    for entry in header.tensors.values():
+        if entry.name not in names.unread:
+            yield from _stored(header, entry, names)
+
+
+def _stored(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> Iterator[StoredTensor]:
+    """A tensor as the checkpoint's one, or as those of each expert in a stack."""
+    name, tensor = names.of(entry.name)
+    if _EXPERT not in name:
+        yield _stored_as(name, header, entry, tensor)
+        return
+    nbytes = entry.nbytes // entry.shape[0]
+    for expert in range(entry.shape[0]):
+        part = replace(entry, shape=entry.shape[1:], offset=entry.offset + expert * nbytes, nbytes=nbytes)
+        yield _stored_as(name.replace(_EXPERT, str(expert)), header, part, tensor)
+
+
+def _stored_as(name: str, header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None) -> StoredTensor:
+    shape = entry.shape[::-1] if tensor is not None and tensor.transposed else entry.shape
+    return StoredTensor(name, header.path, shape, entry.nbytes, partial(_read, header, entry, tensor))
+
+
+def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, extent: Extent | None = None) -> Tensor:
+    """One tensor or an extent of it, fp32, in the checkpoint's form.
+
+    Args:
+        extent: of the checkpoint's tensor; whole heads, if it is rows of a projection whose rotated pairs are
+            neighbours in the file.
+
+    Raises:
+        WeightError: its type cannot be dequantised, or the file cannot be read.
+    """
+    turned = tensor is not None and tensor.transposed and len(entry.shape) == 2
+    if turned and extent is not None:
+        extent = extent._replace(dim=1 - extent.dim)
+    values = _dequantize(header.path, entry, extent)
+    if tensor is not None and tensor.undo is not None:
+        try:
+            values = tensor.undo(header, entry, values)
+        except ConfigError as error:
+            raise WeightError(str(error)) from None
+    read = torch.from_numpy(values)
+    return read.t() if turned else read
+
+
+def _dequantize(path: Path, entry: TensorEntry, extent: Extent | None) -> Floats:
+    """Works through row by row chunks, so that the temporaries stay in the processor's cache."""
+    ggml_type = GGMLQuantizationType[entry.dtype]
+    all_columns = entry.shape[-1]
+    all_rows = torch.Size(entry.shape[:-1]).numel()
+    first, rows, column, columns = 0, all_rows, 0, all_columns
+    shape = list(entry.shape)
+    if extent is not None:
+        shape[extent.dim] = extent.stop - extent.start
+        if extent.dim == len(shape) - 1:
+            column, columns = extent.start, shape[extent.dim]
+        else:
+            first, rows = extent.start, shape[extent.dim]
+    # Blocks of neighbours are quantised together: whole blocks are read.
+    block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+    first_block, last_block = column // block, -(-(column + columns) // block)
+    wanted = slice(column - first_block * block, column - first_block * block + columns)
+    row_bytes = entry.nbytes // all_rows
+    step = max(1, _CHUNK_ELEMENTS // all_columns)
+    out = np.empty((rows, columns), dtype=np.float32)
+    try:
+        data = np.memmap(path, dtype=np.uint8, mode="r", offset=entry.offset, shape=(all_rows, row_bytes))
+        part = data[first : first + rows, first_block * block_bytes : last_block * block_bytes]
+        # A damaged file may hold any bits, NaN scales among them: a matter of the weights' values, not of reading them.
+        with np.errstate(all="ignore"):
+            for start in range(0, rows, step):
+                chunk = np.ascontiguousarray(part[start : start + step])
+                out[start : start + step] = dequantize(chunk, ggml_type)[:, wanted]
+    except NotImplementedError:
+        raise WeightError(
+            f"{path}: tensor {entry.name!r} has type {entry.dtype}, which cannot be dequantised"
+        ) from None
+    except (OSError, ValueError) as e:
+        raise WeightError(f"{path}: tensor {entry.name!r}: {e}") from None
+    return out.reshape(shape)

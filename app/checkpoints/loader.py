@@ -1,0 +1,106 @@
+"""Copies the tensors of a checkpoint into a model, every one accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from app.checkpoints.base import StoredTensor
+from app.checkpoints.formats import format_of
+from app.checkpoints.header import WeightError
+from app.quant.destination import Destination, Part
+
+__all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
+
+_NAMES_SHOWN: Final = 5
+
+
+def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
+    """Lists the tensors of ``files``, each of a format of :mod:`app.checkpoints.formats`; headers are checked, data is
+    not yet read.
+
+    Raises:
+        WeightError: another format, or a file that is unreadable, truncated or malformed.
+    """
+    for file in files:
+        yield from format_of(file).tensors(file)
+
+
+def load_weights(
+    destinations: Mapping[str, Destination],
+    files: Sequence[Path],
+    *,
+    ignore: Callable[[str], bool],
+    progress: Callable[[int, int], None],
+    twins: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
+
+    Names and shapes are checked before the first copy. One tensor at a time is in memory beside the destinations.
+
+    Args:
+        destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
+        ignore: tells which left-over names are no error (tied or computed tensors).
+        progress: called with bytes of the files that are done and in all.
+        twins: names of destinations -> tensors that go there where the files lack that one, the first that they have.
+
+    Raises:
+        WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
+    """
+    wanted = _match(destinations, files, ignore, twins or {})
+    total = sum(stored.nbytes for stored in wanted.values())
+    done = 0
+    progress(done, total)
+    with torch.no_grad():
+        for name, stored in wanted.items():
+            destination = destinations[name]
+            if isinstance(destination, Part):
+                destination.destination.copy_(stored.read(destination.extent))
+            else:
+                destination.copy_(stored.read())
+            done += stored.nbytes
+            progress(done, total)
+
+
+def _match(
+    destinations: Mapping[str, Destination],
+    files: Sequence[Path],
+    ignore: Callable[[str], bool],
+    twins: Mapping[str, Sequence[str]],
+) -> dict[str, StoredTensor]:
+    """The tensor of every destination."""
+    in_files: dict[str, StoredTensor] = {}
+    for stored in iter_weights(files):
+        if stored.name in in_files and not ignore(stored.name):
+            raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {in_files[stored.name].file}")
+        in_files[stored.name] = stored
+    found = {name: stored for name, stored in in_files.items() if name in destinations}
+    for name, others in twins.items():
+        twin = next((other for other in others if other in in_files), None)
+        if name not in found and twin is not None:
+            found[name] = in_files[twin]
+    left_over = [stored for name, stored in in_files.items() if name not in destinations and not ignore(name)]
+    where = ", ".join(map(str, files[:_NAMES_SHOWN])) + (", …" if len(files) > _NAMES_SHOWN else "")
+    missing = [name for name in destinations if name not in found]
+    if missing:
+        raise WeightError(f"{where}: {_listed(missing)} missing")
+    if left_over:
+        names = _listed([stored.name for stored in left_over])
+        raise WeightError(f"{left_over[0].file}: {names} left over: the model has no place for it")
+    for name, stored in found.items():
+        expected = tuple(destinations[name].shape)
+        if stored.shape != expected:
+            raise WeightError(
+                f"{stored.file}: tensor {stored.name!r} has shape {stored.shape}, the model expects {expected}"
+            )
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    noun = "tensor" if len(names) == 1 else "tensors"
+    return f"{noun} {shown} and {more} more" if more > 0 else f"{noun} {shown}"

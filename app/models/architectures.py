@@ -1,0 +1,120 @@
+"""The architectures that are served, a row for each family; a family's modules are imported when it is asked for.
+
+A family is a package of three modules: ``config`` reads its ``config.json``, ``names`` knows what its files call
+tensors and metadata (both without torch), ``model`` builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from app.models.config_fields import ConfigError
+
+if TYPE_CHECKING:
+    from app.models.base import Decoder
+    from app.models.config import ModelConfig
+    from app.models.names import FamilyNames
+    from app.quant.placement import Placement
+
+
+class ReadConfig(Protocol):
+    """A family's ``config.read``."""
+
+    def __call__(self, architecture: str, config: Mapping[str, Any], /) -> ModelConfig:
+        """Reads a ``config.json`` that names ``architecture``.
+
+        Raises:
+            ConfigError: a field is missing, malformed, or of a value that is not supported.
+        """
+
+
+class BuildModel(Protocol):
+    """A family's ``model.build``."""
+
+    def __call__(self, config: ModelConfig, /, *, max_positions: int, placement: Placement) -> Decoder:
+        """The model, its weights uninitialised.
+
+        Args:
+            max_positions: positions from 0 that sequences will use; sizes the tables of rotary angles.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """One family of models."""
+
+    module: str
+    """The family's package, e.g. ``app.models.llama``."""
+    hf: tuple[str, ...]
+    """What ``architectures`` of its ``config.json`` says."""
+    gguf: tuple[str, ...] = ()
+    """What ``general.architecture`` of its GGUF files says; empty: none are read."""
+    tasks: tuple[str, ...] = ("generate",)
+    """What it can be asked for."""
+
+    @property
+    def read(self) -> ReadConfig:
+        """Parses its ``config.json``."""
+        return cast("ReadConfig", import_module(f"{self.module}.config").read)
+
+    @property
+    def names(self) -> FamilyNames:
+        """What its files call tensors and metadata."""
+        return cast("FamilyNames", import_module(f"{self.module}.names").NAMES)
+
+    @property
+    def build(self) -> BuildModel:
+        """Builds the model; imports torch."""
+        return cast("BuildModel", import_module(f"{self.module}.model").build)
+
+
+ARCHITECTURES = (
+    Architecture(module="app.models.llama", hf=("LlamaForCausalLM",), gguf=("llama",)),
+    # transformers makes the second of a Mistral with layer_types. GGUF files of either say "llama".
+    Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
+    Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",)),
+    Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",)),
+)
+
+
+def find(architecture: str) -> Architecture:
+    """The row of a name of ``config.json``'s ``architectures``.
+
+    Raises:
+        ConfigError: nobody serves it; the message lists those that are served.
+    """
+    for row in ARCHITECTURES:
+        if architecture in row.hf:
+            return row
+    supported = ", ".join(name for row in ARCHITECTURES for name in row.hf)
+    raise ConfigError(f"architectures = {architecture!r} is not supported; supported are {supported}")
+
+
+def find_gguf(architecture: str) -> Architecture:
+    """The row of a GGUF file's ``general.architecture``.
+
+    Raises:
+        ConfigError: no such files are read; the message lists those that are.
+    """
+    for row in ARCHITECTURES:
+        if architecture in row.gguf:
+            return row
+    supported = ", ".join(name for row in ARCHITECTURES for name in row.gguf)
+    raise ConfigError(f"architecture {architecture!r} is not supported; supported are {supported}")
+
+
+def parse_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Reads a Hugging Face style ``config.json``.
+
+    Raises:
+        ConfigError: unknown architecture, missing or malformed field, or a setting that is not supported.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"architectures = {names!r} names no model class")
+    served = {name for row in ARCHITECTURES for name in row.hf}
+    architecture = next((name for name in names if name in served), names[0])
+    return find(architecture).read(architecture, config)

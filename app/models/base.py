@@ -1,0 +1,61 @@
+"""What the runner asks of a model.
+
+T tokens of a step, L rows of logits, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from app.kernels.types import AttentionMetadata, StepArena
+from app.layers.blocks import LayerCache
+from app.layers.embedding import LMHead
+from app.quant.destination import Destination
+
+
+class Model(Protocol):
+    """A model whose weights are filled from a checkpoint."""
+
+    def destinations(self) -> Mapping[str, Destination]:
+        """Every weight of the checkpoint by name, and where it goes; always in the same order."""
+
+    def ignores(self, name: str, /) -> bool:
+        """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
+
+    def twins(self) -> Mapping[str, Sequence[str]]:
+        """For names of :meth:`destinations` the tensors that a checkpoint may hold instead, the likeliest first."""
+
+
+class Decoder(Model, Protocol):
+    """A model that reads a step's tokens, each behind what its sequence left in pages, and gives logits."""
+
+    @property
+    def lm_head(self) -> LMHead:
+        """The output head."""
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        caches: Sequence[LayerCache],
+        metas: Sequence[AttentionMetadata],
+        arena: StepArena,
+    ) -> Tensor:
+        """Final hidden states [T, D] of the step's tokens, a buffer of ``arena``; writes what the layers keep.
+
+        Args:
+            token_ids_T: [T] int64.
+            positions_T: [T] int64.
+            caches: the pages of each layer.
+            metas: where the tokens stand, for each layer.
+            arena: begun with T rows.
+        """
+
+    def logits(self, hidden_TD: Tensor, indices_L: Tensor, out_LV: Tensor, arena: StepArena) -> None:
+        """Logits [L, V] fp32 of the rows ``indices`` [L] int64 of what :meth:`forward` gave; L is at most T."""
+
+    def reserve(self, arena: StepArena) -> None:
+        """Takes every buffer that :meth:`forward` and :meth:`logits` take, so that ``arena`` knows its size."""

@@ -1,0 +1,1 @@
+"""Llama, and what was made to its shape (SmolLM, …)."""

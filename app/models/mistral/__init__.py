@@ -1,0 +1,1 @@
+"""Mistral and Ministral: a Llama whose layers may slide."""

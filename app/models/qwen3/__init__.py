@@ -1,0 +1,1 @@
+"""Qwen3: a Llama whose query and key heads are normed."""

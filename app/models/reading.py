@@ -1,0 +1,284 @@
+"""What families share when they read a ``config.json`` (torch-free).
+
+Both spellings in circulation are read: ``rope_theta`` + ``rope_scaling``, and the ``rope_parameters`` that
+transformers 5 writes. GGUF metadata is turned into the same JSON when a model is pulled, so nothing else is parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from app.layers.config import Activation
+from app.layers.rope_scaling import YarnScaling
+from app.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, Rope
+from app.models.config_fields import MOE_FIELDS, ConfigError, convert, refuse_number_changing, shown
+from app.models.config_rope import read_rope
+
+Positive = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+"""Configs come from strangers: beyond this nothing could be served, and products of sizes would overflow in torch."""
+NumLayers = Annotated[int, msgspec.Meta(gt=0, le=1 << 12)]
+Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+
+class DecoderFields(msgspec.Struct, kw_only=True):
+    """Fields that most decoders have, with the defaults that transformers gives absent ones.
+
+    A family whose fields are called otherwise, or that has more of them, has a struct of its own, or a subclass.
+    """
+
+    vocab_size: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: NumLayers
+    num_attention_heads: Positive
+    num_key_value_heads: Positive | msgspec.UnsetType | None = msgspec.UNSET
+    head_dim: Positive | None = None
+    max_position_embeddings: Positive
+    rms_norm_eps: Epsilon = 1e-6
+    hidden_act: Any = "silu"
+    tie_word_embeddings: bool | None = False
+    attention_bias: bool | None = False
+    mlp_bias: bool | None = False
+    sliding_window: Positive | msgspec.UnsetType | None = msgspec.UNSET
+    use_sliding_window: bool | None = None
+    max_window_layers: int | None = None
+    layer_types: list[str] | None = None
+
+
+BESIDE_FIELDS: Final = frozenset({"architectures", "model_type", "quantization_config"})
+"""Fields that :func:`read_fields` itself reads."""
+ROPE_FIELDS: Final = frozenset(
+    {"original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"}
+)
+"""Fields that :func:`app.models.config_rope.read_rope` reads."""
+FIELDS_READ: Final = frozenset(DecoderFields.__struct_fields__) | BESIDE_FIELDS | ROPE_FIELDS
+"""Fields of a family that reads :class:`DecoderFields`."""
+
+_Fields = TypeVar("_Fields")
+
+
+def read_fields(
+    config: Mapping[str, Any], kind: type[_Fields], *, model_types: Collection[str], experts: bool = False
+) -> _Fields:
+    """The fields of a ``config.json`` that a family reads, checked.
+
+    Args:
+        kind: struct of the fields.
+        model_types: what ``model_type`` may say, by which transformers chooses the model.
+        experts: the family reads the fields of experts itself.
+
+    Raises:
+        ConfigError: a field is missing or malformed, the model is of another type, or its weights are quantised in a
+            way that is not read.
+    """
+    fields = convert(config, kind)
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in model_types:
+        raise ConfigError(
+            f"model_type = {shown(model_type)} is not that of architectures = {shown(config['architectures'])}"
+        )
+    for field in () if experts else MOE_FIELDS:
+        if config.get(field):
+            raise ConfigError(
+                f"{field} = {shown(config[field])}: mixture-of-experts models of this family are not supported"
+            )
+    if config.get("quantization_config"):
+        _check_quantization(config["quantization_config"])
+    return fields
+
+
+def activation_of(value: object, field: str, accepted: Mapping[str, Activation]) -> Activation:
+    """The activation that a field names.
+
+    Args:
+        accepted: what the field may say -> which activation it is.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    if isinstance(value, str) and value in accepted:
+        return accepted[value]
+    raise ConfigError(f"{field} = {shown(value)} is not supported, only {' and '.join(map(repr, accepted))} are")
+
+
+SILU: Final[Mapping[str, Activation]] = {"silu": "silu", "swish": "silu"}
+"""One function under two names."""
+
+
+class _WeightScheme(msgspec.Struct):
+    num_bits: Literal[8]
+    type: Literal["int"]
+    symmetric: Literal[True]
+    strategy: Literal["channel"]
+
+
+class _QuantizedGroup(msgspec.Struct):
+    weights: _WeightScheme
+
+
+class _QuantizationConfig(msgspec.Struct):
+    """int8 weights with one scale an output, as ``tuili quantize`` and compressed-tensors write them."""
+
+    quant_method: Literal["compressed-tensors"]
+    format: Literal["int-quantized"]
+    config_groups: dict[str, _QuantizedGroup]
+
+
+def _check_quantization(value: Any) -> None:
+    try:
+        msgspec.convert(value, _QuantizationConfig)
+    except msgspec.ValidationError as error:
+        method = value.get("quant_method") if isinstance(value, dict) else value
+        raise ConfigError(
+            f"quantization_config = {method!r}: only int8 weights with a scale for each output are supported ({error})"
+        ) from None
+
+
+def kv_heads_of(fields: DecoderFields, *, silent: int | None = None) -> int:
+    """Key/value heads.
+
+    Args:
+        silent: how many there are when the config does not say; None means as many as query heads, as a null does.
+
+    Raises:
+        ConfigError: they do not divide the query heads.
+    """
+    count = fields.num_key_value_heads
+    if count is msgspec.UNSET:
+        count = silent
+    count = count or fields.num_attention_heads
+    if fields.num_attention_heads % count:
+        raise ConfigError(
+            f"num_key_value_heads = {count} does not divide num_attention_heads = {fields.num_attention_heads}"
+        )
+    return count
+
+
+def head_dim_of(fields: DecoderFields, *, silent: int | None = None) -> int:
+    """Width of a head that is rotated.
+
+    Args:
+        silent: its width when the config does not say; None divides ``hidden_size`` by the heads.
+
+    Raises:
+        ConfigError: it is odd, or the heads do not divide ``hidden_size``.
+    """
+    head_dim = fields.head_dim or silent
+    if head_dim is None:
+        if fields.hidden_size % fields.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads = {fields.num_attention_heads} does not divide hidden_size = "
+                f"{fields.hidden_size} and head_dim is absent"
+            )
+        head_dim = fields.hidden_size // fields.num_attention_heads
+    if head_dim % 2:
+        raise ConfigError(f"head_dim = {head_dim} is odd; rotary embedding needs an even width")
+    return head_dim
+
+
+_OLD_LAYER_TYPES = {"attention": "full_attention"}
+
+
+def windows_of_types(types: Sequence[str], window: int | None, num_layers: int) -> tuple[int | None, ...]:
+    """Window of each layer by ``layer_types``.
+
+    Raises:
+        ConfigError: there are not as many as layers, one is of another type, or one slides and there is no window.
+    """
+    if len(types) != num_layers:
+        raise ConfigError(f"layer_types has {len(types)} entries, num_hidden_layers = {num_layers}")
+    types = [_OLD_LAYER_TYPES.get(kind, kind) for kind in types]
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ConfigError(f"layer_types = {kind!r} is not supported")
+        if kind == "sliding_attention" and window is None:
+            raise ConfigError("layer_types names sliding_attention but sliding_window is not in use")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def later_windows(fields: DecoderFields) -> tuple[int | None, ...]:
+    """Window of each layer where those from ``max_window_layers`` on slide with ``use_sliding_window``, or as
+    ``layer_types`` says."""
+    window = 4096 if fields.sliding_window is msgspec.UNSET else fields.sliding_window
+    window = window if fields.use_sliding_window else None
+    if fields.layer_types is not None:
+        return windows_of_types(fields.layer_types, window, fields.num_hidden_layers)
+    first = 28 if fields.max_window_layers is None else fields.max_window_layers
+    return tuple(None if i < first else window for i in range(fields.num_hidden_layers))
+
+
+def no_windows(fields: DecoderFields, architecture: str) -> tuple[None, ...]:
+    """Window of each layer of a family that has none.
+
+    Raises:
+        ConfigError: one is in use nevertheless, or ``layer_types`` names a layer that slides.
+    """
+    window = fields.sliding_window
+    unused = fields.use_sliding_window is False
+    if isinstance(window, int) and not unused and window < fields.max_position_embeddings:
+        raise ConfigError(
+            f"sliding_window = {window} is not supported of {architecture}, whose layers see all positions"
+        )
+    if fields.layer_types is not None:
+        windows_of_types(fields.layer_types, None, fields.num_hidden_layers)
+    return (None,) * fields.num_hidden_layers
+
+
+def context_of(max_position_embeddings: int, rope: Rope) -> int:
+    """Longest sequence the model is made for: YaRN stretches the original context, whatever the config repeats."""
+    if isinstance(rope.scaling, YarnScaling):
+        stretched = int(rope.scaling.factor * rope.scaling.original_max_position_embeddings)
+        return max(max_position_embeddings, stretched)
+    return max_position_embeddings
+
+
+def gated_decoder(
+    architecture: str,
+    config: Mapping[str, Any],
+    fields: DecoderFields,
+    *,
+    windows: Sequence[int | None],
+    head_dim: int,
+    num_kv_heads: int,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    implied: frozenset[str] = frozenset(),
+) -> ModelConfig:
+    """Rotary attention and a SiLU-gated MLP in every layer, alike but for their windows.
+
+    Args:
+        windows: of each layer.
+        implied: fields that, of this family, say what is so anyway.
+
+    Raises:
+        ConfigError: rotary settings that are malformed or not supported, another activation, or a field that nothing
+            reads although it changes what the model computes.
+    """
+    activation = activation_of(fields.hidden_act, "hidden_act", SILU)
+    refuse_number_changing(config, FIELDS_READ | implied, head_dim)
+    rope = read_rope(config, fields.max_position_embeddings, head_dim)
+    attention = AttentionConfig(
+        num_heads=fields.num_attention_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=rope,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        qk_norm=qk_norm,
+    )
+    mlp = MlpConfig(width=fields.intermediate_size, activation=activation, bias=mlp_bias)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=fields.vocab_size,
+        hidden_size=fields.hidden_size,
+        norm_eps=fields.rms_norm_eps,
+        layers=tuple(LayerConfig(msgspec.structs.replace(attention, window=window), mlp) for window in windows),
+        context_length=context_of(fields.max_position_embeddings, rope),
+        tie_word_embeddings=bool(fields.tie_word_embeddings),
+    )
