@@ -11,11 +11,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from app.kernels.collective import Ranks
+from app.models.architectures import find
+from app.runner.encoding import EncodingRunner, make_encoding_runner
 from app.runner.group import connect
+from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
@@ -127,7 +131,7 @@ def start_runner(
     config: EngineConfig,
     progress: Callable[[LoadProgress], None],
     on_lost: Callable[[str], None] = lambda _: None,
-) -> ModelRunner | ParallelRunner:
+) -> ModelRunner | ParallelRunner | EncodingRunner:
     """Loads a model onto as many ranks as the config says and makes it ready for its first step.
 
     Args:
@@ -138,6 +142,8 @@ def start_runner(
     Raises:
         ConfigError, WeightError, RunnerError: as ``make_runner``, of any rank; or the model cannot be shared out so.
     """
+    if not find(read_model_config(Path(config.model_dir)).architecture).generates:
+        return make_encoding_runner(config, progress)
     size = config.tensor_parallel_size
     if size == 1:
         return make_runner(config, progress)

@@ -1,0 +1,161 @@
+"""Batches of whole sequences through a small encoder, in every format, against plain torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.runner.encoding import EncodingRunner
+from app.runner.errors import RunnerError
+from app.runner.parallel import start_runner
+from app.types import EncodeBatch, Encoded, EngineConfig, Pooling, SchedulerOutput
+from tests.models.tiny_encoder import Reference, served
+from tests.runner.driver import discard
+
+SEQUENCES = [[5], [1, 2, 3], list(range(80)), [7] * 33, [3, 2, 1], list(range(20, 60))]
+FORMATS = {
+    "plain": {"dtype": "float32", "kernels": "reference"},
+    "bf16": {"dtype": "bfloat16"},
+    "int8": {"quantization": "auto", "dtype": "auto", "kernels": "strict"},
+}
+TOLERANCE = {"plain": 1e-5, "bf16": 5e-2, "int8": 8e-2}
+
+
+@pytest.fixture(autouse=True)
+def in_the_table() -> Iterator[None]:
+    with served():
+        yield
+
+
+def start(directory: Path, **config: object) -> EncodingRunner:
+    values: dict[str, object] = {
+        "model_dir": str(directory),
+        "weights": (str(directory / "model.safetensors"),),
+        "max_num_batched_tokens": 256,
+        "threads": 2,
+        **config,
+    }
+    runner = start_runner(EngineConfig(**values), discard)  # type: ignore[arg-type]
+    assert isinstance(runner, EncodingRunner)
+    return runner
+
+
+def batch_of(
+    sequences: Sequence[Sequence[int]], pooling: Pooling = Pooling.MEAN, *, normalize: bool = True
+) -> EncodeBatch:
+    bounds = [0, *itertools.accumulate(len(sequence) for sequence in sequences)]
+    return EncodeBatch(
+        step=1,
+        token_ids=[token_id for sequence in sequences for token_id in sequence],
+        bounds=bounds,
+        pooling=[pooling] * len(sequences),
+        normalize=[normalize] * len(sequences),
+    )
+
+
+def run(runner: EncodingRunner, batch: EncodeBatch) -> list[Encoded]:
+    return runner.collect(runner.submit(batch)).sequences
+
+
+def tensor_of(encoded: Encoded) -> Tensor:
+    assert encoded.error is None
+    assert encoded.dtype == "float32"
+    return torch.from_numpy(np.frombuffer(encoded.data, dtype="<f4").reshape(encoded.shape).copy())
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reference.save(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("normal", [False, True])
+def test_equals_plain_torch(reference: Reference, checkpoint: Path, name: str, pooling: Pooling, normal: bool) -> None:
+    runner = start(checkpoint, **FORMATS[name])
+    results = run(runner, batch_of(SEQUENCES, pooling, normalize=normal))
+    for sequence, encoded in zip(SEQUENCES, results, strict=True):
+        expected = reference.encode(sequence, pooling, normal=normal)
+        actual = tensor_of(encoded)
+        assert actual.shape == expected.shape
+        assert (actual - expected).norm() <= TOLERANCE[name] * expected.norm()
+
+
+def test_native_int8_is_what_plain_torch_specifies(checkpoint: Path) -> None:
+    native = run(start(checkpoint, **FORMATS["int8"]), batch_of(SEQUENCES))
+    plain = run(start(checkpoint, quantization="int8", kernels="reference"), batch_of(SEQUENCES))
+    for encoded, expected in zip(native, plain, strict=True):
+        assert (tensor_of(encoded) - tensor_of(expected)).norm() < 2e-2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sequence_gives_the_same_bits_alone(checkpoint: Path, name: str) -> None:
+    runner = start(checkpoint, **FORMATS[name])
+    together = run(runner, batch_of(SEQUENCES))
+    for sequence, encoded in zip(SEQUENCES, together, strict=True):
+        (alone,) = run(runner, batch_of([sequence]))
+        if name == "plain":  # torch's products hang on how many rows there are
+            assert (tensor_of(alone) - tensor_of(encoded)).abs().max() < 1e-6
+        else:
+            assert alone.data == encoded.data
+
+
+def test_native_batches_are_one_call(checkpoint: Path) -> None:
+    runner = start(checkpoint, **FORMATS["int8"])
+    assert runner.collect(runner.submit(batch_of(SEQUENCES))).replayed
+    assert runner.kernels not in ("torch", "triton")
+
+
+def test_a_recording_gives_the_bits_of_op_by_op(checkpoint: Path) -> None:
+    runner = start(checkpoint, **FORMATS["int8"])
+    recorded = run(runner, batch_of(SEQUENCES, Pooling.NONE))
+    runner._program = None
+    assert run(runner, batch_of(SEQUENCES, Pooling.NONE)) == recorded
+
+
+def test_windows(tmp_path: Path) -> None:
+    reference = Reference(window=9)
+    runner = start(reference.save(tmp_path / "model"), **FORMATS["plain"])
+    for sequence, encoded in zip(SEQUENCES, run(runner, batch_of(SEQUENCES)), strict=True):
+        assert (tensor_of(encoded) - reference.encode(sequence)).abs().max() < 1e-5
+
+
+def test_numbers_gone_bad_are_their_sequences_error(tmp_path: Path) -> None:
+    reference = Reference()
+    reference.weights["embed.weight"][50] = float("nan")
+    runner = start(reference.save(tmp_path / "model"), **FORMATS["int8"])
+    first, bad, last = run(runner, batch_of([[1, 2, 3], [49, 50, 51], [4, 5]]))
+    assert bad.error is not None
+    assert bad.data == b""
+    for encoded, sequence in ((first, [1, 2, 3]), (last, [4, 5])):
+        assert (tensor_of(encoded) - reference.encode(sequence)).norm() < TOLERANCE["int8"]
+
+
+def test_what_the_engine_is_told(checkpoint: Path) -> None:
+    runner = start(checkpoint, **FORMATS["plain"], max_model_len=70)
+    assert (runner.max_encode_len, runner.max_model_len, runner.vocab_size) == (70, 0, 96)
+    assert (runner.kv_cache_spec.groups, runner.kv_cache_bytes) == ([], 0)
+    assert runner.num_parameters == sum(weight.numel() for weight in Reference().weights.values())
+
+
+def test_refusals(checkpoint: Path) -> None:
+    with pytest.raises(RunnerError, match="max_model_len = 81"):
+        start(checkpoint, max_model_len=81)
+    with pytest.raises(RunnerError, match="one rank"):
+        start(checkpoint, tensor_parallel_size=2)
+    runner = start(checkpoint, **FORMATS["plain"])
+    with pytest.raises(RunnerError, match="does not fit"):
+        runner.submit(batch_of([[1] * 80] * 4))
+    with pytest.raises(RunnerError, match="does not generate"):
+        runner.submit(SchedulerOutput(step=1, slots=[], rows=[], num_tokens=0, num_logit_rows=0))
