@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from app.engine.admission import Limits, check
+from app.engine.admission import Limits, check, check_encode
 from app.serving.engine_client import EngineClient
 from app.serving.errors import RequestError
-from app.serving.types import GenerationRequest
-from app.types import EngineError, EngineReady, GenerateRequest
+from app.serving.types import EncodingRequest, GenerationRequest
+from app.types import EncodeRequest, EngineError, EngineReady, GenerateRequest
 
 MAX_RETRY_AFTER = 60.0
 
@@ -22,12 +22,13 @@ MAX_RETRY_AFTER = 60.0
 _STATUS = {
     "invalid_request": 400,
     "context_length_exceeded": 400,
+    "overloaded": 429,
     "slow_consumer": 408,
     "engine_restarted": 503,
     "deadline_exceeded": 504,
     "request_cancelled": 499,
 }
-_RESTART_RETRY_AFTER = 1.0
+_RETRY_AFTER = {"engine_restarted": 1.0, "overloaded": 1.0}
 _serial = itertools.count()
 
 
@@ -56,8 +57,7 @@ class Admission:
             RequestError: as :meth:`check_accepting`; 400 when it can never be served, 504 when it has no time left.
         """
         ready = self.check_accepting(request.n)
-        if request.deadline is not None and request.deadline <= arrival:
-            raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+        _check_deadline(request.deadline, arrival)
         if request.n < 1:
             raise RequestError("n must be at least 1.", param="n")
         if "" in request.params.stop:
@@ -67,6 +67,34 @@ class Admission:
         limits = Limits(ready.vocab_size, ready.max_model_len, kv_tokens(ready))
         if (error := check(sequences[0], limits)) is not None:
             raise request_error(error)
+        return sequences
+
+    def admit_encoding(self, request: EncodingRequest, arrival: float) -> list[EncodeRequest]:
+        """The engine requests of a request to encode, one an input.
+
+        Raises:
+            RequestError: as :meth:`admit`.
+        """
+        ready = self.check_accepting(len(request.inputs))
+        _check_deadline(request.deadline, arrival)
+        if not request.inputs:
+            raise RequestError("There is nothing to encode.")
+        serial = next(_serial)
+        sequences = [
+            EncodeRequest(
+                request_id=f"{request.request_id}#{serial}-{index}",
+                token_ids=token_ids,
+                pooling=request.pooling,
+                normalize=request.normalize,
+                priority=request.priority,
+                arrival_time=arrival,
+                deadline=request.deadline,
+            )
+            for index, token_ids in enumerate(request.inputs)
+        ]
+        for sequence in sequences:
+            if (error := check_encode(sequence, ready.vocab_size, ready.max_encode_len)) is not None:
+                raise request_error(error)
         return sequences
 
     def check_accepting(self, n: int = 1) -> EngineReady:
@@ -106,6 +134,11 @@ class Admission:
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
 
 
+def _check_deadline(deadline: float | None, arrival: float) -> None:
+    if deadline is not None and deadline <= arrival:
+        raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+
+
 def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[GenerateRequest]:
     """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
     params = request.params
@@ -140,10 +173,11 @@ def kv_tokens(ready: EngineReady) -> int:
 def request_error(error: EngineError) -> RequestError:
     """The engine's error as an answer to the client."""
     status = _STATUS.get(error.code, 500)
+    kind = "invalid_request_error" if status < 500 else "server_error"
     return RequestError(
         error.message,
         status=status,
-        type="invalid_request_error" if status < 500 else "server_error",
+        type="overloaded_error" if error.code == "overloaded" else kind,
         code=error.code,
-        retry_after=_RESTART_RETRY_AFTER if error.code == "engine_restarted" else None,
+        retry_after=_RETRY_AFTER.get(error.code),
     )

@@ -11,7 +11,7 @@ import time
 import structlog
 
 from app.serving.errors import RequestError
-from app.serving.types import GenerationRequest, RequestRecord, Usage
+from app.serving.types import EncodingRequest, GenerationRequest, RequestRecord, Usage
 from app.telemetry.metrics import Metrics
 from app.types import FinishReason, RequestTimings
 
@@ -92,6 +92,22 @@ class Ledger:
             timings=None,
             max_tokens=request.params.max_tokens,
             n=request.n,
+        )
+        return LedgerEntry(self, record, arrival)
+
+    def open_encoding(self, request: EncodingRequest, *, endpoint: str, arrival: float) -> LedgerEntry:
+        """As :meth:`open`, of a request to encode: its tokens are all prompt."""
+        record = RequestRecord(
+            request_id=request.request_id,
+            model=self.metrics.model_name,
+            endpoint=endpoint,
+            stream=False,
+            usage=Usage(prompt_tokens=sum(map(len, request.inputs))),
+            generated_tokens=0,
+            finish_reasons=[],
+            error_code=None,
+            timings=None,
+            n=len(request.inputs),
         )
         return LedgerEntry(self, record, arrival)
 

@@ -147,6 +147,9 @@ class Metrics:
         name = self.model_name
         self._running = self._gauge("tuili_requests_running", "Sequences that are being computed.").labels(name)
         self._waiting = self._gauge("tuili_requests_waiting", "Sequences that wait for their turn.").labels(name)
+        self._encoding = self._gauge(
+            "tuili_requests_encoding", "Sequences that are being encoded or wait for it."
+        ).labels(name)
         self._kv_usage = self._gauge("tuili_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.").labels(name)
         self._cache_config = self._gauge(
             "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks"
@@ -161,14 +164,14 @@ class Metrics:
         self._steps = self._tally("tuili_engine_steps", "Steps computed.")
         self._steps_by_kind = self._counter(
             "tuili_engine_steps_by_kind",
-            "Steps that only decoded, or read prompts too; replayed as one call, or eager, op by op.",
+            "Steps that only decoded, read prompts too, or encoded; replayed as one call, or eager, op by op.",
             "kind",
             "run",
         )
-        # By what a record says: decode, replayed.
+        # By what a record says: encode, decode, replayed.
         self._kinds = {
-            (kind == "decode", run == "replayed"): self._steps_by_kind.labels(name, kind, run)
-            for kind in ("decode", "prefill")
+            (kind == "encode", kind == "decode", run == "replayed"): self._steps_by_kind.labels(name, kind, run)
+            for kind in ("decode", "prefill", "encode")
             for run in ("replayed", "eager")
         }
         self._step_tokens = self._histogram("tuili_step_tokens", "Tokens computed in one step.", _STEP_TOKENS)
@@ -191,6 +194,7 @@ class Metrics:
         totals = {
             "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
             "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
+            "encode_tokens_total": ("tuili_engine_encode_tokens", "Tokens of sequences that were encoded."),
             "preemptions_total": ("tuili_preemptions", "Sequences that had to give their KV blocks back."),
             "prefix_query_tokens_total": ("tuili_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             "prefix_hit_tokens_total": ("tuili_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
@@ -259,7 +263,7 @@ class Metrics:
     def observe_engine_lost(self) -> None:
         """No engine from here on; the totals of the next one start at 0."""
         self._last = EngineStats()
-        for gauge in (self._running, self._waiting, self._kv_usage):
+        for gauge in (self._running, self._waiting, self._encoding, self._kv_usage):
             gauge.set(0)
 
     def observe_step(self, stats: EngineStats, steps: Sequence[StepRecord] = ()) -> None:
@@ -267,12 +271,13 @@ class Metrics:
         last, self._last = self._last, stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
+        self._encoding.set(stats.num_encoding)
         self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         for field, counter in self._totals.items():
             counter.inc(getattr(stats, field) - getattr(last, field))
         self._steps.inc(max(0, stats.steps_total - last.steps_total))
         for step in steps:
-            self._kinds[step.decode, step.replayed].inc()
+            self._kinds[step.encode, step.decode, step.replayed].inc()
             self._step_tokens.observe(step.tokens)
             self._step_seconds.observe(step.seconds)
             self._kernel_seconds.observe(step.kernel_seconds)

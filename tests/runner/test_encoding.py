@@ -92,13 +92,6 @@ def test_equals_plain_torch(reference: Reference, checkpoint: Path, name: str, p
         assert (actual - expected).norm() <= TOLERANCE[name] * expected.norm()
 
 
-def test_native_int8_is_what_plain_torch_specifies(checkpoint: Path) -> None:
-    native = run(start(checkpoint, **FORMATS["int8"]), batch_of(SEQUENCES))
-    plain = run(start(checkpoint, quantization="int8", kernels="reference"), batch_of(SEQUENCES))
-    for encoded, expected in zip(native, plain, strict=True):
-        assert (tensor_of(encoded) - tensor_of(expected)).norm() < 2e-2
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_sequence_gives_the_same_bits_alone(checkpoint: Path, name: str) -> None:
     runner = start(checkpoint, **FORMATS[name])

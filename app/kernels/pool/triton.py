@@ -35,8 +35,10 @@ def _pool(
     count = tl.where(kind == 0, end - begin, 1)
     begin = tl.where(kind == 2, end - 1, begin)
     total = tl.zeros((BLOCK,), tl.float32)
-    for token in range(begin, begin + count):
-        total += tl.load(hidden + token.to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32)
+    state = hidden + begin.to(tl.int64) * width + columns
+    for _ in range(count):
+        total += tl.load(state, mask=inside, other=0.0).to(tl.float32)
+        state += width
     total = tl.div_rn(total, tl.broadcast_to(count.to(tl.float32), total.shape))
     if mode & 4:
         length = tl.sqrt_rn(tl.sum(total * total, axis=0))
