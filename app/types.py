@@ -314,24 +314,10 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The engine takes requests from here on."""
 
-    max_model_len: int
-    vocab_size: int
-    """Width of the logits: valid token ids are below it."""
-    block_size: int
-    num_blocks: int
-    """Blocks of tokens that sequences may have in the KV cache: those of the group that is full first."""
-    dtype: str
-    kv_cache_dtype: str
-    device: str
-    num_parameters: int
-    weight_bytes: int
-    kv_cache_bytes: int
+    info: RunnerInfo
+    max_kv_tokens: int
+    """Tokens of the longest sequence that the whole KV cache holds."""
     pid: int
-    quantization: str = "none"
-    kernels: str = "torch"
-    """Instruction set of the native kernels, ``triton``, or ``torch``."""
-    max_encode_len: int = 0
-    """Tokens of the longest sequence that can be encoded; 0: the model does not encode."""
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
@@ -406,6 +392,42 @@ class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     groups: list[KVCacheGroup]
     """Each with blocks and tables of its own."""
+
+
+class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a loaded model; none changes while its process lives."""
+
+    max_model_len: int
+    """Tokens of the longest sequence."""
+    vocab_size: int
+    """Width of the logits: valid token ids are below it."""
+    num_parameters: int
+    """Elements of the whole model's weights, tied ones once."""
+    weight_bytes: int
+    """Bytes of all weights of all ranks, tied ones once."""
+    kv_cache: KVCacheSpec
+    """KV cache of each rank."""
+    kv_cache_bytes: int
+    """Bytes of all pages of all ranks."""
+    dtype: str
+    """Of activations, and of weights that are not quantised."""
+    quantization: str = "none"
+    """Of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
+    kernels: str = "torch"
+    """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
+    device: str
+    """Where the model runs; with several ranks, the first one's share."""
+    pipeline_depth: int = 1
+    """Steps that are best under way at once."""
+    tasks: tuple[str, ...] = ("generate",)
+    """What the model can be asked for."""
+    max_encode_len: int = 0
+    """Tokens of the longest sequence that can be encoded; 0: the model does not encode."""
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """Of the pages, those of the first group if there are several; ``none`` where nothing is kept."""
+        return self.kv_cache.groups[0].dtype if self.kv_cache.groups else "none"
 
 
 class SlotInit(msgspec.Struct, frozen=True, kw_only=True):

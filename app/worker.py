@@ -1,6 +1,6 @@
 """Entry of the engine process: wires the runner into the engine. ``python -m app.worker SOCKET_FD STAMP_FD``.
 
-A composition root of its own, so that an engine needs none of the web stack that ``main.py`` wires.
+A composition root of its own, so that an engine needs none of the web stack that ``serve/`` wires.
 """
 
 from __future__ import annotations

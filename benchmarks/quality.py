@@ -11,7 +11,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from app.quality.command import table
+from app.quality.quantize import table
 from app.quality.report import compare
 from app.store import Store, TerminalProgress, pull
 from app.version import __version__

@@ -41,7 +41,7 @@ def _step(rows: list[ScheduledRow], slots: list[SlotInit]) -> SchedulerOutput:
 def _blocks(runner: ModelRunner, slot: int, length: int, per_slot: int, shared: int = 0) -> list[list[int]]:
     """Blocks of a slot in each KV cache group, the first ``shared`` those of slot 0."""
     blocks = [(0 if i < shared else slot * per_slot) + i for i in range(-(-length // _BLOCK))]
-    return [blocks for _ in runner.kv_cache_spec.groups]
+    return [blocks for _ in runner.info.kv_cache.groups]
 
 
 def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int, prefix: int) -> None:

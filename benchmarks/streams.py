@@ -25,8 +25,8 @@ import click
 import httpx
 import msgspec
 
-from app.bench.sse import DONE, EventDecoder, Usage, decode_chunk
 from app.bench.summary import describe
+from app.client.sse import DONE, EventDecoder, Usage, decode_chunk
 from benchmarks.rows import RESULTS, context, report
 from benchmarks.served import LedgerLine, ServerError, Totals, read_ledger, served, totals, totals_at_rest
 

@@ -19,11 +19,13 @@ from app.types import (
     EncodeBatch,
     EncodeResult,
     EngineConfig,
+    EngineReady,
     GenerateRequest,
     KVCacheGroup,
     KVCacheSpec,
     LoadProgress,
     RowOutput,
+    RunnerInfo,
     SamplingParams,
     ScheduledRow,
     SchedulerOutput,
@@ -111,6 +113,30 @@ def kv_group(kind: str = "full", num_blocks: int = 64, *, window: int | None = N
     )
 
 
+def fake_info(groups: Sequence[KVCacheGroup] | None = None, *, block_size: int = 16, **facts: object) -> RunnerInfo:
+    """Facts about a model without weights."""
+    groups = [kv_group()] if groups is None else list(groups)
+    values: dict[str, object] = {
+        "max_model_len": 512,
+        "vocab_size": VOCAB_SIZE,
+        "num_parameters": 0,
+        "weight_bytes": 0,
+        "kv_cache": KVCacheSpec(block_size=block_size, groups=groups),
+        "kv_cache_bytes": sum(group.num_blocks * group.bytes_per_block for group in groups),
+        "dtype": "float32",
+        "device": "cpu",
+        **facts,
+    }
+    return RunnerInfo(**values)  # type: ignore[arg-type]
+
+
+def fake_ready(**facts: object) -> EngineReady:
+    """What an engine with one full group says when it came up."""
+    info = fake_info(**facts)  # type: ignore[arg-type]
+    (group,) = info.kv_cache.groups
+    return EngineReady(info=info, max_kv_tokens=group.num_blocks * info.kv_cache.block_size, pid=1)
+
+
 def make_fake_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> FakeRunner:
     """A ``make_runner`` for :func:`app.engine.process.run_engine` and ``InprocConnection``."""
     progress(LoadProgress(phase="weights", done=1, total=1))
@@ -179,19 +205,14 @@ class FakeRunner:
                 kv_group("full", count) for count in ([num_blocks] if isinstance(num_blocks, int) else num_blocks)
             ]
         groups = list(groups)
-        self.kv_cache_spec = KVCacheSpec(block_size=block_size, groups=groups)
-        self.vocab_size = vocab_size
-        self.max_model_len = max_model_len
-        self.max_encode_len = max_encode_len
+        self.info = fake_info(
+            groups,
+            block_size=block_size,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            max_encode_len=max_encode_len,
+        )
         self.fail_encode = fail_encode
-        self.num_parameters = 0
-        self.weight_bytes = 0
-        self.kv_cache_bytes = sum(group.num_blocks * group.bytes_per_block for group in groups)
-        self.dtype = "none"
-        self.quantization = "none"
-        self.kernels = "none"
-        self.device = "none"
-        self.pipeline_depth = 1
         self.next_token = next_token
         self.draft = draft
         self.withhold = withhold
@@ -274,7 +295,7 @@ class FakeRunner:
 
     def _write(self, rows: Sequence[ScheduledRow], *, poison: bool) -> list[list[int]]:
         """Appends the rows' blocks and writes their tokens; returns those."""
-        block_size = self.kv_cache_spec.block_size
+        block_size = self.info.kv_cache.block_size
         tokens = []
         for row in rows:
             slot = self._slots.get(row.slot)
@@ -382,9 +403,9 @@ class FakeRunner:
         token_id = self.next_token(context)
         if len(context) - slot.init.prompt_len < slot.init.sampling.min_tokens:
             while token_id in slot.init.stop_token_ids:
-                token_id = (token_id + 1) % self.vocab_size
+                token_id = (token_id + 1) % self.info.vocab_size
         return token_id
 
     def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
-        top = [((token_id + i) % self.vocab_size, -0.5 - i) for i in range(num_top)]
+        top = [((token_id + i) % self.info.vocab_size, -0.5 - i) for i in range(num_top)]
         return TokenLogprobs(token_id=token_id, logprob=-0.5, rank=1, top=top)

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.keys import KeyScope, digest, parse_keys
 from app.settings import ENV_PREFIX, Settings, load
 from app.telemetry.metrics import Metrics
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
+from app.types import EngineStats, FinishReason, RequestTimings, StepRecord
+from tests.fakes import fake_ready
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -31,19 +32,7 @@ MATCHER = re.compile(r"([A-Za-z_]\w*)\s*(?:=~|!~|!=|=)\s*\"[^\"]*\"")
 NAME = re.compile(r"(?<![\w:.$])([A-Za-z_:][\w:]*)(?!\s*\(|[\w:])")
 
 
-READY = EngineReady(
-    max_model_len=64,
-    vocab_size=256,
-    block_size=16,
-    num_blocks=8,
-    dtype="float32",
-    kv_cache_dtype="float32",
-    device="cpu",
-    num_parameters=1,
-    weight_bytes=4,
-    kv_cache_bytes=4,
-    pid=1,
-)
+READY = fake_ready()
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:

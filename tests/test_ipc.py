@@ -38,7 +38,6 @@ from app.types import (
     EngineError,
     EngineFatal,
     EngineOutput,
-    EngineReady,
     EngineStats,
     FinishReason,
     LoadProgress,
@@ -47,7 +46,7 @@ from app.types import (
     StepOutputs,
     TokenLogprobs,
 )
-from tests.fakes import fake_request
+from tests.fakes import fake_ready, fake_request
 
 MEGABYTE = 1 << 20
 
@@ -225,10 +224,7 @@ def test_every_frame_comes_back_as_it_was() -> None:
         error=EngineError("engine_error", "why"),
         timings=RequestTimings(1.0, 2.0, 3.0, None),
     )
-    ready = EngineReady(
-        max_model_len=1, vocab_size=2, block_size=3, num_blocks=4, dtype="float32", kv_cache_dtype="float32",
-        device="cpu", num_parameters=5, weight_bytes=6, kv_cache_bytes=7, pid=8,
-    )  # fmt: skip
+    ready = fake_ready(quantization="int8", kernels="avx2", tasks=("generate", "embed"))
     step = StepOutputs(client_index=1, outputs=[output], stats=EngineStats(num_running=3))
     for engine_frame in (step, ready, LoadProgress(phase="weights", done=1, total=2), EngineFatal("why")):
         assert decode_engine_frame(encode(engine_frame)) == engine_frame

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from app import LLM, SamplingParams
+from app.errors import RequestError
 from app.serving.engine_client import EngineFailedError
-from app.serving.errors import RequestError
 from app.store import ModelFiles
 from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import CHATML_TEMPLATE, EOS_ID, EOS_TOKEN, VOCAB_SIZE, write_byte_tokenizer

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import error_response
+from app.errors import RequestError
 from app.keys import ApiKey, KeyScope, digest
-from app.serving.errors import RequestError
 from app.telemetry.logs import bind_api_key
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping"})

@@ -9,7 +9,7 @@ import pydantic_core
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 B = TypeVar("B", bound=BaseModel)
 

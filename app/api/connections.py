@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.auth import OPEN_PATHS
 from app.api.errors import error_body, error_response
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 PROBE_CONNECTIONS = 32
 """Connections beyond :data:`MAX_CONNECTIONS` that are open to probes alone."""

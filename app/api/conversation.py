@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from app.api.schemas.chat import Message
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Generator
 
 

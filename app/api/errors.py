@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from app.api.schemas.errors import ErrorDetail, ErrorResponse
 from app.api.schemas.generate import FlatError
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics and logs for a client that left before its answer began; nobody receives it."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.api.schemas.chat import ChatBody
 from app.api.schemas.tokenize import TokenizeBody
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 IGNORED_HEADER = "x-ignored-params"
 _MAX_NAME = 64

@@ -41,8 +41,9 @@ from app.api.service import Service
 from app.api.sse import EventStream
 from app.api.timing import generation_phases, server_timing
 from app.api.token_writer import TokenWriter, prefill_token
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
+from app.serving.served import Served
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.types import FinishReason, SamplingParams
 from app.version import __version__
@@ -103,13 +104,14 @@ def router(service: Service) -> APIRouter:
 
 
 def _info(service: Service) -> Info:
-    engine = service.engine()
-    max_model_len = service.generator.max_model_len
+    served = service.models.default
+    facts = served.info()
+    max_model_len = served.generator.max_model_len
     return Info(
-        model_id=service.generator.model_names[0],
-        model_dtype=engine.dtype,
-        model_device_type=engine.device,
-        max_concurrent_requests=service.generator.capacity,
+        model_id=served.name,
+        model_dtype=facts.dtype,
+        model_device_type=facts.device,
+        max_concurrent_requests=served.generator.capacity,
         max_stop_sequences=service.settings.max_stop,
         max_input_tokens=max_model_len - 1,
         max_total_tokens=max_model_len,
@@ -128,16 +130,17 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
     ends = deadline(request, body.timeout, service)
     name = f"gen-{request_id(request.scope)}"
-    with service.generator.reserved(name, endpoint=endpoint):
-        prompt = await service.generator.tokenizer.encode_async(
+    served = service.models.default
+    with served.generator.reserved(name, endpoint=endpoint):
+        prompt = await served.generator.tokenizer.encode_async(
             body.inputs,
             deadline=ends,
             parse_special=parameters.parse_special is not False,
-            max_tokens=service.generator.max_model_len,
+            max_tokens=served.generator.max_model_len,
             keep_last=parameters.truncate,
         )
     max_tokens = parameters.max_new_tokens or min(
-        DEFAULT_MAX_NEW_TOKENS, max(1, service.generator.remaining_tokens(len(prompt)))
+        DEFAULT_MAX_NEW_TOKENS, max(1, served.generator.remaining_tokens(len(prompt)))
     )
     generation_request = GenerationRequest(
         request_id=name,
@@ -145,7 +148,7 @@ async def _prepare(request: Request, service: Service, body: GenerateBody, *, en
         params=_sampling_params(parameters, max_tokens, stream=stream),
         deadline=ends,
     )
-    return _Answer(service, endpoint, stream, body, parameters, generation_request, ignored_header(ignored))
+    return _Answer(service, served, endpoint, stream, body, parameters, generation_request, ignored_header(ignored))
 
 
 def _sampling_params(parameters: GenerateParameters, max_tokens: int, *, stream: bool) -> SamplingParams:
@@ -174,6 +177,7 @@ class _Answer:
     """A request that is ready to be submitted, and how it is answered."""
 
     service: Service
+    served: Served
     endpoint: str
     stream: bool
     body: GenerateBody
@@ -188,7 +192,12 @@ class _Answer:
 
         async def work(send: Send) -> None:
             async with submitted(
-                self.service, [self.request], request_id=http_id, endpoint=self.endpoint, stream=self.stream
+                self.service,
+                self.served,
+                [self.request],
+                request_id=http_id,
+                endpoint=self.endpoint,
+                stream=self.stream,
             ) as generations:
                 if self.stream:
                     await self._send_events(EventStream(send, self.headers, prefix=b"data:"), generations[0], http_id)
@@ -206,7 +215,7 @@ class _Answer:
         parameters = self.parameters
         if not (parameters.details or parameters.decoder_input_details or parameters.top_n_tokens):
             return Generated(generated_text=text)
-        writer = TokenWriter(self.service.generator.tokenizer)
+        writer = TokenWriter(self.served.generator.tokenizer)
         tokens = writer.tokens(completion)
         details = Details(
             finish_reason=_finish_reason(completion),
@@ -237,7 +246,7 @@ class _Answer:
         await events.end()
 
     async def _send_tokens(self, events: EventStream, generation: Generation) -> None:
-        writer = TokenWriter(self.service.generator.tokenizer)
+        writer = TokenWriter(self.served.generator.tokenizer)
         with_top = bool(self.parameters.top_n_tokens)
         text = ""
         index = 0

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from app.api.auth import owner, tenant_salt
 from app.api.service import Service
 from app.serving.generation import Completion, Generation
+from app.serving.served import Served
 from app.serving.types import ChoiceDelta, GenerationRequest
 
 T = TypeVar("T")
@@ -19,11 +20,18 @@ OnDelta = Callable[[int, ChoiceDelta], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def submitted(
-    service: Service, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str, stream: bool
+    service: Service,
+    served: Served,
+    requests: Sequence[GenerationRequest],
+    *,
+    request_id: str,
+    endpoint: str,
+    stream: bool,
 ) -> AsyncIterator[list[Generation]]:
     """Submits one generation a prompt; leaving the block aborts whatever has not finished, however it is left.
 
     Args:
+        served: the model that is asked.
         request_id: of the HTTP request, under which it can be asked for and cancelled meanwhile.
         endpoint: the route's template.
 
@@ -34,7 +42,7 @@ async def submitted(
         generations = []
         for request in requests:
             salted = dataclasses.replace(request, cache_salt=tenant_salt(request.cache_salt))
-            generation = await service.generator.submit(salted, endpoint=endpoint, stream=stream)
+            generation = await served.generator.submit(salted, endpoint=endpoint, stream=stream)
             generations.append(await stack.enter_async_context(generation))
         async with service.live.track(request_id, generations, owner=owner()):
             yield generations

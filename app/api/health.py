@@ -12,6 +12,7 @@ from app.api.openapi import probe_answers
 from app.api.schemas.health import Health
 from app.api.service import Service
 from app.serving.engine_client import EngineState
+from app.serving.served import ModelState
 
 Probe = Callable[[], Awaitable[Response]]
 _HEALING_SECONDS = 30.0
@@ -34,21 +35,21 @@ def router(service: Service) -> APIRouter:
     @probe("/livez", "Liveness")
     async def livez() -> Response:
         """Fails when only a restart helps: no engine any more, or one that stalled and could not be replaced."""
-        if service.client.state is EngineState.DEAD:
-            _, reason = service.client.readiness()
-            return _health(service, reason)
-        limit = service.stall_limit()
-        if limit and (age := service.progress_age()) > limit + _HEALING_SECONDS:
-            return _health(service, f"the engine has made no step for {age:.0f} s")
+        for served in service.models:
+            if served.state is ModelState.FAILED:
+                return _health(service, served.client.readiness()[1])
+            limit = served.stall_limit()
+            if limit and (age := served.progress_age()) > limit + _HEALING_SECONDS:
+                return _health(service, f"the engine has made no step for {age:.0f} s")
         return _health(service, None)
 
     @probe("/startupz", "Start-up")
     async def startupz() -> Response:
         """Fails until the model has been loaded once."""
-        if service.client.ready is not None:
-            return _health(service, None)
-        _, reason = service.client.readiness()
-        return _health(service, reason)
+        for served in service.models:
+            if served.client.ready is None:
+                return _health(service, served.client.readiness()[1])
+        return _health(service, None)
 
     @probe("/readyz", "Readiness")
     @probe("/health", "Readiness (alias)")
@@ -57,14 +58,18 @@ def router(service: Service) -> APIRouter:
         """Fails while the model loads, while the server drains and without an engine. A full queue does not count."""
         if service.draining:
             return _health(service, "the server is shutting down")
-        ok, reason = service.client.readiness()
-        return _health(service, None if ok else reason)
+        for served in service.models:
+            ok, reason = served.client.readiness()
+            if not ok:
+                return _health(service, reason)
+        return _health(service, None)
 
     return routes
 
 
 def _health(service: Service, failure: str | None) -> Response:
-    state = service.client.state
+    states = [served.client.state for served in service.models]
+    state = next((state for state in states if state is not EngineState.READY), EngineState.READY)
     if service.draining and state is EngineState.READY:
         state = EngineState.DRAINING
     health = Health(status="ok" if failure is None else "unavailable", state=state.value, reason=failure)

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import CLIENT_CLOSED_REQUEST, error_response, internal_error
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.telemetry.logs import bind_request_id
 from app.telemetry.metrics import Metrics
 

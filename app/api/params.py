@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from app.api.schemas.requests import GenerationBody
-from app.api.service import ApiSettings, Service
-from app.serving.errors import RequestError
+from app.api.service import ApiSettings
+from app.errors import RequestError
+from app.serving.served import Served
 from app.types import SamplingParams
 
 GREEDY_BELOW = 1e-5
@@ -47,7 +48,7 @@ def check_token_ids(param: str, token_ids: Collection[int], vocab_size: int) -> 
 
 def sampling_params(
     body: GenerationBody,
-    service: Service,
+    served: Served,
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -61,7 +62,7 @@ def sampling_params(
     if (body.min_tokens or 0) > max_tokens:
         message = f"min_tokens ({body.min_tokens}) exceeds the most tokens that may come ({max_tokens})."
         raise RequestError(message, code="invalid_value", param="min_tokens")
-    vocab_size = service.engine().vocab_size
+    vocab_size = served.info().vocab_size
     check_token_ids("stop_token_ids", body.stop_token_ids or (), vocab_size)
     asked: dict[str, Any] = {
         "temperature": body.temperature,
@@ -76,7 +77,7 @@ def sampling_params(
         "ignore_eos": body.ignore_eos,
         "skip_special_tokens": body.skip_special_tokens,
     }
-    values = service.generator.default_params | {name: value for name, value in asked.items() if value is not None}
+    values = served.generator.default_params | {name: value for name, value in asked.items() if value is not None}
     if values.get("temperature", 1.0) < GREEDY_BELOW:
         values["temperature"] = 0.0
     values["top_k"] = max(0, values.get("top_k", 0))

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.connections import MAX_CONNECTIONS, PROBE_CONNECTIONS, bare_answer, probes_alone
-from app.serving.errors import RequestError
+from app.errors import RequestError
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

@@ -14,8 +14,8 @@ from app.api.json import json_response
 from app.api.openapi import answers
 from app.api.schemas.live import LiveRequest, RequestSeconds
 from app.api.service import Service
+from app.errors import RequestError
 from app.keys import KeyScope
-from app.serving.errors import RequestError
 from app.serving.live_requests import RequestState
 
 _PATH = "/v1/requests/{request_id:path}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from app.api.openai.logprobs import finite
 from app.api.schemas.generate import PrefillToken, Token
-from app.serving.detokenizer import IncrementalDetokenizer
 from app.serving.generation import Completion
-from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
+from app.text.tokenizer import Tokenizer
 
 
 class TokenWriter:

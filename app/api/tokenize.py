@@ -16,7 +16,8 @@ from app.api.openapi import answers, takes
 from app.api.params import check_token_ids
 from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.service import Service
-from app.serving.errors import RequestError
+from app.errors import RequestError
+from app.serving.generation import Generator
 
 _MAX_TOKENS = 1 << 18
 """Most tokens of a text, if the model's context has not more: documents may be longer than a prompt."""
@@ -40,9 +41,10 @@ def router(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """Token ids and their number, next to how many fit the model."""
         body = await read_body(request, TokenizeBody)
-        headers = _checked(request, body, body.model, service)
-        tokens = await _encode(body, service, deadline(request, None, service))
-        answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=service.generator.max_model_len)
+        headers = _checked(request, body, service)
+        generator = service.models.resolve(body.model).generator
+        tokens = await _encode(body, generator, deadline(request, None, service))
+        answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=generator.max_model_len)
         return json_response(answer, headers=headers)
 
     @routes.post(
@@ -54,8 +56,8 @@ def router(service: Service) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         body = await read_body(request, DetokenizeBody)
-        headers = _checked(request, body, body.model, service)
-        tokenizer = service.generator.tokenizer
+        headers = _checked(request, body, service)
+        tokenizer = service.models.resolve(body.model).generator.tokenizer
         check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
         text = await tokenizer.decode_async(
             body.tokens, skip_special_tokens=False, deadline=deadline(request, None, service)
@@ -67,31 +69,28 @@ def router(service: Service) -> APIRouter:
     )
     async def tokenizer_info() -> Response:
         """What a client needs to build prompts of its own."""
-        generator = service.generator
-        tokenizer = generator.tokenizer
+        served = service.models.default
+        tokenizer = served.generator.tokenizer
         return json_response(
             TokenizerInfo(
-                model=generator.model_names[0],
+                model=served.name,
                 bos_token=tokenizer.bos_token,
                 eos_token=tokenizer.eos_token,
                 pad_token=tokenizer.pad_token,
                 vocab_size=tokenizer.vocab_size,
-                chat_template=generator.chat_template.source,
+                chat_template=served.generator.chat_template.source,
             )
         )
 
     return routes
 
 
-def _checked(request: Request, body: BaseModel, model: str | None, service: Service) -> dict[str, str]:
+def _checked(request: Request, body: BaseModel, service: Service) -> dict[str, str]:
     """Checks what both bodies have; returns the headers of the answer."""
-    ignored = ignored_fields(body, strict=is_strict(request, service))
-    service.model_name(model)
-    return ignored_header(ignored)
+    return ignored_header(ignored_fields(body, strict=is_strict(request, service)))
 
 
-async def _encode(body: TokenizeBody, service: Service, ends: float | None) -> list[int]:
-    generator = service.generator
+async def _encode(body: TokenizeBody, generator: Generator, ends: float | None) -> list[int]:
     max_tokens = max(_MAX_TOKENS, generator.max_model_len)
     if body.messages is None:
         if body.prompt is None:

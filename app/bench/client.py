@@ -13,8 +13,8 @@ import msgspec
 
 from app.bench.options import Options
 from app.bench.prompts import Prompt
-from app.bench.sse import DONE, Chunk, EventDecoder, Usage, decode_chunk
-from app.bench.target import api_root, auth_headers, describe_body, describe_error, describe_exception
+from app.client.sse import DONE, Chunk, EventDecoder, Usage, decode_chunk
+from app.client.target import api_root, auth_headers, describe_body, describe_error, describe_exception
 
 _ROUTES = {"completions": "completions", "chat": "chat/completions"}
 

@@ -28,7 +28,7 @@ from app.bench.options import BenchError, Options
 from app.bench.prompts import Prompt, SyntheticPrompts, read_prompts
 from app.bench.report import live_progress, print_report
 from app.bench.summary import summarise
-from app.bench.target import TargetError, first_model
+from app.client.target import TargetError, first_model
 from app.version import __version__
 
 DEFAULT_NUM_PROMPTS = 100

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 import httpx
 import msgspec
 
-from app.bench.sse import EventDecoder
-from app.bench.target import auth_headers, describe_body, describe_exception
+from app.client.sse import EventDecoder
+from app.client.target import auth_headers, describe_body, describe_exception
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from app.bench.sse import DONE
+from app.client.sse import DONE
 from app.doctor.check import Check, ContractError, NotOfferedError, Target, at, decoded, equal, expect, has
 
 PROTOCOL = "OpenAI"

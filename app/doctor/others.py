@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from app.bench.sse import DONE
+from app.client.sse import DONE
 from app.doctor.check import Check, Target, at, decoded, equal, expect, has
 from app.doctor.openai import PROMPT
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.bench.target import TargetError, api_root, auth_headers, describe_exception
+from app.client.target import TargetError, api_root, auth_headers, describe_exception
 from app.doctor import openai, others
 from app.doctor.check import Outcome, Target
 

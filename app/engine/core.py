@@ -26,9 +26,9 @@ from app.types import (
     EngineStats,
     FinishReason,
     GenerateRequest,
-    KVCacheSpec,
     RequestStatus,
     RowOutput,
+    RunnerInfo,
     StepPlan,
     StepRecord,
     StepResult,
@@ -46,7 +46,7 @@ class Runner(Protocol):
     order.
 
     A :class:`~app.types.SchedulerOutput` gives a :class:`~app.types.StepResult`, an :class:`~app.types.EncodeBatch`
-    (only where ``max_encode_len`` is above 0) an :class:`~app.types.EncodeResult`.
+    (only where ``info.max_encode_len`` is above 0) an :class:`~app.types.EncodeResult`.
 
     Either may raise: the plan's requests then end in an error, and their slots are bound anew before they are used
     again. A row whose token source is the device and whose slot sampled nothing in the step before is void: any
@@ -54,29 +54,7 @@ class Runner(Protocol):
     """
 
     @property
-    def kv_cache_spec(self) -> KVCacheSpec: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def max_encode_len(self) -> int: ...
-    @property
-    def num_parameters(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def kv_cache_bytes(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def quantization(self) -> str: ...
-    @property
-    def kernels(self) -> str: ...
-    @property
-    def pipeline_depth(self) -> int: ...
+    def info(self) -> RunnerInfo: ...
 
     def submit(self, plan: StepPlan, /) -> Any: ...
     def collect(self, handle: Any, /) -> StepResult | EncodeResult: ...
@@ -99,31 +77,32 @@ class EngineCore:
 
     def __init__(self, runner: Runner, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ValueError for a configuration that cannot work."""
-        spec = runner.kv_cache_spec
-        self._depth = runner.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
+        info = runner.info
+        self._depth = info.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self._depth < 1:
             raise ValueError("pipeline_depth must be at least 1")
-        if not spec.groups and runner.max_encode_len < 1:
+        if not info.kv_cache.groups and info.max_encode_len < 1:
             raise ValueError("a model without a KV cache group, which does not encode either")
         self._runner = runner
         self._config = config
         self._clock = clock
         adapter = ""
-        identity = (config.model_dir, *config.weights, runner.dtype, adapter, *(group.dtype for group in spec.groups))
+        cache_dtypes = (group.dtype for group in info.kv_cache.groups)
+        identity = (config.model_dir, *config.weights, info.dtype, adapter, *cache_dtypes)
         self._kv = KVManager(
-            spec, config, max_model_len=runner.max_model_len, pipeline_depth=self._depth, identity=identity
+            info.kv_cache, config, max_model_len=info.max_model_len, pipeline_depth=self._depth, identity=identity
         )
-        self._limits = Limits(runner.vocab_size, runner.max_model_len, self._kv.num_tokens)
+        self._limits = Limits(info.vocab_size, info.max_model_len, self._kv.num_tokens)
         self._scheduler = Scheduler(config, self._kv)
-        self._encoding = EncodingCore(config, vocab_size=runner.vocab_size, max_len=runner.max_encode_len, clock=clock)
+        self._encoding = EncodingCore(config, vocab_size=info.vocab_size, max_len=info.max_encode_len, clock=clock)
         self._encodes_next = False
         """Whose turn it is while there are both rows to generate and sequences to encode."""
         self._under_way: deque[_UnderWay] = deque()
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
-        self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < runner.vocab_size]
+        self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < info.vocab_size]
         self._requests: dict[str, Request] = {}
         self._num_received = 0
         self._deadlines = Deadlines()

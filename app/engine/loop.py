@@ -205,30 +205,10 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
         raise
     except _LOAD_ERRORS as error:
         return _die(port, _one_line(error))
-    port.send(_ready(runner, core.max_kv_tokens))
+    port.send(EngineReady(info=runner.info, max_kv_tokens=core.max_kv_tokens, pid=os.getpid()))
     EngineLoop(core, port, stamp).run()
     port.flush(_FLUSH_SECONDS)
     return 0
-
-
-def _ready(runner: Runner, max_kv_tokens: int) -> EngineReady:
-    spec = runner.kv_cache_spec
-    return EngineReady(
-        max_model_len=runner.max_model_len,
-        vocab_size=runner.vocab_size,
-        block_size=spec.block_size,
-        num_blocks=max_kv_tokens // spec.block_size,
-        dtype=runner.dtype,
-        kv_cache_dtype=spec.groups[0].dtype if spec.groups else "none",
-        device=runner.device,
-        num_parameters=runner.num_parameters,
-        weight_bytes=runner.weight_bytes,
-        kv_cache_bytes=runner.kv_cache_bytes,
-        pid=os.getpid(),
-        quantization=runner.quantization,
-        kernels=runner.kernels,
-        max_encode_len=runner.max_encode_len,
-    )
 
 
 def _die(port: Port, message: str) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from app.llm import LLM, EngineOptions
 from app.quality.measure import WINDOW, Score, score
 from app.quality.texts import SHA256, read_text
-from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
+from app.text.tokenizer import Tokenizer
 
 REFERENCE = "float32"
 FORMATS: dict[str, EngineOptions] = {

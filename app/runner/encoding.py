@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.kernels import dispatch
 from app.kernels.native.program import Program
 from app.kernels.pool import Mode, pool
 from app.kernels.types import PackedSequences, StepArena
+from app.models.architectures import find
 from app.models.base import Encoder
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
@@ -38,6 +40,7 @@ from app.types import (
     KVCacheSpec,
     LoadProgress,
     Pooling,
+    RunnerInfo,
     StepPlan,
 )
 
@@ -77,17 +80,7 @@ class EncodingRunner:
         """
         device = placement.device
         self._model, self._device = model, device
-        self._weights = model.destinations()
-        self._config = config
-        self.max_encode_len = max_len
-        """Tokens of the longest sequence that can be encoded."""
-        self.max_model_len = 0
-        """Nothing is generated."""
-        self.vocab_size = model_config.vocab_size
-        """Token ids are below it."""
-        self.kv_cache_spec = KVCacheSpec(block_size=config.block_size, groups=[])
-        """Nothing is kept between batches."""
-        self.kv_cache_bytes = 0
+        self._model_config, self._config, self._max_len = model_config, config, max_len
         most = max(config.max_num_batched_tokens, max_len)
         self._arena = StepArena(most, device)
         self._staged = StagedPack(
@@ -99,42 +92,30 @@ class EncodingRunner:
         if placement.packed:
             self._program = self._record(strict=config.kernels == dispatch.Mode.STRICT.value)
 
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all weights."""
-        return sum(weight.numel() for weight in self._weights.values())
+    @cached_property
+    def info(self) -> RunnerInfo:
+        """Facts about the model."""
+        weights = self._model.destinations().values()
+        return RunnerInfo(
+            max_model_len=0,
+            vocab_size=self._model_config.vocab_size,
+            num_parameters=sum(weight.numel() for weight in weights),
+            weight_bytes=sum(weight.nbytes for weight in weights),
+            kv_cache=KVCacheSpec(block_size=self._config.block_size, groups=[]),
+            kv_cache_bytes=0,
+            dtype=self._config.dtype,
+            quantization=self._config.quantization,
+            kernels=self._kernels(),
+            device=self._config.device,
+            pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._device) else 1,
+            tasks=find(self._model_config.architecture).tasks,
+            max_encode_len=self._max_len,
+        )
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(weight.nbytes for weight in self._weights.values())
-
-    @property
-    def dtype(self) -> str:
-        """Of activations, and of weights that are not quantised."""
-        return self._config.dtype
-
-    @property
-    def quantization(self) -> str:
-        """Of the weights."""
-        return self._config.quantization
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self._config.device
-
-    @property
-    def kernels(self) -> str:
-        """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
+    def _kernels(self) -> str:
         if dispatch.runs_triton(self._pooled_RD):
             return "triton"
         return "torch" if self._program is None else dispatch.isa()
-
-    @property
-    def pipeline_depth(self) -> int:
-        """Batches that are best under way at once."""
-        return STEPS_UNDER_WAY if runs_ahead(self._device) else 1
 
     def submit(self, plan: StepPlan) -> EncodeHandle:
         """Starts a batch.

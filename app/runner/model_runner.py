@@ -6,6 +6,7 @@ import ctypes
 import logging
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ from app.runner.staging import STEPS_UNDER_WAY
 from app.types import (
     EncodeBatch,
     EngineConfig,
-    KVCacheSpec,
     RowOutput,
+    RunnerInfo,
     SchedulerOutput,
     StepPlan,
     StepResult,
@@ -71,11 +72,9 @@ class ModelRunner:
         device: torch.device,
     ) -> None:
         self._model = model
-        self._dtype, self._device = config.dtype, config.device
-        self._quantization = config.quantization
+        self._config = config
         self._plan = plan
         self._vocab_size = model_config.vocab_size
-        self._weights = model.destinations()
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
         self._logits_LV = torch.empty(max_logit_rows, self._vocab_size, dtype=torch.float32, device=device)
@@ -154,40 +153,28 @@ class ModelRunner:
         if num_samples:
             self._sampler.launch(logits_LV, num_samples, parts)
 
-    @property
-    def kv_cache_spec(self) -> KVCacheSpec:
-        """What the KV cache holds for a sequence."""
-        return self._plan.spec
+    @cached_property
+    def info(self) -> RunnerInfo:
+        """Facts about the model; bytes are those of this rank."""
+        weights = self._model.destinations().values()
+        return RunnerInfo(
+            max_model_len=self._plan.max_model_len,
+            vocab_size=self._vocab_size,
+            num_parameters=sum(weight.numel() for weight in weights),
+            weight_bytes=sum(weight.nbytes for weight in weights),
+            kv_cache=self._plan.spec,
+            kv_cache_bytes=self._plan.nbytes,
+            dtype=self._config.dtype,
+            quantization=self._config.quantization,
+            kernels=self._kernels(),
+            device=self._config.device,
+            pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1,
+        )
 
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return self._plan.max_model_len
-
-    @property
-    def max_encode_len(self) -> int:
-        """0: what generates does not encode."""
-        return 0
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._vocab_size
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all weights, tied ones once."""
-        return sum(weight.numel() for weight in self._weights.values())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, tied ones once."""
-        return sum(weight.nbytes for weight in self._weights.values())
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes of all pages."""
-        return self._plan.nbytes
+    def _kernels(self) -> str:
+        if dispatch.runs_triton(self._logits_LV):
+            return "triton"
+        return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
 
     def footprint(self) -> Footprint:
         """What it holds beside its pages."""
@@ -202,33 +189,6 @@ class ModelRunner:
             inputs=bytes_of(self._batch, device),
             graphs=self._graph_bytes,
         )
-
-    @property
-    def dtype(self) -> str:
-        """Of activations, and of weights that are not quantised."""
-        return self._dtype
-
-    @property
-    def quantization(self) -> str:
-        """Of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
-        return self._quantization
-
-    @property
-    def kernels(self) -> str:
-        """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
-        if dispatch.runs_triton(self._logits_LV):
-            return "triton"
-        return dispatch.isa() if isinstance(self._model.lm_head.weight, PackedWeight) else "torch"
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self._device
-
-    @property
-    def pipeline_depth(self) -> int:
-        """Steps that are best under way at once."""
-        return STEPS_UNDER_WAY if runs_ahead(self._logits_LV.device) else 1
 
     def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step of at least one row.

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import torch
 
 from app.kernels.collective import Ranks
@@ -23,7 +24,7 @@ from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
-from app.types import EngineConfig, KVCacheSpec, LoadProgress, StepPlan, StepResult
+from app.types import EngineConfig, LoadProgress, StepPlan, StepResult
 
 _BLAME_SECONDS = 0.5
 """For news of another rank's end, of which an error of this one may only be the consequence."""
@@ -38,66 +39,12 @@ class ParallelRunner:
     def __init__(self, first: ModelRunner, others: RankProcesses, size: int, weight_bytes: int) -> None:
         self._first = first
         self._others = others
-        self._size = size
-        self.weight_bytes = weight_bytes
-        """Of all ranks; norms are on each."""
+        self.info = msgspec.structs.replace(
+            first.info, weight_bytes=weight_bytes, kv_cache_bytes=first.info.kv_cache_bytes * size
+        )
+        """Facts about the model, bytes those of all ranks; norms are on each."""
         self.close = weakref.finalize(self, others.stop)
         """Ends the other ranks."""
-
-    @property
-    def kv_cache_spec(self) -> KVCacheSpec:
-        """What the KV cache of each rank holds for a sequence."""
-        return self._first.kv_cache_spec
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return self._first.max_model_len
-
-    @property
-    def max_encode_len(self) -> int:
-        """Tokens of the longest sequence that can be encoded."""
-        return self._first.max_encode_len
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._first.vocab_size
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of the whole model's weights, tied ones once."""
-        return self._first.num_parameters
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        """Bytes of all pages of all ranks."""
-        return self._first.kv_cache_bytes * self._size
-
-    @property
-    def dtype(self) -> str:
-        """Of activations, and of weights that are not quantised."""
-        return self._first.dtype
-
-    @property
-    def quantization(self) -> str:
-        """Of the weights."""
-        return self._first.quantization
-
-    @property
-    def kernels(self) -> str:
-        """What runs the linear layers."""
-        return self._first.kernels
-
-    @property
-    def device(self) -> str:
-        """Where the first rank's share of the model runs."""
-        return self._first.device
-
-    @property
-    def pipeline_depth(self) -> int:
-        """Steps that are best under way at once."""
-        return self._first.pipeline_depth
 
     def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step on every rank.
@@ -154,11 +101,11 @@ def start_runner(
     try:
         first = load_runner(config, progress, ranks)
         weight_bytes = others.wait_loaded()
-        connect(ranks, torch.device(first.device), others.meeting)
+        connect(ranks, torch.device(first.info.device), others.meeting)
         warm_up(first, progress)
         others.check()
     except BaseException:
         others.stop()
         raise
     ready.set()
-    return ParallelRunner(first, others, size, first.weight_bytes + weight_bytes)
+    return ParallelRunner(first, others, size, first.info.weight_bytes + weight_bytes)

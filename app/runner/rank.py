@@ -63,8 +63,8 @@ def _read(sock: socket.socket, frames: queue.SimpleQueue[bytes]) -> None:
 def _load(start: RankStart, sock: socket.socket) -> ModelRunner:
     ranks = Ranks(start.rank, start.config.tensor_parallel_size)
     runner = load_runner(start.config, _ignore, ranks)
-    sock.sendall(frame_bytes(encode(RankLoaded(runner.weight_bytes))))
-    connect(ranks, torch.device(runner.device), Path(start.meeting))
+    sock.sendall(frame_bytes(encode(RankLoaded(runner.info.weight_bytes))))
+    connect(ranks, torch.device(runner.info.device), Path(start.meeting))
     warm_up(runner, _ignore)
     gc.collect()
     gc.freeze()  # as the engine's process does

@@ -141,7 +141,7 @@ def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> No
         start=0,
         num_tokens=1,
         token_ids=[0],
-        new_block_ids=[[0] for _ in runner.kv_cache_spec.groups],
+        new_block_ids=[[0] for _ in runner.info.kv_cache.groups],
         logits_start=0,
         num_samples=1,
     )

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from app.engine.admission import Limits, check, check_encode
+from app.errors import RequestError
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.types import EncodingRequest, GenerationRequest
 from app.types import EncodeRequest, EngineError, EngineReady, GenerateRequest
 
@@ -62,9 +62,9 @@ class Admission:
             raise RequestError("n must be at least 1.", param="n")
         if "" in request.params.stop:
             raise RequestError("A stop string must not be empty.", param="stop")
-        stops = tuple(token_id for token_id in stop_token_ids if token_id < ready.vocab_size)
+        stops = tuple(token_id for token_id in stop_token_ids if token_id < ready.info.vocab_size)
         sequences = _fan_out(request, arrival, stops)
-        limits = Limits(ready.vocab_size, ready.max_model_len, kv_tokens(ready))
+        limits = Limits(ready.info.vocab_size, ready.info.max_model_len, ready.max_kv_tokens)
         if (error := check(sequences[0], limits)) is not None:
             raise request_error(error)
         return sequences
@@ -93,7 +93,7 @@ class Admission:
             for index, token_ids in enumerate(request.inputs)
         ]
         for sequence in sequences:
-            if (error := check_encode(sequence, ready.vocab_size, ready.max_encode_len)) is not None:
+            if (error := check_encode(sequence, ready.info.vocab_size, ready.info.max_encode_len)) is not None:
                 raise request_error(error)
         return sequences
 
@@ -163,11 +163,6 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
         )
         for index in range(request.n)
     ]
-
-
-def kv_tokens(ready: EngineReady) -> int:
-    """Tokens that the whole KV cache holds."""
-    return ready.num_blocks * ready.block_size
 
 
 def request_error(error: EngineError) -> RequestError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from app.serving.detokenizer import IncrementalDetokenizer
-from app.serving.stop import StopMatcher
-from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
+from app.text.stop import StopMatcher
+from app.text.tokenizer import Tokenizer
 from app.types import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
 
 

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from app.errors import RequestError
 from app.serving.admission import Admission, request_error
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Mailbox
 from app.serving.types import EncodingRequest

@@ -16,9 +16,9 @@ from typing import Any, overload
 
 import msgspec
 
+from app.errors import RequestError
 from app.ipc import ChannelClosedError, ProgressStamp
 from app.serving.connection import EngineConnection
-from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
 from app.telemetry.metrics import Metrics
 from app.types import (

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from app.serving.admission import Admission, kv_tokens, request_error
-from app.serving.chat_template import ChatTemplate
+from app.errors import RequestError
+from app.serving.admission import Admission, request_error
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Arrival, Mailbox
-from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
 from app.types import EngineError, EngineOutput, FinishReason, GenerateRequest, RequestTimings
 
 if TYPE_CHECKING:
@@ -230,7 +230,6 @@ class Generator:
     """The text side of the engine: one for each served model.
 
     Args:
-        model_names: names that clients use; the first is the one answers carry.
         generation_config: the model's own, for :attr:`default_params`.
         max_num_seqs, max_queue: sequences that run, and that may wait, at once.
     """
@@ -241,7 +240,6 @@ class Generator:
         tokenizer: Tokenizer,
         ledger: Ledger,
         *,
-        model_names: Sequence[str],
         chat_template: ChatTemplate | None = None,
         generation_config: Mapping[str, Any] | None = None,
         max_num_seqs: int,
@@ -250,7 +248,6 @@ class Generator:
         self.client = client
         self.tokenizer = tokenizer
         self.ledger = ledger
-        self.model_names = list(model_names)
         self.chat_template = chat_template or ChatTemplate(None)
         self.default_params = sampling_defaults(generation_config or {})
         """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
@@ -265,7 +262,6 @@ class Generator:
         client: EngineClient,
         ledger: Ledger,
         *,
-        model_names: Sequence[str] = (),
         max_num_seqs: int,
         max_queue: int,
     ) -> Self:
@@ -287,7 +283,6 @@ class Generator:
             client,
             tokenizer,
             ledger,
-            model_names=model_names or (files.name,),
             chat_template=chat_template,
             generation_config=files.generation_config,
             max_num_seqs=max_num_seqs,
@@ -298,7 +293,7 @@ class Generator:
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together. Raises :class:`RequestError` 503 before the first start."""
         ready = self.client.ready or self.client.check_available()
-        return min(ready.max_model_len, kv_tokens(ready))
+        return min(ready.info.max_model_len, ready.max_kv_tokens)
 
     def remaining_tokens(self, prompt_len: int) -> int:
         """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""

@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.types import EncodingRequest, GenerationRequest, RequestRecord, Usage
 from app.telemetry.metrics import Metrics
 from app.types import FinishReason, RequestTimings

@@ -151,7 +151,7 @@ class Supervisor:
         client = self._client
         if self._policy.stall_timeout is not None:
             return self._policy.stall_timeout
-        if client.slowest_token is None or client.ready is None or client.ready.device.startswith("cuda"):
+        if client.slowest_token is None or client.ready is None or client.ready.info.device.startswith("cuda"):
             return LONGEST_STEP
         largest = client.slowest_token * self._config.max_num_batched_tokens
         return min(LONGEST_STEP, max(_SHORTEST_LIMIT, _STEPS_A_STALL * largest))

@@ -17,10 +17,10 @@ _VERSION = 1
 """Of the check: a stricter one tries every tokenizer again."""
 # The server's own text side, by name: nothing of it is needed in this process to pull a model.
 _CHECK = """from pathlib import Path
-from app.serving.tokenizer_check import check
+from app.text.tokenizer_check import check
 check(Path(sys.argv[1]))"""
 _DERIVE = """from pathlib import Path
-from app.serving.tokenizer_check import check
+from app.text.tokenizer_check import check
 from app.store.gguf_model import write_derived
 write_derived(Path(sys.argv[1]), Path(sys.argv[2]))
 check(Path(sys.argv[2]) / "tokenizer.json")"""

@@ -246,10 +246,11 @@ class Metrics:
 
     def observe_ready(self, ready: EngineReady, load_seconds: float) -> None:
         """An engine process came up."""
+        block_size = ready.info.kv_cache.block_size
         self._cache_config.clear()
-        self._cache_config.labels(self.model_name, str(ready.block_size), str(ready.num_blocks)).set(1)
+        self._cache_config.labels(self.model_name, str(block_size), str(ready.max_kv_tokens // block_size)).set(1)
         self._formats.clear()
-        self._formats.labels(self.model_name, *(getattr(ready, name) for name in _FORMATS)).set(1)
+        self._formats.labels(self.model_name, *(getattr(ready.info, name) for name in _FORMATS)).set(1)
         self._load_seconds.set(load_seconds)
 
     def observe_restart(self) -> None:

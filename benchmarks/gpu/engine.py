@@ -57,7 +57,7 @@ def main() -> None:
     runner = session.runner
     limits = Limits(session, args.model, ceilings(args.output))
     common = {"model": args.model, "format": args.format, "eager": args.eager, "layers": args.layers}
-    stage.emit({**common, "weight_bytes": runner.weight_bytes, "kv_cache_bytes": runner.kv_cache_bytes})
+    stage.emit({**common, "weight_bytes": runner.info.weight_bytes, "kv_cache_bytes": runner.info.kv_cache_bytes})
     for length in args.prefills:
         session.prefill(length)  # compiles
         figures = min((session.prefill(length) for _ in range(3)), key=lambda figures: figures.seconds)
@@ -101,13 +101,13 @@ class Limits:
     """What the device allows, from its measured ceilings; nothing without them."""
 
     def __init__(self, session: Session, model: str, measured: dict[str, float]) -> None:
-        spec = session.runner.kv_cache_spec
+        spec = session.runner.info.kv_cache
         self._kv_bytes = sum(group.bytes_per_block for group in spec.groups) / spec.block_size
         shape = MODELS[model]
         table = shape["vocab_size"] * shape["hidden_size"] * 2
         # A decode step looks up a few rows of the embedding; the head it reads whole.
-        self._weight_bytes = session.runner.weight_bytes - (0 if shape["tie_word_embeddings"] else table)
-        self._products = session.runner.num_parameters - shape["vocab_size"] * shape["hidden_size"] * 2
+        self._weight_bytes = session.runner.info.weight_bytes - (0 if shape["tie_word_embeddings"] else table)
+        self._products = session.runner.info.num_parameters - shape["vocab_size"] * shape["hidden_size"] * 2
         self._int8 = session.config.quantization == "int8"  # and not of weights alone
         self._measured = measured
 

@@ -20,8 +20,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from app.serving.tokenizer import Tokenizer
 from app.store import SilentProgress, Store, StoreError, pull
+from app.text.tokenizer import Tokenizer
 from benchmarks.peers import install as installer
 from benchmarks.peers.catalogue import PEERS, ROOT, Homes, Peer
 from benchmarks.peers.models import Models

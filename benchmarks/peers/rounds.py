@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from app.serving.tokenizer import Tokenizer
+from app.text.tokenizer import Tokenizer
 from benchmarks.peers.catalogue import ROOT, Homes, Peer
 from benchmarks.peers.models import Models
 from benchmarks.peers.process import Child, PeerError, cpu_seconds, free_port, machine_cpu_seconds, running

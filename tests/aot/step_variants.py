@@ -101,7 +101,7 @@ def launches() -> list[Launch]:
     with collecting() as collected:
         for model in MODELS:
             runner = runner_of(*model)
-            for step in steps(len(runner.kv_cache_spec.groups)):
+            for step in steps(len(runner.info.kv_cache.groups)):
                 runner.submit(step)
     return collected
 

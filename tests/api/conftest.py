@@ -25,10 +25,11 @@ from starlette.types import ASGIApp
 from app.api.app import create_app
 from app.api.protocol import HttpProtocol
 from app.api.service import ApiSettings, Service
-from app.serving.chat_template import ChatTemplate
+from app.serving.served import Served, ServedModels
 from app.serving.supervisor import LONGEST_STEP
+from app.text.chat_template import ChatTemplate
 from tests.byte_tokenizer import CHATML_TEMPLATE
-from tests.serving.rig import Rig, make_rig, running
+from tests.serving.rig import MODEL, Rig, make_rig, running
 
 TIMEOUT = 20.0
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -76,7 +77,7 @@ async def listening(app: ASGIApp) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.AsyncOpenAI]]:
+async def clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.AsyncOpenAI]]:
     async with (
         httpx.AsyncClient(base_url=url, timeout=TIMEOUT, verify=NO_TLS) as http,
         openai.DefaultAsyncHttpxClient(verify=NO_TLS) as transport,
@@ -88,18 +89,14 @@ async def _clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.As
 
 
 @contextlib.asynccontextmanager
-async def serve_rig(rig: Rig, settings: ApiSettings | None = None) -> AsyncIterator[Server]:
-    """An HTTP server over a text side."""
+async def serve_rig(
+    rig: Rig, settings: ApiSettings | None = None, *, names: tuple[str, ...] = (MODEL,)
+) -> AsyncIterator[Server]:
+    """An HTTP server over a text side, under the names given."""
     rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
-    service = Service(
-        rig.generator,
-        rig.client,
-        rig.metrics,
-        rig.client.progress_age,
-        lambda: LONGEST_STEP,
-        settings or ApiSettings(),
-    )
-    async with listening(create_app(service)) as url, _clients(url) as (http, sdk):
+    served = Served(names, rig.generator, rig.client, rig.client.progress_age, lambda: LONGEST_STEP)
+    service = Service(ServedModels([served]), rig.metrics, settings or ApiSettings())
+    async with listening(create_app(service)) as url, clients(url) as (http, sdk):
         yield Server(url, service, rig, http, sdk)
 
 
@@ -146,5 +143,5 @@ def threaded_server() -> Iterator[Server]:
 @pytest.fixture
 async def shared_server(threaded_server: Server) -> AsyncIterator[Server]:
     """The server in a thread, with clients in the test's own loop."""
-    async with _clients(threaded_server.url) as (http, sdk):
+    async with clients(threaded_server.url) as (http, sdk):
         yield dataclasses.replace(threaded_server, http=http, openai=sdk)

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from app.serving.chat_template import ChatTemplate
+from app.text.chat_template import ChatTemplate
 from tests.api.conftest import Server, start_server
 from tests.byte_tokenizer import IM_END_ID, IM_START_ID
 from tests.serving.rig import MODEL, recite

@@ -9,7 +9,7 @@ import openai
 import pytest
 from tokenizers import normalizers
 
-from app.serving.tokenizer import Tokenizer
+from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server, start_server
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID, build_byte_tokenizer
 from tests.serving.rig import MODEL, repeat

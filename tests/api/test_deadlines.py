@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from app.api.service import ApiSettings
-from app.serving.long_work import CAPACITY
-from app.serving.tokenizer import THREAD_THRESHOLD
+from app.text.long_work import CAPACITY
+from app.text.tokenizer import THREAD_THRESHOLD
 from tests.api.conftest import TIMEOUT, Server, start_server
 from tests.serving.rig import until
 
@@ -51,7 +51,7 @@ async def busy(server: Server) -> AsyncIterator[None]:
         begun.set()
         assert done.wait(TIMEOUT)
 
-    task = asyncio.create_task(server.service.generator.tokenizer.long_work.run(CAPACITY, work))
+    task = asyncio.create_task(server.rig.generator.tokenizer.long_work.run(CAPACITY, work))
     try:
         await until(begun.is_set)
         yield

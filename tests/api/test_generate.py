@@ -382,10 +382,10 @@ async def test_the_root_refuses_in_the_same_shape(shared_server: Server) -> None
 async def test_info() -> None:
     async with start_server(ApiSettings(max_stop=3), max_num_seqs=2, max_queue=5) as server:
         info = (await server.http.get("/info")).json()
-        engine = server.service.engine()
-        assert (info["model_id"], info["model_dtype"]) == ("fake-model", engine.dtype)
+        facts = server.service.models.default.info()
+        assert (info["model_id"], info["model_dtype"]) == ("fake-model", facts.dtype)
         assert (info["max_concurrent_requests"], info["max_stop_sequences"]) == (7, 3)
-        assert info["max_total_tokens"] == info["max_input_tokens"] + 1 == server.service.generator.max_model_len
+        assert info["max_total_tokens"] == info["max_input_tokens"] + 1 == server.rig.generator.max_model_len
         assert info["version"] == __version__
         longest = {"inputs": "a" * info["max_input_tokens"], "parameters": {"max_new_tokens": 1}}
         assert (await server.post("/generate", longest)).status_code == 200

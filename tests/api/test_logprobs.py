@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from app.api.openai.logprobs import LOWEST, TextOffsets, chat_logprobs, completion_logprobs, token_key
-from app.serving.detokenizer import IncrementalDetokenizer
 from app.serving.types import TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
 from tests.byte_tokenizer import EOS_ID
 from tests.serving.rig import byte_tokenizer
 

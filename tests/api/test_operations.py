@@ -13,8 +13,8 @@ import pytest
 from app.api.errors import FLAT_PATHS
 from app.api.service import ApiSettings
 from app.keys import parse_keys
-from tests.api.conftest import Server, start_server, start_server_without_engine
-from tests.serving.rig import MODEL
+from tests.api.conftest import Server, serve_rig, start_server, start_server_without_engine
+from tests.serving.rig import MODEL, running
 
 PROBES = ("/livez", "/readyz", "/startupz", "/health", "/ping")
 
@@ -62,10 +62,11 @@ async def test_probes_answer_head(path: str) -> None:
 
 
 async def test_liveness_fails_only_when_a_stalled_engine_is_not_replaced(server: Server) -> None:
-    server.service.stall_limit = lambda: 60.0
-    server.service.progress_age = lambda: 61.0
+    served = server.service.models.default
+    served.stall_limit = lambda: 60.0
+    served.progress_age = lambda: 61.0
     assert (await server.http.get("/livez")).status_code == 200, "the supervisor has only just begun"
-    server.service.progress_age = lambda: 120.0
+    served.progress_age = lambda: 120.0
     stalled = await server.http.get("/livez")
     assert stalled.status_code == 503
     assert "no step" in stalled.json()["reason"]
@@ -91,8 +92,12 @@ async def test_metrics(server: Server) -> None:
     assert not any(f"/v1/models/{MODEL}" in name for name in series)  # a template, no raw path
 
 
-async def test_models(server: Server) -> None:
-    server.rig.generator.model_names.append("org/alias")
+async def test_models() -> None:
+    async with running() as rig, serve_rig(rig, names=(MODEL, "org/alias")) as server:
+        await _names_are_served(server)
+
+
+async def _names_are_served(server: Server) -> None:
     listed = await server.openai.models.list()
     assert [model.id for model in listed.data] == [MODEL, "org/alias"]
     body = (await server.http.get("/v1/models")).json()

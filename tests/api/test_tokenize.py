@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.api.service import ApiSettings
-from app.serving.tokenizer import Tokenizer
+from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server, start_server, start_server_without_engine
 from tests.byte_tokenizer import BOS_ID, CHATML_TEMPLATE, EOS_ID, IM_END_ID, IM_START_ID, build_byte_tokenizer
 

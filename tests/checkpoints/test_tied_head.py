@@ -94,7 +94,7 @@ def test_the_plan_counts_a_head_of_its_own(tmp_path: Path) -> None:
     sizes = {}
     for name, weights in (("own", None), ("equal", equal_head)):
         runner = runner_of(checkpoint(tmp_path / name, config=TIED, weights=weights))
-        sizes[name] = runner.weight_bytes
+        sizes[name] = runner.info.weight_bytes
     assert sizes["own"] - sizes["equal"] == 128 * 64 * 4
 
 

@@ -135,7 +135,9 @@ def engine_thread(runner: FakeRunner | None = None, **config: object) -> Iterato
 def test_requests_are_served_and_shutdown_ends_with_zero(depth: int) -> None:
     with engine_thread(pipeline_depth=depth) as engine:
         ready = engine.client.ready()
-        assert (ready.vocab_size, ready.block_size, ready.num_blocks, ready.max_model_len) == (1000, 16, 64, 512)
+        info = ready.info
+        assert (info.vocab_size, info.kv_cache.block_size, info.max_model_len) == (1000, 16, 512)
+        assert ready.max_kv_tokens == 64 * 16
         assert ready.pid == os.getpid()
         engine.client.send(fake_request("a", [1, 2, 3], 10), fake_request("b", [4], 20))
         outputs = engine.client.until_finished("a", "b")
@@ -326,7 +328,7 @@ def test_steps_that_keep_failing_end_the_engine_with_a_reason(caplog: pytest.Log
 
 def test_a_bug_shows_its_traceback_and_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     runner = FakeRunner()
-    del runner.vocab_size
+    del runner.info
     with engine_thread(runner) as engine:
         assert isinstance(engine.client.receive(), LoadProgress)
         frame = engine.client.receive()

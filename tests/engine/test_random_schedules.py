@@ -213,7 +213,7 @@ def check_answer(engine: Harness, fault: Faults, job: Job, index: int) -> None:
 def check_all_slots_are_back(engine: Harness, max_num_seqs: int, budget: int, logit_rows: int) -> None:
     runner = engine.runner
     runner.fail_submit = runner.fail_collect = runner.row_error = runner.withhold = None
-    blocks = min(group.num_blocks for group in runner.kv_cache_spec.groups)
+    blocks = min(group.num_blocks for group in runner.info.kv_cache.groups)
     width = min(max_num_seqs, budget, logit_rows, blocks // 2)  # each has a block to grow by
     engine.add(*(fake_request(f"last{i}", [i], 1) for i in range(width)))
     engine.step()

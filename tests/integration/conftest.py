@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.kernels import dispatch
-from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
+from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import VOCAB_SIZE, write_byte_tokenizer
 from tests.integration.prompts import PROMPTS, long_prompt
 from tests.integration.server import Server, start_server

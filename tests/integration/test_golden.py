@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.engine.core import EngineCore
-from app.serving.tokenizer import Tokenizer
 from app.store import ModelFiles
+from app.text.tokenizer import Tokenizer
 from app.types import SamplingParams
 from tests.integration.engines import make_engine, request, run
 from tests.integration.prompts import PROMPTS

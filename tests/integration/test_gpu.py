@@ -53,7 +53,7 @@ def restored() -> Iterator[None]:
 def test_the_tokens_are_those_of_the_reference(case: str, tmp_path: Path) -> None:
     name, formats = CASES[case]
     runner = runner_of(tmp_path, name, device="cuda", **formats)
-    assert runner.kernels == "triton"
+    assert runner.info.kernels == "triton"
     gives_the_tokens_of_the_reference(runner, NUM_TOKENS)
 
 

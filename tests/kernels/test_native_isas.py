@@ -168,7 +168,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     checkpoint = save(make_reference(variant), tmp_path / "checkpoint")
     limits = {"num_blocks": 12, "max_num_seqs": 3, "max_num_batched_tokens": 32, "max_logit_rows": 32}
     runner = make_runner(engine_config(checkpoint, kernels="strict", threads=2, **formats, **limits), discard)
-    assert runner.kernels == "avx2"
+    assert runner.info.kernels == "avx2"
     sampled = SamplingParams(top_p=0.9, top_k=30, repetition_penalty=1.2)
     requests = [
         Request(0, list(range(3, 43)), [3, 1, 4], SamplingParams(temperature=0.0, logprobs=3)),

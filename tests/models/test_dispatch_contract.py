@@ -98,7 +98,7 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def row(runner: ModelRunner, slot: int, start: int, token_ids: list[int] | None, **wanted: Any) -> ScheduledRow:
     """A row whose ``blocks`` are the same in every KV cache group."""
     blocks = wanted.pop("blocks", ())
-    return row_of(slot, start, token_ids, groups=[blocks] * len(runner.kv_cache_spec.groups), **wanted)
+    return row_of(slot, start, token_ids, groups=[blocks] * len(runner.info.kv_cache.groups), **wanted)
 
 
 def test_prefill_chunks_and_decodes_compute_in_kernels_alone(runner: ModelRunner) -> None:

@@ -108,7 +108,7 @@ def run(
     Args:
         device: decode from the token that the slot sampled last instead of passing it in.
     """
-    num_groups = len(runner.kv_cache_spec.groups)
+    num_groups = len(runner.info.kv_cache.groups)
     while True:
         active = [s for s in sequences if len(s.outputs) < num_tokens and s.error is None]
         if not active:

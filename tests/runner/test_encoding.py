@@ -107,7 +107,7 @@ def test_a_sequence_gives_the_same_bits_alone(checkpoint: Path, name: str) -> No
 def test_native_batches_are_one_call(checkpoint: Path) -> None:
     runner = start(checkpoint, **FORMATS["int8"])
     assert runner.collect(runner.submit(batch_of(SEQUENCES))).replayed
-    assert runner.kernels not in ("torch", "triton")
+    assert runner.info.kernels not in ("torch", "triton")
 
 
 def test_a_recording_gives_the_bits_of_op_by_op(checkpoint: Path) -> None:
@@ -137,9 +137,11 @@ def test_numbers_gone_bad_are_their_sequences_error(tmp_path: Path) -> None:
 
 def test_what_the_engine_is_told(checkpoint: Path) -> None:
     runner = start(checkpoint, **FORMATS["plain"], max_model_len=70)
-    assert (runner.max_encode_len, runner.max_model_len, runner.vocab_size) == (70, 0, 96)
-    assert (runner.kv_cache_spec.groups, runner.kv_cache_bytes) == ([], 0)
-    assert runner.num_parameters == sum(weight.numel() for weight in Reference().weights.values())
+    info = runner.info
+    assert (info.max_encode_len, info.max_model_len, info.vocab_size) == (70, 0, 96)
+    assert (info.kv_cache.groups, info.kv_cache_bytes, info.kv_cache_dtype) == ([], 0, "none")
+    assert info.tasks == ("embed",)
+    assert info.num_parameters == sum(weight.numel() for weight in Reference().weights.values())
 
 
 def test_refusals(checkpoint: Path) -> None:

@@ -93,7 +93,7 @@ def answers(engine: EngineCore, prompts: dict[str, list[int]], **fields: Any) ->
 
 def test_layers_form_groups(loaded: Loaded) -> None:
     runner = make_runner(engine_config(loaded.directory), discard)
-    groups = runner.kv_cache_spec.groups
+    groups = runner.info.kv_cache.groups
     assert [(group.kind, group.layers) for group in groups] == loaded.groups
     assert {group.window for group in groups if group.kind == "sliding"} == {WINDOW}
 

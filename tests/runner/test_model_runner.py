@@ -165,7 +165,7 @@ def test_a_sequence_may_not_outgrow_max_model_len(tmp_path: Path) -> None:
 def test_bfloat16_from_end_to_end(tmp_path: Path) -> None:
     reference = make_reference("llama")
     runner = runner_of(save(reference, tmp_path), dtype="bfloat16")
-    (group,) = runner.kv_cache_spec.groups
+    (group,) = runner.info.kv_cache.groups
     assert group.dtype == "bfloat16"
     request = Request(0, PROMPTS[0], list(range(8)), LOGPROBS)
     run(runner, [request], 1)

@@ -15,7 +15,7 @@ from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner
 from app.runner.parallel import ParallelRunner, start_runner
 from app.runner.rank_processes import RankProcesses
-from app.types import EngineConfig, SamplingParams
+from app.types import EngineConfig, RunnerInfo, SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run, runner_of
 from tests.runner.ranks import run_on_ranks
@@ -27,12 +27,10 @@ SEEDED = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.1, logp
 
 @dataclass(frozen=True)
 class Answer:
-    """What a runner made of the prompts, and what it takes for that."""
+    """What a runner made of the prompts, and what it is."""
 
     tokens: list[list[int]]
-    weight_bytes: int
-    num_parameters: int
-    kv_cache_bytes: int
+    info: RunnerInfo
 
 
 def answer(runner: ModelRunner | ParallelRunner) -> Answer:
@@ -44,9 +42,7 @@ def answer(runner: ModelRunner | ParallelRunner) -> Answer:
     ]
     run(runner, requests, NUM_TOKENS, chunk=16)
     assert [request.error for request in requests] == [None] * 3
-    return Answer(
-        [request.outputs for request in requests], runner.weight_bytes, runner.num_parameters, runner.kv_cache_bytes
-    )
+    return Answer([request.outputs for request in requests], runner.info)
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama_biases", "mistral", "qwen2", "qwen2_sliding", "qwen3_biases"])
@@ -56,9 +52,9 @@ def test_ranks_sample_the_tokens_of_one(variant: str, tmp_path: Path) -> None:
     shares = run_on_ranks(engine_config(directory, tensor_parallel_size=2), tmp_path / "meeting", answer)
     for share in shares:
         assert share.tokens == whole.tokens
-        assert share.num_parameters == whole.num_parameters
-        assert share.weight_bytes < 0.6 * whole.weight_bytes
-        assert share.kv_cache_bytes * 2 == whole.kv_cache_bytes
+        assert share.info.num_parameters == whole.info.num_parameters
+        assert share.info.weight_bytes < 0.6 * whole.info.weight_bytes
+        assert share.info.kv_cache_bytes * 2 == whole.info.kv_cache_bytes
 
 
 @pytest.mark.parametrize("formats", [{"quantization": "int8"}, {"kernels": "reference", "dtype": "bfloat16"}])
@@ -70,7 +66,7 @@ def test_ranks_agree_in_other_formats(formats: dict[str, Any], tmp_path: Path) -
         engine_config(directory, tensor_parallel_size=2, **formats), tmp_path / "meeting", answer
     )
     assert first.tokens == second.tokens
-    assert max(first.weight_bytes, second.weight_bytes) < 0.6 * whole.weight_bytes
+    assert max(first.info.weight_bytes, second.info.weight_bytes) < 0.6 * whole.info.weight_bytes
 
 
 def test_a_vocabulary_that_does_not_divide(tmp_path: Path) -> None:
@@ -139,8 +135,8 @@ def test_a_rank_in_a_process_of_its_own_and_its_death(checkpoint: Path) -> None:
     (rank,) = ranks_of_this_process()
     whole = runner_of(checkpoint)
     assert answer(runner).tokens == answer(whole).tokens
-    assert 1.0 < runner.weight_bytes / whole.weight_bytes < 1.2
-    assert runner.kv_cache_bytes == whole.kv_cache_bytes
+    assert 1.0 < runner.info.weight_bytes / whole.info.weight_bytes < 1.2
+    assert runner.info.kv_cache_bytes == whole.info.kv_cache_bytes
 
     rank.kill()
     assert gone.wait(10)

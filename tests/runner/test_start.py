@@ -26,7 +26,7 @@ BLOCK_BYTES = 3 * 2 * 2 * 16 * 16 * 4
 
 
 def group_of(runner: ModelRunner) -> KVCacheGroup:
-    (group,) = runner.kv_cache_spec.groups
+    (group,) = runner.info.kv_cache.groups
     return group
 
 
@@ -38,12 +38,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_runner_says_of_itself(checkpoint: Path) -> None:
     runner = runner_of(checkpoint, num_blocks=10)
     parameters = sum(p.numel() for p in make_reference("qwen3").parameters())
-    assert runner.num_parameters == parameters
-    assert runner.weight_bytes == 4 * parameters
-    assert runner.vocab_size == 128
+    assert runner.info.num_parameters == parameters
+    assert runner.info.weight_bytes == 4 * parameters
+    assert runner.info.vocab_size == 128
     assert group_of(runner).num_blocks == 10
-    assert runner.kv_cache_bytes == 10 * BLOCK_BYTES
-    (group,) = runner.kv_cache_spec.groups
+    assert runner.info.kv_cache_bytes == 10 * BLOCK_BYTES
+    (group,) = runner.info.kv_cache.groups
     assert (group.kind, group.num_layers, group.num_kv_heads, group.head_dim) == ("full", 3, 2, 16)
     assert group.bytes_per_block == BLOCK_BYTES
 
@@ -71,7 +71,7 @@ def test_phases_are_reported_in_order_and_weights_in_bytes(checkpoint: Path) -> 
 )
 def test_sizes(checkpoint: Path, settings: dict[str, Any], num_blocks: int, max_model_len: int) -> None:
     runner = runner_of(checkpoint, **settings)
-    assert (group_of(runner).num_blocks, runner.max_model_len) == (num_blocks, max_model_len)
+    assert (group_of(runner).num_blocks, runner.info.max_model_len) == (num_blocks, max_model_len)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_what_cannot_be_had_is_one_clear_line(checkpoint: Path, settings: dict[s
 def test_auto_takes_what_the_machine_has(checkpoint: Path) -> None:
     runner = runner_of(checkpoint, device="auto", dtype="auto")
     on_gpu = torch.cuda.is_available()
-    assert runner.device == ("cuda" if on_gpu else "cpu")
+    assert runner.info.device == ("cuda" if on_gpu else "cpu")
     native = not on_gpu and dispatch.unavailable() is None
-    assert runner.dtype == ("bfloat16" if on_gpu or native else "float32")
-    (group,) = runner.kv_cache_spec.groups
-    assert group.dtype == runner.dtype
+    assert runner.info.dtype == ("bfloat16" if on_gpu or native else "float32")
+    (group,) = runner.info.kv_cache.groups
+    assert group.dtype == runner.info.dtype
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from app.engine.inproc import InprocConnection
 from app.serving.engine_client import EngineClient
 from app.serving.generation import Generation, Generator
 from app.serving.ledger import Ledger
-from app.serving.tokenizer import Tokenizer
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord
 from app.telemetry.metrics import Metrics
+from app.text.tokenizer import Tokenizer
 from app.types import EngineConfig, LoadProgress, SamplingParams
 from tests.byte_tokenizer import EOS_ID, VOCAB_SIZE, build_byte_tokenizer
 from tests.fakes import FakeRunner, NextToken
@@ -113,7 +113,6 @@ def make_rig(
         client,
         byte_tokenizer(),
         ledger,
-        model_names=[MODEL],
         max_num_seqs=max_num_seqs,
         max_queue=max_queue,
     )

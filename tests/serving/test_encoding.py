@@ -16,11 +16,11 @@ import torch
 
 from app.engine.inproc import InprocConnection
 from app.engine.loop import MakeRunner
+from app.errors import RequestError
 from app.runner.parallel import start_runner
 from app.serving.connection import EngineConnection
 from app.serving.encoding import Encoder
 from app.serving.engine_client import EngineClient
-from app.serving.errors import RequestError
 from app.serving.supervisor import Supervisor
 from app.serving.types import EncodingRequest
 from app.telemetry.metrics import Metrics
@@ -201,7 +201,7 @@ async def test_an_encoder_in_a_process_of_its_own(tmp_path: Path) -> None:
     supervisor.start()
     try:
         ready = await rig.client.wait_ready()
-        assert (ready.max_encode_len, ready.max_model_len, ready.num_blocks) == (80, 0, 0)
+        assert (ready.info.max_encode_len, ready.info.max_model_len, ready.max_kv_tokens) == (80, 0, 0)
         check(await rig.encode(*SEQUENCES), reference)
     finally:
         await supervisor.stop()

@@ -9,37 +9,24 @@ import socket
 import pytest
 
 from app.engine.inproc import InprocConnection
+from app.errors import RequestError
 from app.ipc import AsyncFrameChannel, ChannelClosedError, encode
 from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineFailedError, EngineState
-from app.serving.errors import RequestError
 from app.serving.mailbox import Mailbox
 from app.types import (
     EngineConfig,
     EngineFatal,
     EngineOutput,
-    EngineReady,
     EngineStats,
     FinishReason,
     LoadProgress,
     StepOutputs,
 )
-from tests.fakes import fake_config, fake_request, make_fake_runner
+from tests.fakes import fake_config, fake_ready, fake_request, make_fake_runner
 from tests.serving.rig import Rig, make_rig, until
 
-READY = EngineReady(
-    max_model_len=512,
-    vocab_size=260,
-    block_size=16,
-    num_blocks=64,
-    dtype="float32",
-    kv_cache_dtype="float32",
-    device="cpu",
-    num_parameters=0,
-    weight_bytes=0,
-    kv_cache_bytes=0,
-    pid=1,
-)
+READY = fake_ready(vocab_size=260)
 
 
 class Engine:

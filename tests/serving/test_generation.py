@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Generation, sampling_defaults
 from app.serving.types import ChoiceDelta
 from app.types import FinishReason

@@ -7,7 +7,7 @@ import time
 
 from structlog.testing import capture_logs
 
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.ledger import Ledger
 from app.serving.types import GenerationRequest
 from app.telemetry.metrics import Metrics

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.errors import RequestError
 from app.serving.engine_client import EngineFailedError, EngineState
-from app.serving.errors import RequestError
 from app.serving.supervisor import LONGEST_STEP, FailureCount, RestartPolicy, Supervisor
 from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import EOS_ID

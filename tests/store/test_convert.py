@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from app.serving.tokenizer import Tokenizer
 from app.store import ModelNotFound, SilentProgress, Store, StoreError, pull, resolve
+from app.text.tokenizer import Tokenizer
 from tests.store.tiny import VOCAB, write_directory, write_json
 
 

@@ -7,21 +7,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.telemetry.metrics import Metrics
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
+from app.types import EngineStats, FinishReason, RequestTimings, StepRecord
+from tests.fakes import fake_ready, kv_group
 
-READY = EngineReady(
-    max_model_len=64,
-    vocab_size=10,
-    block_size=16,
-    num_blocks=4,
-    dtype="float32",
-    kv_cache_dtype="float32",
-    device="cpu",
-    num_parameters=0,
-    weight_bytes=0,
-    kv_cache_bytes=0,
-    pid=1,
-)
+READY = fake_ready(groups=[kv_group(num_blocks=4)])
 STATS = EngineStats(
     num_running=2,
     num_waiting=3,

@@ -24,8 +24,9 @@ from app.api.schemas.usage import Usage, total_usage
 from app.api.service import Service
 from app.api.sse import DONE, EventStream
 from app.api.timing import server_timing
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
+from app.serving.served import Served
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.types import SamplingParams
 
@@ -65,6 +66,7 @@ class Answer:
     """A request that is ready to be submitted, and how it is answered."""
 
     service: Service
+    served: Served
     endpoint: str
     """The route's template."""
     body: GenerationBody
@@ -80,7 +82,7 @@ class Answer:
 
         async def work(send: Send) -> None:
             async with submitted(
-                self.service, self.requests, request_id=http_id, endpoint=self.endpoint, stream=stream
+                self.service, self.served, self.requests, request_id=http_id, endpoint=self.endpoint, stream=stream
             ) as generations:
                 if stream:
                     await self._send_events(EventStream(send, self.headers), generations, http_id)
@@ -128,9 +130,9 @@ def _usage(generations: Sequence[Generation]) -> Usage:
     return total_usage(generation.usage for generation in generations)
 
 
-def head(answer_id: str, service: Service, model: str) -> Head:
-    """Begins an answer."""
-    return Head(answer_id, int(time.time()), model, service.fingerprint())
+def head(answer_id: str, served: Served, asked: str | None) -> Head:
+    """Begins an answer, under the name that its model was asked for by."""
+    return Head(answer_id, int(time.time()), asked or served.name, served.fingerprint())
 
 
 def is_strict(request: Request, service: Service) -> bool:

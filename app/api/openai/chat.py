@@ -28,7 +28,7 @@ from app.api.schemas.chat import (
 )
 from app.api.schemas.usage import Usage
 from app.api.service import Service
-from app.serving.errors import RequestError
+from app.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, TokenLogprob
 
@@ -70,23 +70,23 @@ def router(service: Service) -> APIRouter:
         """
         body = await read_body(request, ChatBody)
         ignored = ignored_fields(body, strict=is_strict(request, service))
-        model = service.model_name(body.model)
+        served = service.models.resolve(body.model)
         num_top = _check(body, service)
         ends = deadline(request, body.timeout, service)
         answer_id = f"chatcmpl-{request_id(request.scope)}"
-        with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
-            prompt = await encode_messages(body.messages, body, service.generator, ends)
+        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
+            prompt = await encode_messages(body.messages, body, served.generator, ends)
         limit = body.max_completion_tokens or body.max_tokens
         params = sampling_params(
             body,
-            service,
+            served,
             # With no room at all, the text side refuses the prompt and says how long it is.
-            max_tokens=limit or max(1, service.generator.remaining_tokens(len(prompt))),
+            max_tokens=limit or max(1, served.generator.remaining_tokens(len(prompt))),
             logprobs=num_top,
         )
         requests = [generation_request(answer_id, prompt, params, body, ends)]
-        writer = ChatWriter(head(answer_id, service, model), with_logprobs=num_top is not None)
-        return Answer(service, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
+        writer = ChatWriter(head(answer_id, served, body.model), with_logprobs=num_top is not None)
+        return Answer(service, served, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
 
     return routes
 

@@ -19,12 +19,13 @@ from app.api.params import check_limits, check_logprobs, check_token_ids, sampli
 from app.api.schemas.completions import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
 from app.api.schemas.usage import Usage
 from app.api.service import Service
+from app.errors import RequestError
 from app.serving import generation as serving
-from app.serving.detokenizer import IncrementalDetokenizer
-from app.serving.errors import RequestError
 from app.serving.generation import Generation
-from app.serving.tokenizer import TextOptions, Tokenizer
+from app.serving.served import Served
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
+from app.text.tokenizer import TextOptions, Tokenizer
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -63,16 +64,16 @@ def router(service: Service) -> APIRouter:
         """
         body = await read_body(request, CompletionBody)
         ignored = ignored_fields(body, strict=is_strict(request, service))
-        model = service.model_name(body.model)
+        served = service.models.resolve(body.model)
         given = _given_prompts(body)
         max_tokens = _check(body, len(given), service)
         ends = deadline(request, body.timeout, service)
         answer_id = f"cmpl-{request_id(request.scope)}"
-        with service.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
-            prompts = [await _encode(prompt, body, service, ends) for prompt in given]
+        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
+            prompts = [await _encode(prompt, body, served, ends) for prompt in given]
         params = sampling_params(
             body,
-            service,
+            served,
             max_tokens=max_tokens,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
@@ -81,8 +82,8 @@ def router(service: Service) -> APIRouter:
             generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, ends)
             for index, prompt in enumerate(prompts)
         ]
-        writer = CompletionWriter(head(answer_id, service, model), body, prompts, service.generator.tokenizer)
-        return Answer(service, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
+        writer = CompletionWriter(head(answer_id, served, body.model), body, prompts, served.generator.tokenizer)
+        return Answer(service, served, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
 
     return routes
 
@@ -110,16 +111,16 @@ def _check(body: CompletionBody, num_prompts: int, service: Service) -> int:
     return max_tokens
 
 
-async def _encode(prompt: str | list[int], body: CompletionBody, service: Service, ends: float | None) -> _Prompt:
-    tokenizer = service.generator.tokenizer
-    max_tokens = service.generator.max_model_len
+async def _encode(prompt: str | list[int], body: CompletionBody, served: Served, ends: float | None) -> _Prompt:
+    tokenizer = served.generator.tokenizer
+    max_tokens = served.generator.max_model_len
     if isinstance(prompt, str):
         encoded = await _encode_text(prompt, body, tokenizer, max_tokens, ends)
     else:
         if len(prompt) > max_tokens:
             message = f"prompt has {len(prompt)} tokens, more than the {max_tokens} that fit."
             raise RequestError(message, code="context_length_exceeded", param="prompt")
-        check_token_ids("prompt", prompt, service.engine().vocab_size)
+        check_token_ids("prompt", prompt, served.info().vocab_size)
         skip = body.skip_special_tokens is not False
         text = await tokenizer.decode_async(prompt, skip_special_tokens=skip, deadline=ends) if body.echo else ""
         encoded = _Prompt(prompt, text)

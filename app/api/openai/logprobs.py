@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from app.api.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
 from app.api.schemas.completions import CompletionLogprobs
-from app.serving.detokenizer import IncrementalDetokenizer
 from app.serving.types import TokenLogprob
+from app.text.detokenizer import IncrementalDetokenizer
 
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON does not have; as at OpenAI."""

@@ -22,24 +22,25 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models", summary="Names of the served model", responses=answers(ModelList, errors=()))
     async def list_models() -> Response:
         """Every name under which clients may ask for the model."""
-        return json_response(ModelList(data=[_card(service, name) for name in service.generator.model_names]))
+        return json_response(ModelList(data=[_card(service, name) for name in service.models.names]))
 
     @routes.get(
         "/v1/models/{model:path}", summary="One served name", responses=answers(ModelCard), openapi_extra=_MODEL_IN_PATH
     )
     async def retrieve_model(request: Request) -> Response:
         """What is known of one name; 404 `model_not_found` for others."""
-        return json_response(_card(service, service.model_name(request.path_params["model"])))
+        return json_response(_card(service, request.path_params["model"]))
 
     return routes
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    ready = service.client.ready
+    served = service.models.resolve(name)
+    ready = served.client.ready
     return ModelCard(
         id=name,
-        created=service.created,
+        created=served.created,
         owned_by=OWNER,
-        root=service.generator.model_names[0],
-        max_model_len=None if ready is None else ready.max_model_len,
+        root=served.name,
+        max_model_len=None if ready is None else ready.info.max_model_len,
     )

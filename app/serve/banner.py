@@ -1,0 +1,87 @@
+"""What a start prints for people: each phase with its time, then one ready line with a curl to try."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from app.types import LoadProgress, RunnerInfo
+
+_PROGRESS_INTERVAL = 2.0
+
+
+class Phases:
+    """Prints what start-up does and how long each part took; a part that takes long also says how far it is."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._phase = ""
+        self._phase_started = self._last_print = self._started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first phase could begin."""
+        return time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """A part that this process does itself."""
+        self._begin(phase)
+        yield
+        self.end()
+
+    def engine_progress(self, progress: LoadProgress) -> None:
+        """Called for every step of the engine's load."""
+        if progress.phase != self._phase:
+            self.end()
+            self._begin(progress.phase)
+        elif progress.total and time.monotonic() - self._last_print >= _PROGRESS_INTERVAL:
+            self._print(f"{progress.phase:<12}{100 * progress.done // progress.total:7} %")
+
+    def end(self) -> None:
+        """The present part is done."""
+        if self._phase:
+            self._print(f"{self._phase:<12}{time.monotonic() - self._phase_started:7.2f} s")
+            self._phase = ""
+
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        self._phase_started = self._last_print = time.monotonic()
+
+    def _print(self, line: str) -> None:
+        click.echo(f"  {line}")
+        self._last_print = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """What the ready line says of a server, whatever its engine."""
+
+    url: str
+    model: str
+    needs_key: bool
+
+    def ready_line(self, info: RunnerInfo, seconds: float) -> str:
+        """Address, model and formats, and a request to try.
+
+        Args:
+            seconds: that the start took.
+        """
+        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
+        # The shell puts the key in: it must not end up in a log.
+        key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if self.needs_key else ""
+        return (
+            f"ready: {self.url} serves {self.model} ({_formats(info)}) after {seconds:.2f} s. Try:\n"
+            f"  curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        )
+
+
+def _formats(info: RunnerInfo) -> str:
+    weights = info.dtype if info.quantization == "none" else info.quantization
+    return f"{weights} weights, {info.dtype} activations, {info.kv_cache_dtype} KV cache, {info.kernels} kernels"

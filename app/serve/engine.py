@@ -1,0 +1,46 @@
+"""The engine process, as the settings want it. Knows no web framework: memory plans need it too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from app.settings import Settings
+from app.store import Store
+from app.types import EngineConfig
+
+# The engine imports from where this process does. -m would look in the working directory first, and a user who starts
+# the server in a project of their own may well have a package named app there.
+_ENGINE_ENTRY = f"""import sys
+sys.path[:] = {sys.path!r}
+from app.parent import end_with_parent
+end_with_parent()
+from app.worker import main
+sys.exit(main(*map(int, sys.argv[1:])))"""
+ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
+
+OF_THE_MODEL = frozenset({"model_dir", "weights", "eos_token_ids", "packed_cache"})
+"""Fields of an :class:`EngineConfig` that depend on the model and on where models lie."""
+NO_SETTINGS = frozenset({"block_size", "num_blocks"})
+"""Fields of an :class:`EngineConfig` that a server leaves at their defaults."""
+
+
+def engine_config(
+    settings: Settings, directory: Path, weights: Sequence[Path] = (), eos_token_ids: Sequence[int] = ()
+) -> EngineConfig:
+    """The configuration of an engine process that runs the model in ``directory``.
+
+    Every setting that is named as a field of :class:`EngineConfig` is that field.
+    """
+    # As JSON has them: sizes are plain integers there.
+    shared = settings.model_dump(mode="json", include=set(EngineConfig.__struct_fields__))
+    of_the_model = {
+        "model_dir": str(directory),
+        "weights": [str(path) for path in weights],
+        "eos_token_ids": list(eos_token_ids),
+        "packed_cache": str(Store(settings.home).packed),
+    }
+    return msgspec.convert(shared | of_the_model, EngineConfig)

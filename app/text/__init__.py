@@ -1,0 +1,1 @@
+"""Text and token ids, on the API process's side: tokenizer, chat template, detokenizer, stop strings."""

@@ -1,0 +1,65 @@
+"""Settings become the engine's configuration by their names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.serve.engine import NO_SETTINGS, OF_THE_MODEL, engine_config
+from app.settings import Settings
+from app.types import EngineConfig
+
+# None of them a default, neither of the settings nor of the configuration.
+OTHERS: dict[str, Any] = {
+    "load_format": "dummy",
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "quantization": "int8",
+    "kv_cache_dtype": "int8",
+    "kv_cache_memory": 3 << 30,
+    "max_model_len": 77,
+    "max_num_seqs": 7,
+    "max_num_batched_tokens": 777,
+    "max_logit_rows": 99,
+    "enable_prefix_caching": False,
+    "pipeline_depth": 2,
+    "enforce_eager": True,
+    "tensor_parallel_size": 2,
+    "threads": 5,
+    "kernels": "strict",
+    "seed": (1 << 64) - 1,
+    "integrity_checks": True,
+}
+
+
+def test_every_field_is_a_setting_or_named_as_none() -> None:
+    fields = set(EngineConfig.__struct_fields__)
+    assert fields >= OF_THE_MODEL | NO_SETTINGS
+    assert not (OF_THE_MODEL | NO_SETTINGS) & set(Settings.model_fields)
+    assert fields - OF_THE_MODEL - NO_SETTINGS == fields & set(Settings.model_fields) == set(OTHERS)
+
+
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    settings = Settings.model_validate({**OTHERS, "kv_cache_memory": "3GiB", "home": tmp_path})
+    config = engine_config(settings, tmp_path / "model", [tmp_path / "a.gguf"], [3, 4])
+    assert {name: getattr(config, name) for name in OTHERS} == OTHERS
+    assert (config.model_dir, config.weights) == (str(tmp_path / "model"), (str(tmp_path / "a.gguf"),))
+    assert config.eos_token_ids == (3, 4)
+    assert config.packed_cache is not None
+    assert config.packed_cache.startswith(str(tmp_path))
+    defaults = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)}
+    assert {name: getattr(config, name) for name in NO_SETTINGS} == {name: defaults[name] for name in NO_SETTINGS}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config
+
+
+def test_a_memory_plan_imports_no_web_framework() -> None:
+    code = (
+        "import sys, app.serve.plan\n"
+        "print(sorted({'fastapi', 'starlette', 'uvicorn', 'app.api', 'app.serving'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
