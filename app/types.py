@@ -254,6 +254,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """State after a step; ``*_total`` fields count since the engine process started."""
 
     num_running: int = 0
+    """Sequences that are being computed, to generate or to encode; likewise ``num_waiting``."""
     num_waiting: int = 0
     blocks_used: int = 0
     """Blocks held by requests; cached blocks nobody holds are free. Of the KV cache group of which most is held."""
@@ -266,8 +267,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_total: int = 0
     prefix_query_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
-    num_encoding: int = 0
-    """Sequences that are being encoded or wait for it."""
     encode_tokens_total: int = 0
     """Tokens of sequences that were encoded."""
 

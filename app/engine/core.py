@@ -398,8 +398,8 @@ class EngineCore:
         """Counts as they stand now."""
         scheduler, fullest = self._scheduler, self._kv.fullest()
         return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running) + self._encoding.num_running,
+            num_waiting=len(scheduler.waiting) + self._encoding.num_waiting,
             blocks_used=fullest.num_held,
             blocks_total=fullest.num_blocks,
             steps_total=self._num_steps,
@@ -408,7 +408,6 @@ class EngineCore:
             preemptions_total=scheduler.num_preemptions,
             prefix_query_tokens_total=scheduler.num_query_tokens,
             prefix_hit_tokens_total=scheduler.num_hit_tokens,
-            num_encoding=len(self._encoding),
             encode_tokens_total=self._encoding.num_tokens,
         )
 

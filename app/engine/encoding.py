@@ -77,9 +77,14 @@ class EncodingCore:
         return request_id in self._entries
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether there is a batch to be made."""
-        return len(self._queue) > 0
+    def num_waiting(self) -> int:
+        """Sequences that wait for their batch."""
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences of the batches under way that are still wanted."""
+        return len(self._entries) - len(self._queue)
 
     @property
     def has_outputs(self) -> bool:

@@ -26,7 +26,7 @@ class Mailbox(Generic[OutputT]):
     """
 
     def __init__(self, kind: type[OutputT]) -> None:
-        self._kind = kind
+        self._kind: type[OutputT] = kind
         self._waiting: list[Arrival[OutputT]] = []
         self._filled = asyncio.Event()
         self.tokens = 0

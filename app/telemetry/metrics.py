@@ -147,9 +147,6 @@ class Metrics:
         name = self.model_name
         self._running = self._gauge("tuili_requests_running", "Sequences that are being computed.").labels(name)
         self._waiting = self._gauge("tuili_requests_waiting", "Sequences that wait for their turn.").labels(name)
-        self._encoding = self._gauge(
-            "tuili_requests_encoding", "Sequences that are being encoded or wait for it."
-        ).labels(name)
         self._kv_usage = self._gauge("tuili_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.").labels(name)
         self._cache_config = self._gauge(
             "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks"
@@ -264,7 +261,7 @@ class Metrics:
     def observe_engine_lost(self) -> None:
         """No engine from here on; the totals of the next one start at 0."""
         self._last = EngineStats()
-        for gauge in (self._running, self._waiting, self._encoding, self._kv_usage):
+        for gauge in (self._running, self._waiting, self._kv_usage):
             gauge.set(0)
 
     def observe_step(self, stats: EngineStats, steps: Sequence[StepRecord] = ()) -> None:
@@ -272,7 +269,6 @@ class Metrics:
         last, self._last = self._last, stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
-        self._encoding.set(stats.num_encoding)
         self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         for field, counter in self._totals.items():
             counter.inc(getattr(stats, field) - getattr(last, field))

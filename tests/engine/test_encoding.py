@@ -73,7 +73,7 @@ def test_whole_sequences_are_packed_by_tokens_in_order(depth: int) -> None:
     engine = Engine(max_num_batched_tokens=100, pipeline_depth=depth)
     lengths = [40, 50, 20, 90, 1, 9, 1, 100, 2]
     engine.encode(*(encode_request(f"r{i}", tokens_of(i, length)) for i, length in enumerate(lengths)))
-    assert engine.core.stats().num_encoding == len(lengths)
+    assert engine.core.stats().num_waiting == len(lengths)
     engine.run()
     assert engine.sizes == [[40, 50], [20], [90, 1, 9], [1], [100], [2]]
     for i, length in enumerate(lengths):
@@ -82,7 +82,8 @@ def test_whole_sequences_are_packed_by_tokens_in_order(depth: int) -> None:
         assert (output.shape, output.dtype, output.finish_reason) == ((2,), "float32", FinishReason.STOP)
         assert output.timings is not None
     stats = engine.core.stats()
-    assert (stats.num_encoding, stats.encode_tokens_total, stats.steps_total) == (0, sum(lengths), 6)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert (stats.encode_tokens_total, stats.steps_total) == (sum(lengths), 6)
 
 
 def test_options_go_with_their_sequence() -> None:
@@ -133,6 +134,7 @@ def test_an_abort_while_the_batch_is_under_way() -> None:
     engine.encode(encode_request("gone", [1, 2]), encode_request("stays", [3]))
     engine.step()
     assert engine.encoded == {}
+    assert (engine.core.stats().num_running, engine.core.stats().num_waiting) == (2, 0)
     engine.core.abort(["gone"])
     engine.note()
     assert engine.encoded["gone"].finish_reason is FinishReason.ABORT

@@ -55,7 +55,7 @@ class Rig:
         try:
             await self.client.wait_ready()
             yield
-            await until(lambda: self.client.stats.num_encoding == 0)
+            await until(lambda: not self.client.stats.num_running + self.client.stats.num_waiting)
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -132,7 +132,7 @@ async def test_a_caller_that_goes_takes_its_sequences_along() -> None:
         await until(lambda: len(runner.batches) > 0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: rig.client.stats.num_encoding == 0)
+        await until(lambda: not rig.client.stats.num_running + rig.client.stats.num_waiting)
         assert len(runner.batches) < 10
     (record,) = rig.ledger.records
     assert record.finish_reasons[-1] is FinishReason.ABORT

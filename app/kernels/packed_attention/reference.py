@@ -31,7 +31,7 @@ def packed_attention_reference(
     bounds = sequences.cu_seqlens.tolist()
     for start, end in itertools.pairwise(bounds):
         qkv_SHE = qkv[start:end].float().view(end - start, heads + 2 * kv_heads, head_dim)
-        q_HSE, k_GSE, v_GSE = (part.transpose(0, 1) for part in qkv_SHE.split([heads, kv_heads, kv_heads], dim=1))
+        q_HSE, k_GSE, v_GSE = qkv_SHE.transpose(0, 1).tensor_split((heads, heads + kv_heads))
         k_HSE, v_HSE = (part.repeat_interleave(heads // kv_heads, dim=0) for part in (k_GSE, v_GSE))
         positions_S = torch.arange(end - start, device=qkv.device)
         for first in range(0, end - start, _QUERY_BLOCK):
