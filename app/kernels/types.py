@@ -115,6 +115,84 @@ class PackedWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsWeight:
+    """Weights of a layer's X experts, each a gated MLP of width I: ``gate_up`` [X, 2I, D], a gate's I rows above those
+    of the up projection, and ``down`` [X, D, I]. int8 ones carry ``gate_up_scale`` [X, 2I] and ``down_scale`` [X, D].
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_scale: Tensor | None = None
+    down_scale: Tensor | None = None
+    int8_input: ActFormat = ActFormat.INT8
+    """The format in which int8 weights want their input; FLOAT keeps activations whole (W8A16)."""
+
+    @property
+    def count(self) -> int:
+        """X"""
+        return self.gate_up.shape[0]
+
+    @property
+    def inner(self) -> int:
+        """I"""
+        return self.down.shape[2]
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.down.shape[1]
+
+    @property
+    def act_format(self) -> ActFormat:
+        return self.int8_input if self.gate_up_scale is not None else ActFormat.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Weights of a layer's experts in the layout of the native kernels: for each one the gate and up projection [2I, D]
+    (packed with ``gate_up``) and the down projection [D, I].
+
+    Each tuple is what :func:`app.kernels.linear.pack.new_packed_weights` made: one behind the other in memory.
+    """
+
+    gate_up: tuple[PackedWeight, ...]
+    down: tuple[PackedWeight, ...]
+
+    @property
+    def count(self) -> int:
+        """X"""
+        return len(self.down)
+
+    @property
+    def inner(self) -> int:
+        """I"""
+        return self.down[0].in_features
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.down[0].out_features
+
+    @property
+    def act_format(self) -> ActFormat:
+        return self.down[0].act_format
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which k of X experts each token of a step goes to. Slot ``t * k + j`` is the j-th choice of token t."""
+
+    experts: Tensor
+    """[T, k] int32, of each token the best first."""
+    weights: Tensor
+    """[T, k] fp32: what each expert's result counts."""
+    slots: Tensor
+    """[T * k] int32: all slots by their expert, those of one expert in ascending order."""
+    offsets: Tensor
+    """[X + 1] int32: where in ``slots`` each expert's begin."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerKVCache:
     """One layer's pages: ``values`` [num_blocks, 2, G, B, E] (0 keys, 1 values); int8 pages carry ``scale``
     [num_blocks, 2, G, B] fp16.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.linear.pack import new_packed_weight, pack_bias, pack_rows
-from app.kernels.types import PackedWeight
+from app.kernels.linear.pack import new_packed_weight, new_packed_weights, pack_bias, pack_rows
+from app.kernels.types import PackedExperts, PackedWeight
 from app.quant.destination import Destination
 
 
@@ -23,6 +23,24 @@ class NewPackedWeight:
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes, if there is one."""
         return None if self.weight.bias is None else PackedBias(self.weight, start, stop)
+
+
+class NewPackedExperts:
+    """Packed weights of ``count`` experts of width ``inner`` in a model of ``width``, int8 or bf16, to be filled."""
+
+    def __init__(self, count: int, inner: int, width: int, *, dtype: torch.dtype) -> None:
+        self.weight = PackedExperts(
+            new_packed_weights(count, 2 * inner, width, dtype, bias=False, gate_up=True),
+            new_packed_weights(count, width, inner, dtype, bias=False, gate_up=False),
+        )
+
+    def gate_up(self, expert: int, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of an expert's gate and up projection [2I, D] go."""
+        return PackedRows(self.weight.gate_up[expert], start, stop)
+
+    def down(self, expert: int) -> Destination:
+        """Where an expert's down projection [D, I] goes."""
+        return PackedRows(self.weight.down[expert], 0, self.weight.width)
 
 
 class PackedRows:

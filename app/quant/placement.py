@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 
 from app.kernels.collective import ONE_RANK, Ranks
-from app.kernels.types import ActFormat, LinearWeight, PackedWeight, SplitKWorkspace
+from app.kernels.types import ActFormat, ExpertsWeight, LinearWeight, PackedExperts, PackedWeight, SplitKWorkspace
 from app.quant.destination import Destination
-from app.quant.packed import NewPackedWeight
-from app.quant.plain import Int8Weight, PlainWeight
+from app.quant.packed import NewPackedExperts, NewPackedWeight
+from app.quant.plain import Int8Experts, Int8Weight, PlainExperts, PlainWeight
 
 
 class WeightFormat(enum.Enum):
@@ -52,6 +52,20 @@ class NewWeight(Protocol):
 
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes; None without one."""
+
+
+class NewExperts(Protocol):
+    """The weights of a layer's experts, each a gated MLP of width I in a model of width D, to be filled."""
+
+    @property
+    def weight(self) -> ExpertsWeight | PackedExperts:
+        """What the kernel reads."""
+
+    def gate_up(self, expert: int, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of an expert's [2I, D] go, the gate's I rows before those of up."""
+
+    def down(self, expert: int) -> Destination:
+        """Where an expert's [D, I] goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +123,14 @@ class Placement:
             return Int8Weight(n, k, bias=bias, device=self.device, int8_input=int8_input, workspace=self.workspace)
         dtype = torch.bfloat16 if self.packed else self.dtype
         return PlainWeight(n, k, bias=bias, dtype=dtype, device=self.device)
+
+    def new_experts(self, count: int, inner: int, width: int) -> NewExperts:
+        """Uninitialised weights of ``count`` experts, gated MLPs of width ``inner`` in a model of ``width``."""
+        if self.packed and self.device.type != "meta":
+            dtype = torch.int8 if self.format is WeightFormat.PACKED_INT8 else torch.bfloat16
+            return NewPackedExperts(count, inner, width, dtype=dtype)
+        int8_input = _INT8_INPUTS.get(self.format)
+        if int8_input is not None:
+            return Int8Experts(count, inner, width, device=self.device, int8_input=int8_input)
+        dtype = torch.bfloat16 if self.packed else self.dtype
+        return PlainExperts(count, inner, width, dtype=dtype, device=self.device)

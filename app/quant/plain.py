@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.int8 import quantize
-from app.kernels.types import ActFormat, LinearWeight, SplitKWorkspace
+from app.kernels.types import ActFormat, ExpertsWeight, LinearWeight, SplitKWorkspace
 from app.quant.destination import Destination
 
 _CHUNK_ELEMENTS = 1 << 24
@@ -59,6 +59,47 @@ class Int8Weight:
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes, if there is one."""
         return None if self._bias is None else self._bias[start:stop]
+
+
+class PlainExperts:
+    """Floating weights of ``count`` experts of width ``inner`` in a model of ``width``."""
+
+    def __init__(self, count: int, inner: int, width: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.weight = ExpertsWeight(
+            gate_up=torch.empty(count, 2 * inner, width, dtype=dtype, device=device),
+            down=torch.empty(count, width, inner, dtype=dtype, device=device),
+        )
+
+    def gate_up(self, expert: int, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of an expert's gate and up projection [2I, D] go."""
+        return self.weight.gate_up[expert, start:stop]
+
+    def down(self, expert: int) -> Destination:
+        """Where an expert's down projection [D, I] goes."""
+        return self.weight.down[expert]
+
+
+class Int8Experts:
+    """Likewise int8 with a scale for each output, quantised as they come."""
+
+    def __init__(self, count: int, inner: int, width: int, *, device: torch.device, int8_input: ActFormat) -> None:
+        self._gate_up_scale = torch.empty(count, 2 * inner, dtype=torch.float32, device=device)
+        self._down_scale = torch.empty(count, width, dtype=torch.float32, device=device)
+        self.weight = ExpertsWeight(
+            torch.empty(count, 2 * inner, width, dtype=torch.int8, device=device),
+            torch.empty(count, width, inner, dtype=torch.int8, device=device),
+            self._gate_up_scale,
+            self._down_scale,
+            int8_input,
+        )
+
+    def gate_up(self, expert: int, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of an expert's gate and up projection [2I, D] go."""
+        return _Int8Rows(self.weight.gate_up[expert, start:stop], self._gate_up_scale[expert, start:stop])
+
+    def down(self, expert: int) -> Destination:
+        """Where an expert's down projection [D, I] goes."""
+        return _Int8Rows(self.weight.down[expert], self._down_scale[expert])
 
 
 class _Int8Rows:

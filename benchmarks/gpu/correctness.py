@@ -9,7 +9,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,64 +18,32 @@ from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
 from app.kernels.embed import embed
 from app.kernels.expand_rows import expand_rows
+from app.kernels.experts import experts, take_experts_scratch
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from app.kernels.route import Scoring, route
 from app.kernels.sample import LogprobsOut, SampleParams, logprobs, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.kernels.types import (
     Act,
     ActFormat,
     AttentionMetadata,
-    LayerKVCache,
+    ExpertsWeight,
     LinearWeight,
+    Routing,
     SplitKWorkspace,
+    StepArena,
     StepRows,
     StepTokens,
 )
+from benchmarks.gpu.place import BLOCK_SIZE, Place
 from benchmarks.gpu.stage import Stage
 
 _BF16, _INT8_KV, _FP32, _EXACT = 5e-3, 2e-2, 1e-6, 0.0
-_BLOCK = 16
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a case runs, and its floating dtype. Tensors hold the same values in every place."""
-
-    device: torch.device
-    dtype: torch.dtype
-    random: torch.Generator
-
-    def randn(self, *shape: int) -> Tensor:
-        """Normal values that bf16 holds."""
-        return torch.randn(shape, generator=self.random).bfloat16().to(self.device, self.dtype)
-
-    def ints(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Uniform integers."""
-        return torch.randint(low, high, shape, generator=self.random, dtype=dtype).to(self.device)
-
-    def scales(self, *shape: int) -> Tensor:
-        """fp32, about 0.01."""
-        return (torch.rand(shape, generator=self.random) * 0.01 + 0.005).to(self.device)
-
-    def put(self, values: list[int], dtype: torch.dtype) -> Tensor:
-        """A vector."""
-        return torch.tensor(values, dtype=dtype, device=self.device)
-
-    def empty(self, *shape: int) -> Tensor:
-        """Of the floating dtype; NaN where nothing was written."""
-        return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
-
-    def cache(self, blocks: int, heads: int, width: int, *, int8: bool) -> LayerKVCache:
-        """Pages full of values."""
-        if not int8:
-            return LayerKVCache(self.randn(blocks, 2, heads, _BLOCK, width))
-        values = self.ints(-127, 128, blocks, 2, heads, _BLOCK, width, dtype=torch.int8)
-        return LayerKVCache(values, self.scales(blocks, 2, heads, _BLOCK).half())
 
 
 Run = Callable[[Place], list[Tensor]]
@@ -108,6 +75,47 @@ def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, silu_mul: b
     return [out.values]
 
 
+def run_route(place: Place, rows: int, count: int, chosen: int) -> list[Tensor]:
+    """A routing of random logits."""
+    routing = new_routing(place, rows, count, chosen)
+    route(place.randn(rows, count).float(), routing, scoring=Scoring.SOFTMAX, normalise=False)
+    return [routing.experts, routing.weights, routing.slots, routing.offsets]
+
+
+def new_routing(place: Place, rows: int, count: int, chosen: int) -> Routing:
+    """Room for one."""
+    return Routing(
+        torch.zeros(rows, chosen, dtype=torch.int32, device=place.device),
+        torch.zeros(rows, chosen, device=place.device),
+        torch.zeros(rows * chosen, dtype=torch.int32, device=place.device),
+        torch.zeros(count + 1, dtype=torch.int32, device=place.device),
+    )
+
+
+def run_experts(place: Place, rows: int, fmt: str) -> list[Tensor]:
+    """A mixture in one of the formats."""
+    count, chosen, inner, width = 16, 4, 192, 256
+    x = Act(place.randn(rows, width))
+    if fmt == "float":
+        weight = ExpertsWeight(place.randn(count, 2 * inner, width), place.randn(count, width, inner))
+    else:
+        takes = ActFormat.INT8_TOKEN if fmt == "W8A8" else ActFormat.FLOAT
+        gate_up = place.ints(-127, 128, count, 2 * inner, width, dtype=torch.int8)
+        down = place.ints(-127, 128, count, width, inner, dtype=torch.int8)
+        scales = place.scales(count, 2 * inner), place.scales(count, width)
+        weight = ExpertsWeight(gate_up, down, *scales, takes)
+        if takes is ActFormat.INT8_TOKEN:
+            x = Act(place.ints(-127, 128, rows, width, dtype=torch.int8), place.scales(rows, 1))
+    routing = new_routing(place, rows, count, chosen)
+    route(place.randn(rows, count).float(), routing, scoring=Scoring.SOFTMAX, normalise=True)
+    arena = StepArena(rows, place.device)
+    arena.begin(rows)
+    out, residual = place.empty(rows, width), place.randn(rows, width)
+    scratch = take_experts_scratch(arena, weight, chosen, place.dtype)
+    experts(x, weight, routing, out, scratch, residual=residual)
+    return [out]
+
+
 def run_rope_kv(place: Place, heads: int, kv_heads: int, width: int, *, int8: bool, normed: bool) -> list[Tensor]:
     """Queries, and the pages as they are read."""
     rows = 17
@@ -117,7 +125,7 @@ def run_rope_kv(place: Place, heads: int, kv_heads: int, width: int, *, int8: bo
         place.ints(0, 64, rows),
         torch.rand(64, width, generator=place.random).to(place.device),
         cache,
-        place.put([row * _BLOCK + row % _BLOCK for row in range(rows)], torch.int64),
+        place.put([row * BLOCK_SIZE + row % BLOCK_SIZE for row in range(rows)], torch.int64),
         q_out,
         q_norm=place.randn(width) if normed else None,
         k_norm=place.randn(width) if normed else None,
@@ -131,7 +139,7 @@ def run_attention(
 ) -> list[Tensor]:
     """Decodes and chunks behind prefixes in one step, blocks in no order."""
     queries, lengths = [1, 1, 33, 1, 5], [1, 17, 600, 300, 16]
-    widest = -(-max(lengths) // _BLOCK)
+    widest = -(-max(lengths) // BLOCK_SIZE)
     cache = place.cache(len(lengths) * widest, kv_heads, width, int8=int8)
     tables = torch.randperm(len(lengths) * widest, generator=place.random).int().view(len(lengths), -1)
     tokens = sum(queries)
@@ -216,7 +224,7 @@ def run_expand_rows(place: Place) -> list[Tensor]:
         max_seq_len=max(lengths),
     )
     out = StepTokens(ids, positions, place.put([0] * 3, torch.int64))
-    expand_rows(rows, tables, place.put([7, 8, 9], torch.int64), out, meta, block_size=_BLOCK)
+    expand_rows(rows, tables, place.put([7, 8, 9], torch.int64), out, meta, block_size=BLOCK_SIZE)
     return [ids, positions, out.logit_indices, mapping, meta.block_tables, tables]
 
 
@@ -238,6 +246,13 @@ def cases() -> Iterator[tuple[str, float, Run]]:
             for window in (None, 100):
                 run = partial(run_attention, heads=heads, kv_heads=kv_heads, width=width, int8=int8, window=window)
                 yield f"paged_attention {shape} window {window}", _BF16, run
+    for rows in (17, 300):
+        yield f"route {rows}", _FP32, partial(run_route, rows=rows, count=128, chosen=8)
+    for fmt in ("W8A8", "W8A16", "float"):
+        for rows in (1, 17, 300):
+            # An int8 value of the rounded row may be the next one.
+            tolerance = _INT8_KV if fmt == "W8A8" else 2 * _BF16
+            yield f"experts {fmt} {rows}", tolerance, partial(run_experts, rows=rows, fmt=fmt)
     yield "embed and gather_lm_head", _BF16, run_head
     yield "sample", _EXACT, run_sample
     yield "logprobs", _FP32, run_logprobs

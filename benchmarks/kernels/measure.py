@@ -34,11 +34,26 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def seconds(run: Callable[[], None], repeats: int, calls: int = 1) -> dict[str, float]:
     """p20, p50 and p80 of the time of one of the ``calls`` in ``run``, after one run to warm up."""
     run()
-    taken = []
-    for _ in range(max(repeats, 2)):
-        start = time.perf_counter()
-        run()
-        taken.append((time.perf_counter() - start) / calls)
+    return _quantiles([_timed(run) / calls for _ in range(max(repeats, 2))])
+
+
+def alternating(
+    first: Callable[[], None], second: Callable[[], None], repeats: int, calls: int = 1
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Likewise of two, run in turn: what else the machine does meets both."""
+    first()
+    second()
+    taken = [(_timed(first) / calls, _timed(second) / calls) for _ in range(max(repeats, 2))]
+    return _quantiles([one for one, _ in taken]), _quantiles([other for _, other in taken])
+
+
+def _timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _quantiles(taken: list[float]) -> dict[str, float]:
     deciles = statistics.quantiles(taken, n=10, method="inclusive")
     return {"p20_s": deciles[1], "p50_s": deciles[4], "p80_s": deciles[7]}
 

@@ -20,8 +20,12 @@ from app.kernels.dispatch import Call
 from app.kernels.native.abi import ARGS
 from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
+from app.kernels.types import Act, StepArena
+from app.layers.experts import Experts
+from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
 from app.types import SamplingParams
+from tests.kernels.util import quantized, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -154,6 +158,20 @@ FORMATS = {
 }
 
 
+def run_experts(weight_format: WeightFormat) -> None:
+    """A layer of experts over a few tokens, by itself."""
+    int8 = weight_format is WeightFormat.PACKED_INT8
+    dtype = torch.float32 if int8 else torch.bfloat16
+    placement = Placement(dtype, torch.device("cpu"), weight_format)
+    layer = Experts(5, 2, 36, 72, placement=placement, normalise=True)
+    for seed, destination in enumerate(layer.destinations("").values()):
+        destination.copy_(randn(*destination.shape, seed=seed) / 8)
+    arena = StepArena(9, placement.device)
+    arena.begin(9)
+    acts, x = layer.take(arena, dtype), randn(9, 72)
+    layer(quantized(x) if int8 else Act(x.to(dtype)), torch.empty(9, 72, dtype=dtype), acts)
+
+
 @needs_compiler
 @needs_kernels
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 here")
@@ -175,6 +193,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
         Request(1, [7], [5, 9], sampled, seed=3),
     ]
     run(runner, requests, 4, chunk=29)
+    run_experts(WeightFormat.PACKED_INT8 if name == "int8" else WeightFormat.PACKED_BF16)
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"
     subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)

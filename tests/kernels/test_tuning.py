@@ -51,8 +51,8 @@ def test_a_shape_may_be_taken_apart() -> None:
 def test_tiles_of_products_fit_into_shared_memory(capability: int) -> None:
     """Of sm_80, sm_89 and sm_90: 163, 99 and 227 KB."""
     limit = {80: 163, 89: 99, 90: 227}[capability] << 10
-    bytes_of_x = {"gemm": 2, "gemm_w8a8": 1, "gemm_w8a16": 2}
-    bytes_of_weight = {"gemm": 2, "gemm_w8a8": 1, "gemm_w8a16": 1}
+    bytes_of_x = {"gemm": 2, "gemm_w8a8": 1, "gemm_w8a16": 2, "experts": 2, "experts_w8a8": 1, "experts_w8a16": 2}
+    bytes_of_weight = {**dict.fromkeys(bytes_of_x, 1), "gemm": 2, "experts": 2}
     with compiling_for(capability):
         for op in bytes_of_x:
             for m in (1, 16, 17, 33, 65, 257):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,11 @@ from filelock import FileLock
 
 from app.kernels import dispatch
 from app.kernels.linear.pack import unpack
-from app.kernels.types import PackedWeight
+from app.kernels.types import PackedExperts, PackedWeight
 from app.quant import cache as cache_module
 from app.quant.cache import PackedCache
-from app.quant.destination import Destination, Tee
-from app.quant.placement import NewWeight, Placement, WeightFormat
+from app.quant.destination import Destination, Stack, Tee
+from app.quant.placement import Placement, WeightFormat
 
 N, K = 70, 24
 pytestmark = pytest.mark.skipif(dispatch.unavailable() is not None, reason="no native kernels here")
@@ -31,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 
 class Model:
-    """A tied head, a layer with a bias and a norm; zeros until filled."""
+    """A tied head, a layer with a bias, experts and a norm; zeros until filled."""
 
     def __init__(self, weight_format: WeightFormat) -> None:
         placement = Placement(torch.float32, torch.device("cpu"), weight_format)
@@ -39,6 +40,7 @@ class Model:
         self.norm = torch.zeros(K)
         self.head = placement.new_weight(N, K, bias=False)
         self.layer = placement.new_weight(2 * N, K, bias=True, gate_up=True)
+        self.experts = placement.new_experts(3, 20, K)
 
     @property
     def destinations(self) -> dict[str, Destination]:
@@ -49,6 +51,8 @@ class Model:
             "gate": self.layer.rows(0, N),
             "gate.bias": bias,
             "up": self.layer.rows(N, 2 * N),
+            "experts": Stack([self.experts.gate_up(i, 0, 40) for i in range(3)]),
+            **{f"down.{i}": self.experts.down(i) for i in range(3)},
             "norm": self.norm,
         }
 
@@ -59,12 +63,15 @@ class Model:
         return self
 
     def tensors(self) -> list[torch.Tensor]:
-        return [self.table, self.norm, *_plain(self.head), *_plain(self.layer)]
+        weights, experts = [self.head.weight, self.layer.weight], self.experts.weight
+        assert isinstance(experts, PackedExperts)
+        parts = [_plain(weight) for weight in (*weights, *experts.gate_up, *experts.down)]
+        return [self.table, self.norm, *itertools.chain(*parts)]
 
 
-def _plain(new: NewWeight) -> list[torch.Tensor]:
-    assert isinstance(new.weight, PackedWeight)
-    plain = unpack(new.weight)
+def _plain(weight: object) -> list[torch.Tensor]:
+    assert isinstance(weight, PackedWeight)
+    plain = unpack(weight)
     return [tensor for tensor in (plain.values, plain.scale, plain.bias) if tensor is not None]
 
 

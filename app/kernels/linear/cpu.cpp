@@ -88,26 +88,6 @@ TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t r
     }
 }
 
-template <typename Tile, int LINES>
-static void multiply_rows(int64_t rows, const char* x, int64_t stride, const char* w, int words, float* c, bool first,
-                          const char* next, const Groups& groups) {
-#define TUILI_ROWS(R)                                                                     \
-    case R:                                                                             \
-        Tile::template multiply<R, LINES>(x, stride, w, words, c, first, next, groups); \
-        break;
-    switch (rows) {
-        TUILI_ROWS(1)
-        TUILI_ROWS(2)
-#if defined(__AVX512F__)
-        TUILI_ROWS(3)
-        TUILI_ROWS(4)
-        TUILI_ROWS(5)
-        TUILI_ROWS(6)
-#endif
-    }
-#undef TUILI_ROWS
-}
-
 // What a thread keeps in its scratch while it does chunks of one op.
 struct LinearScratch {
     int64_t block;  // of rows, the one at hand

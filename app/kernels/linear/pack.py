@@ -16,7 +16,16 @@ from app.kernels.int8 import quantize
 from app.kernels.native.library import allocate
 from app.kernels.types import LinearWeight, PackedWeight
 
-__all__ = ["LAYOUT", "new_packed_weight", "pack_bias", "pack_rows", "packed_nbytes", "unpack", "unpackable"]
+__all__ = [
+    "LAYOUT",
+    "new_packed_weight",
+    "new_packed_weights",
+    "pack_bias",
+    "pack_rows",
+    "packed_nbytes",
+    "unpack",
+    "unpackable",
+]
 
 LAYOUT = "tile32"
 """Changes whenever buffers packed before could no longer be read."""
@@ -53,6 +62,13 @@ def new_packed_weight(
             gate and up projection.
         NativeError: there are no native kernels here, or no memory.
     """
+    return new_packed_weights(1, out_features, in_features, dtype, bias=bias, gate_up=gate_up)[0]
+
+
+def new_packed_weights(
+    count: int, out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool, gate_up: bool
+) -> tuple[PackedWeight, ...]:
+    """Likewise ``count`` weights of one shape, one behind the other in memory."""
     if dtype not in _ALONG_K:
         raise ValueError(f"packed weights are int8 or bfloat16, not {dtype}")
     why = "N has to be at least 1" if out_features < 1 else unpackable(in_features, dtype)
@@ -61,14 +77,20 @@ def new_packed_weight(
     if gate_up and out_features % 2:
         raise ValueError(f"a gate and an up projection have an even number of rows together, not {out_features}")
     rows = _packed_rows(out_features, gate_up)
-    return PackedWeight(
-        allocate((rows * in_features,), dtype),
-        out_features,
-        in_features,
-        gate_up,
-        # Not in huge pages: each of these few kilobytes would take, and zero, two megabytes.
-        torch.zeros(rows) if dtype is torch.int8 else None,
-        torch.zeros(rows) if bias else None,
+    data = allocate((count, rows * in_features), dtype)
+    # Not in huge pages: each of these few kilobytes would take, and zero, two megabytes.
+    scale = torch.zeros(count, rows) if dtype is torch.int8 else None
+    biases = torch.zeros(count, rows) if bias else None
+    return tuple(
+        PackedWeight(
+            data[i],
+            out_features,
+            in_features,
+            gate_up,
+            None if scale is None else scale[i],
+            None if biases is None else biases[i],
+        )
+        for i in range(count)
     )
 
 

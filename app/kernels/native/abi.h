@@ -128,6 +128,64 @@ typedef struct {
     int32_t dim_of_rows;  // TuiliDim
 } TuiliLinearArgs;
 
+// See app/kernels/route: the k experts of each token and what they count. Row-wise.
+enum TuiliScoring : int32_t { TUILI_SOFTMAX = 0, TUILI_SOFTMAX_CHOSEN = 1, TUILI_SIGMOID = 2 };
+#define TUILI_MAX_EXPERTS 1024
+typedef struct {
+    const float* logits;  // [T, num_experts]
+    int32_t* experts;     // [T, chosen]
+    float* weights;       // [T, chosen]
+    int32_t num_experts, chosen;
+    int32_t scoring;  // TuiliScoring
+    int32_t normalise;
+} TuiliRouteArgs;
+
+// The slots t * chosen + j of all tokens by expert.
+typedef struct {
+    const int32_t* experts;  // [T, chosen]
+    int32_t* slots;          // [T * chosen]
+    int32_t* offsets;        // [num_experts + 1]
+    int32_t num_experts, chosen;
+} TuiliGroupSlotsArgs;
+
+// See app/kernels/experts. hidden[p] = silu(gate) * up of the token of slots[p]. I8 x and weights, or BF16 ones; an
+// expert's packed weight lies behind that of the one before it.
+typedef struct {
+    const void* x;         // [T, k]
+    const float* x_scale;  // [T, groups], I8 only
+    const void* weight;
+    const float* w_scale;  // I8 only
+    const int32_t* slots;
+    const int32_t* offsets;
+    void* hidden;         // [T * chosen, n] of dtype
+    void* hidden_groups;  // [groups of n, T * chosen] of linear/tile.h's Group, I8 only
+    int32_t dtype;
+    int32_t num_experts, chosen;
+    int32_t k;  // D
+    int32_t n;  // I
+    int32_t reserved;
+} TuiliExpertsGateUpArgs;
+
+// out[t] = residual[t] + the sum of weights[slot] * (hidden[p] @ w.T) over the slots of t, by ascending expert.
+typedef struct {
+    const void* hidden;
+    const void* hidden_groups;
+    const void* weight;
+    const float* w_scale;  // I8 only
+    const int32_t* slots;
+    const int32_t* offsets;
+    const float* route_weights;  // [T, chosen]
+    const void* residual;        // or NULL; [T, n]; may be out itself
+    void* out;                   // [T, n]
+    int32_t dtype;
+    int32_t out_dtype;       // F32 or BF16
+    int32_t residual_dtype;  // F32 or BF16
+    int32_t num_experts, chosen;
+    int32_t k;  // I
+    int32_t n;  // D
+    int32_t reserved;
+} TuiliExpertsDownArgs;
+
 // See app/kernels/qk_norm_rope_kv_write; pages in the packed layout of paged_attention/cpu.cpp. Row-wise.
 typedef struct {
     const void* qkv;  // [T, (h + 2g) * e]

@@ -98,6 +98,35 @@ class LinearArgs(ctypes.Structure):
     )
 
 
+class RouteArgs(ctypes.Structure):
+    """TuiliRouteArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("logits experts weights", "num_experts chosen scoring normalise")
+
+
+class GroupSlotsArgs(ctypes.Structure):
+    """TuiliGroupSlotsArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("experts slots offsets", "num_experts chosen")
+
+
+class ExpertsGateUpArgs(ctypes.Structure):
+    """TuiliExpertsGateUpArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "x x_scale weight w_scale slots offsets hidden hidden_groups", "dtype num_experts chosen k n reserved"
+    )
+
+
+class ExpertsDownArgs(ctypes.Structure):
+    """TuiliExpertsDownArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "hidden hidden_groups weight w_scale slots offsets route_weights residual out",
+        "dtype out_dtype residual_dtype num_experts chosen k n reserved",
+    )
+
+
 class RopeKvArgs(ctypes.Structure):
     """TuiliRopeKvArgs."""
 
@@ -207,6 +236,10 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "quantize": QuantizeArgs,
     "gather": GatherArgs,
     "linear": LinearArgs,
+    "route": RouteArgs,
+    "group_slots": GroupSlotsArgs,
+    "experts_gate_up": ExpertsGateUpArgs,
+    "experts_down": ExpertsDownArgs,
     "rope_kv": RopeKvArgs,
     "attention": AttentionArgs,
     "sample": SampleArgs,

@@ -1,0 +1,29 @@
+"""The kernels of a layer of experts compile for sm_90 and stay within its means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+
+from tests.aot import compiling
+
+OWN = {"_route", "_group_slots", "_experts", "_experts_vector", "_weighted_sum"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return compiling.rows_of("tests.aot.experts_variants")
+
+
+def test_nothing_spills_nor_asks_for_more_than_there_is(rows: list[dict[str, Any]]) -> None:
+    assert {row["name"] for row in rows} >= OWN
+    compiling.check_means(rows)
+
+
+def test_tiles_of_64_rows_multiply_in_warp_groups(rows: list[dict[str, Any]]) -> None:
+    tall = [row for row in rows if row["name"] == "_experts" and row["constants"]["BLOCK_M"] >= 64]
+    assert {row["int8"] for row in tall} == {True, False}
+    assert all(row["wgmma"] for row in tall)

@@ -1,0 +1,55 @@
+"""``route`` in Triton: what the specification chooses and groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.kernels.route import Scoring, route
+from app.kernels.route.reference import route_reference
+from app.kernels.types import Routing
+from tests.kernels.mixture import empty_routing
+from tests.kernels.util import randn
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+
+
+def both(logits: Tensor, chosen: int, scoring: Scoring, *, normalise: bool) -> tuple[Routing, Routing]:
+    tokens, count = logits.shape
+    triton, reference = (empty_routing(tokens, count, chosen) for _ in range(2))
+    route(logits, triton, scoring=scoring, normalise=normalise)
+    route_reference(logits, reference, scoring.value, normalise)
+    return triton, reference
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("scoring", list(Scoring))
+@pytest.mark.parametrize(("tokens", "experts", "chosen"), [(1, 128, 8), (9, 8, 2), (30, 60, 4), (3, 5, 5)])
+def test_is_what_the_reference_gives(scoring: Scoring, normalise: bool, tokens: int, experts: int, chosen: int) -> None:
+    triton, reference = both(3 * randn(tokens, experts), chosen, scoring, normalise=normalise)
+    assert triton.experts.equal(reference.experts)
+    torch.testing.assert_close(triton.weights, reference.weights, rtol=1e-5, atol=1e-7)
+    assert triton.slots.equal(reference.slots)
+    assert triton.offsets.equal(reference.offsets)
+
+
+def test_groups_more_slots_than_a_block() -> None:
+    triton, reference = both(randn(300, 5), 4, Scoring.SOFTMAX, normalise=False)
+    assert triton.slots.equal(reference.slots)
+    assert triton.offsets.equal(reference.offsets)
+
+
+def test_equal_logits_and_what_is_no_number() -> None:
+    low = float("-inf")
+    logits = torch.tensor([[0.0, 2.0, -0.0, 2.0, 0.0], [1.0, float("nan"), 2.0, 3.0, -1.0], [low, 1.0, low, 0.0, low]])
+    triton, reference = both(logits, 4, Scoring.SOFTMAX_CHOSEN, normalise=False)
+    assert triton.experts[:1].tolist() == [[1, 3, 0, 2]]
+    assert triton.experts.equal(reference.experts)
+    torch.testing.assert_close(triton.weights, reference.weights, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def test_no_tokens_are_no_launch() -> None:
+    routing = empty_routing(0, 4, 2)
+    route(randn(0, 4), routing, scoring=Scoring.SOFTMAX, normalise=True)
+    assert routing.offsets.eq(99).all()
