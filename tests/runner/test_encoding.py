@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.kernels import dispatch
 from app.runner.encoding import EncodingRunner
 from app.runner.errors import RunnerError
 from app.runner.parallel import start_runner
 from app.types import EncodeBatch, Encoded, EngineConfig, Pooling, SchedulerOutput
+from tests.models.test_dispatch_contract import strays_of
 from tests.models.tiny_encoder import Reference, served
 from tests.runner.driver import discard
 
@@ -31,6 +33,7 @@ TOLERANCE = {"plain": 1e-5, "bf16": 5e-2, "int8": 8e-2}
 def in_the_table() -> Iterator[None]:
     with served():
         yield
+    dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
 def start(directory: Path, **config: object) -> EncodingRunner:
@@ -102,6 +105,34 @@ def test_a_sequence_gives_the_same_bits_alone(checkpoint: Path, name: str) -> No
             assert (tensor_of(alone) - tensor_of(encoded)).abs().max() < 1e-6
         else:
             assert alone.data == encoded.data
+
+
+INTERPRETED = {
+    "float32": ({"dtype": "float32"}, 1e-5),
+    "bfloat16": ({"dtype": "bfloat16"}, 5e-2),
+    "W8A8": ({"dtype": "float32", "quantization": "int8"}, 8e-2),
+}
+
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_triton_equals_plain_torch(reference: Reference, checkpoint: Path, name: str) -> None:
+    pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+    formats, tolerance = INTERPRETED[name]
+    runner = start(checkpoint, kernels="interpret", **formats)
+    assert runner.info.kernels == "triton"
+    sequences = [[5], [3, 2, 1], list(range(20, 40))]
+    together = run(runner, batch_of(sequences))
+    for sequence, encoded in zip(sequences, together, strict=True):
+        expected = reference.encode(sequence)
+        assert (tensor_of(encoded) - expected).norm() <= tolerance * expected.norm()
+        if name == "W8A8":  # a single token's floating products are of another kernel
+            (alone,) = run(runner, batch_of([sequence]))
+            assert alone.data == encoded.data
+
+
+def test_batches_compute_in_kernels_alone(checkpoint: Path) -> None:
+    runner = start(checkpoint, **FORMATS["plain"])
+    assert strays_of(lambda: runner.submit(batch_of(SEQUENCES))) == set()
 
 
 def test_native_batches_are_one_call(checkpoint: Path) -> None:
