@@ -36,8 +36,7 @@ class TinyEncoder:
     def __init__(self, config: ModelConfig, parts: Parts) -> None:
         placement = parts.placement
         self._width, self._dtype = config.hidden_size, placement.dtype
-        self.embedding = Embedding(config.vocab_size, self._width, placement=placement)
-        self.positions = Embedding(config.context_length, self._width, placement=placement)
+        self.embedding = Embedding(config.vocab_size, self._width, placement=placement, positions=config.positions)
         self.layers = [self._layer(parts, layer) for layer in config.layers]
         self.norm = parts.rms_norm()
 
@@ -49,10 +48,12 @@ class TinyEncoder:
     def encode(self, token_ids_T: Tensor, positions_T: Tensor, sequences: PackedSequences, arena: StepArena) -> Tensor:
         residual, delta, final = (arena.take(self._width, self._dtype) for _ in range(3))
         attention, mlp = self.layers[0].attn.layout.take(arena), self.layers[0].mlp.layout.take(arena)
-        self.embedding(token_ids_T, residual)
-        self.positions(positions_T, delta)
-        for layer in self.layers:
-            layer.attn_norm(delta, attention.x, residual_TD=residual)
+        self.embedding(token_ids_T, positions_T, residual)
+        for index, layer in enumerate(self.layers):
+            if index == 0:
+                layer.attn_norm(residual, attention.x)
+            else:
+                layer.attn_norm(delta, attention.x, residual_TD=residual)
             layer.attn(attention, Act(delta), sequences)
             layer.mlp_norm(delta, mlp.x, residual_TD=residual)
             layer.mlp(mlp, Act(delta))
@@ -60,9 +61,10 @@ class TinyEncoder:
         return final
 
     def destinations(self) -> Mapping[str, Destination]:
+        assert self.embedding.position_table is not None
         named: dict[str, Destination] = {
             "embed.weight": self.embedding.destination(),
-            "positions.weight": self.positions.destination(),
+            "positions.weight": self.embedding.position_table,
         }
         for index, layer in enumerate(self.layers):
             prefix = f"layers.{index}"
