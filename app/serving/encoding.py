@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from app.errors import RequestError
-from app.serving.admission import Admission, request_error
+from app.serving.admission import Admission, Permit, request_error
 from app.serving.engine_client import EngineClient
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Mailbox
@@ -89,26 +89,40 @@ class Encoder:
         self.ledger = ledger
         self._admission = Admission(client, max_num_seqs=max_num_seqs, max_queue=max_queue)
 
-    def submit(self, request: EncodingRequest, *, endpoint: str) -> Encoding:
-        """Admits a request and sends it to the engine; :meth:`Encoding.collect` must follow.
+    @contextlib.contextmanager
+    def permit(self, request_id: str, *, endpoint: str, n: int) -> Iterator[Permit]:
+        """Room for a request of ``n`` inputs while they are tokenised; see
+        :meth:`app.serving.generation.Generator.permit`."""
+        with self.ledger.refusing(request_id, endpoint), self._admission.permit(n) as permit:
+            yield permit
+
+    def submit(self, permit: Permit, request: EncodingRequest, *, endpoint: str) -> Encoding:
+        """Sends a request to the engine, all its inputs or none; :meth:`Encoding.collect` must follow.
 
         Args:
             endpoint: the route's template, for metrics and log.
 
         Raises:
-            RequestError: 503 (no engine), 429 (full), 400 (cannot be encoded), 504 (no time left). Nothing was sent;
-                the refusal is in the ledger.
+            RequestError: 503 (no engine any more), 400 (cannot be encoded), 504 (no time left).
+            ValueError: the permit is for fewer inputs, or was used before.
         """
         arrival = time.monotonic()
-        try:
-            sequences = self._admission.admit_encoding(request, arrival)
-            mailbox = self.client.submit(sequences)
-        except RequestError as error:
-            self.ledger.refuse(request.request_id, endpoint, error)
-            raise
-        entry = self.ledger.open_encoding(request, endpoint=endpoint, arrival=arrival)
-        return Encoding(sequences, client=self.client, mailbox=mailbox, entry=entry)
+        sequences = self._admission.encode_sequences(request, arrival)
+        self.client.check_running()
+        permit.use(len(sequences))
+        return Encoding(
+            sequences,
+            client=self.client,
+            mailbox=self.client.submit(sequences),
+            entry=self.ledger.open_encoding(request, endpoint=endpoint, arrival=arrival),
+        )
 
     async def encode(self, request: EncodingRequest, *, endpoint: str) -> list[EncodeOutput]:
-        """:meth:`submit`, and the results in the order of the inputs; raises as both."""
-        return await self.submit(request, endpoint=endpoint).collect()
+        """Asks for room, submits inputs that are tokenised already, and gives the results in their order.
+
+        Raises:
+            RequestError: as :meth:`permit`, :meth:`submit` and :meth:`Encoding.collect`.
+        """
+        with self.permit(request.request_id, endpoint=endpoint, n=len(request.inputs)) as permit:
+            encoding = self.submit(permit, request, endpoint=endpoint)
+        return await encoding.collect()

@@ -6,7 +6,10 @@ is never written, only how much of it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 
 import structlog
 
@@ -18,6 +21,8 @@ from app.types import FinishReason, RequestTimings
 _log = structlog.get_logger("tuili.ledger")
 
 OTHER_ERROR = "error"
+CLIENT_LEFT = "client_left"
+"""Reason of a request that ended while its prompts were being encoded."""
 
 
 class LedgerEntry:
@@ -116,6 +121,19 @@ class Ledger:
         reason = error.code or OTHER_ERROR
         self.metrics.observe_refusal(endpoint, reason)
         self._log("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+
+    @contextlib.contextmanager
+    def refusing(self, request_id: str, endpoint: str) -> Iterator[None]:
+        """Writes a request down as refused that an error or its client's leaving ends within the block."""
+        try:
+            yield
+        except RequestError as error:
+            self.refuse(request_id, endpoint, error)
+            raise
+        except asyncio.CancelledError:
+            left = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
+            self.refuse(request_id, endpoint, left)
+            raise
 
     def _log(self, event: str, **values: object) -> None:
         if self._log_requests:

@@ -115,6 +115,18 @@ async def test_refusals_send_nothing() -> None:
         with pytest.raises(RequestError, match="no time left"):
             await rig.encode([1], deadline=time.monotonic() - 1)
     assert rig.ledger.records == []
+    assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="invalid_request") == 2
+
+
+async def test_room_is_kept_while_inputs_are_tokenised() -> None:
+    async with running(max_queue=0) as rig:
+        with rig.encoder.permit("held", endpoint=ENDPOINT, n=7) as permit:
+            with pytest.raises(RequestError) as full:
+                await rig.encode([1], [2])
+            assert (full.value.status, full.value.code) == (429, "overloaded")
+            encoding = rig.encoder.submit(permit, EncodingRequest("held", [[3]] * 7), endpoint=ENDPOINT)
+        assert len(await encoding.collect()) == 7
+        await rig.encode(*([[1]] * 8))
 
 
 async def test_an_engine_that_is_full_says_so() -> None:
