@@ -75,8 +75,8 @@ class SplitKWorkspace:
 class LinearWeight:
     """Weight of a linear layer: ``values`` [N, K], row n the weights of output n.
 
-    int8 weights carry ``scale`` [N] fp32. ``bias`` [N] is added in fp32 before the epilogue. A SiLU·mul layer stacks
-    the gate's N/2 rows above the up projection's N/2 rows.
+    int8 weights carry ``scale`` [N] fp32. ``bias`` [N] is added in fp32 before the epilogue. A gated layer stacks the
+    gate's N/2 rows above the up projection's N/2 rows.
     """
 
     values: Tensor
@@ -105,7 +105,7 @@ class PackedWeight:
     out_features: int
     in_features: int
     gate_up: bool
-    """The N / 2 rows of a gate and those of an up projection, interleaved by panels for the SiLU·mul epilogue."""
+    """The N / 2 rows of a gate and those of an up projection, interleaved by panels for the gated epilogues."""
     scale: Tensor | None = None
     bias: Tensor | None = None
 

@@ -14,9 +14,12 @@ class Attention:
     """What lies between the fused qkv projection and the output projection.
 
     Args:
-        rope_PE: table of :func:`app.layers.rotary.rope_table`, shared by layers of the same angles.
+        rope_PE: table of :func:`app.layers.rotary.rope_table`, shared by layers of the same angles; None rotates
+            nothing.
         scale: factor on the dot products of queries and keys.
         sliding_window: positions a query sees, itself included; None for all.
+        softcap: bound of the scores, see :func:`app.kernels.paged_attention.paged_attention`; None for none.
+        sinks_H: [H] fp32, a logit of each head that takes part in the softmax; None for none.
         q_norm: normalises each query head before the rotation, likewise ``k_norm`` the key heads.
     """
 
@@ -24,10 +27,12 @@ class Attention:
         self,
         num_heads: int,
         head_dim: int,
-        rope_PE: Tensor,
+        rope_PE: Tensor | None,
         *,
         scale: float,
         sliding_window: int | None,
+        softcap: float | None,
+        sinks_H: Tensor | None,
         q_norm: RMSNorm | None,
         k_norm: RMSNorm | None,
     ) -> None:
@@ -36,6 +41,8 @@ class Attention:
         self._rope_PE = rope_PE
         self._scale = scale
         self._sliding_window = sliding_window
+        self._softcap = softcap
+        self._sinks_H = sinks_H
         self._q_norm_E = None if q_norm is None else q_norm.weight
         self._k_norm_E = None if k_norm is None else k_norm.weight
         self._norm_eps = 0.0 if q_norm is None else q_norm.eps
@@ -62,4 +69,14 @@ class Attention:
             k_norm=self._k_norm_E,
             eps=self._norm_eps,
         )
-        paged_attention(q_THE, kv, meta, out, scale=self._scale, sliding_window=self._sliding_window, scratch=q_scratch)
+        paged_attention(
+            q_THE,
+            kv,
+            meta,
+            out,
+            scale=self._scale,
+            sliding_window=self._sliding_window,
+            softcap=self._softcap,
+            sinks=self._sinks_H,
+            scratch=q_scratch,
+        )

@@ -21,7 +21,7 @@ from app.layers.attention import Attention
 from app.layers.config import AttentionConfig, MlpConfig
 from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
-from app.quant.destination import Destination
+from app.quant.destination import Destination, Extent, Part
 from app.quant.placement import Placement
 
 LayerCache = Any
@@ -113,7 +113,7 @@ class SelfAttention:
 
     Args:
         width: D.
-        rope_PE: table of :mod:`app.layers.rotary` that fits ``config.rope``.
+        rope_PE: table of :mod:`app.layers.rotary` of ``config.rope``; None for None.
         norms: of the query and the key heads; None for ``config.qk_norm`` False.
 
     Raises:
@@ -125,12 +125,12 @@ class SelfAttention:
         config: AttentionConfig,
         width: int,
         *,
-        rope_PE: Tensor,
+        rope_PE: Tensor | None,
         norms: tuple[RMSNorm, RMSNorm] | None,
         placement: Placement,
     ) -> None:
-        if config.softcap is not None or config.sinks or config.output_gate:
-            raise ValueError("SelfAttention has no softcap, no sinks and no output gate")
+        if config.output_gate:
+            raise ValueError("SelfAttention has no output gate")
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv_proj = Linear(
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
@@ -143,12 +143,19 @@ class SelfAttention:
         self.k_norm: RMSNorm | None = None
         if norms is not None:
             self.q_norm, self.k_norm = norms
+        heads = config.num_heads // placement.ranks.size
+        self._first_head, self._num_heads = placement.ranks.rank * heads, config.num_heads
+        self.sinks_H: Tensor | None = None
+        if config.sinks:
+            self.sinks_H = torch.empty(heads, dtype=torch.float32, device=placement.device)
         self.attention = Attention(
-            config.num_heads // placement.ranks.size,
+            heads,
             config.head_dim,
             rope_PE,
             scale=config.scale,
             sliding_window=config.window,
+            softcap=config.softcap,
+            sinks_H=self.sinks_H,
             q_norm=self.q_norm,
             k_norm=self.k_norm,
         )
@@ -171,11 +178,15 @@ class SelfAttention:
         self.o_proj(buffers.attended, out)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
-        """``q_proj``, ``k_proj``, ``v_proj``, ``q_norm``, ``k_norm`` and ``o_proj`` below ``prefix``."""
+        """``q_proj``, ``k_proj``, ``v_proj``, ``q_norm``, ``k_norm``, ``sinks`` and ``o_proj`` below ``prefix``."""
         named = self.qkv_proj.destinations(prefix)
         if self.q_norm is not None and self.k_norm is not None:
             named |= self.q_norm.destinations(f"{prefix}.q_norm")
             named |= self.k_norm.destinations(f"{prefix}.k_norm")
+        if self.sinks_H is not None:
+            extent = Extent(0, self._first_head, self._first_head + self.sinks_H.numel())
+            whole = self.sinks_H.numel() == self._num_heads
+            named[f"{prefix}.sinks"] = self.sinks_H if whole else Part(self.sinks_H, extent, self._num_heads)
         return named | self.o_proj.destinations(prefix)
 
 

@@ -37,15 +37,37 @@ class _Slice:
 
 
 class Embedding:
-    """Looks rows up in a table [V, D]; :attr:`table` is this rank's slice of it, [W, D]."""
+    """Looks rows up in a table [V, D]; :attr:`table` is this rank's slice of it, [W, D].
 
-    def __init__(self, vocab_size: int, width: int, *, placement: Placement) -> None:
+    Args:
+        scale: factor on the table's rows.
+        positions: rows of a table of learned positions that are added; None: there is none.
+    """
+
+    def __init__(
+        self, vocab_size: int, width: int, *, placement: Placement, scale: float = 1.0, positions: int | None = None
+    ) -> None:
         self._ranks = placement.ranks
         self.slice = _Slice(vocab_size, self._ranks)
-        self.table = torch.empty(self.slice.width, width, dtype=placement.table_dtype, device=placement.device)
+        dtype, device = placement.table_dtype, placement.device
+        self.table = torch.empty(self.slice.width, width, dtype=dtype, device=device)
+        self.position_table: Tensor | None = None
+        """[P, D], whole on every rank."""
+        if positions is not None:
+            self.position_table = torch.empty(positions, width, dtype=dtype, device=device)
+        self._scale = scale
 
-    def __call__(self, token_ids_T: Tensor, out_TD: Tensor) -> None:
-        embed(token_ids_T, self.table, out_TD, first=self.slice.start)
+    def __call__(self, token_ids_T: Tensor, positions_T: Tensor, out_TD: Tensor) -> None:
+        """``out`` [T, D] for [T] int64 token ids and positions."""
+        embed(
+            token_ids_T,
+            self.table,
+            out_TD,
+            first=self.slice.start,
+            scale=self._scale,
+            positions_T=None if self.position_table is None else positions_T,
+            position_table_PD=self.position_table,
+        )
         if self._ranks.size > 1:
             all_reduce(out_TD, self._ranks)  # of zeros and one row
 

@@ -30,7 +30,7 @@ class Linear:
 
     Args:
         parts: likewise ``in_features``, of the checkpoint: the ranks' number divides what ``split`` shares out.
-        activation: with ``SILU_MUL`` the parts are a gate and an up projection.
+        activation: with a gated one the parts are a gate and an up projection.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Linear:
             self.out_features,
             self.in_features,
             bias=bias and (self._ranks.rank == 0 or not splits_inputs),
-            gate_up=activation is Activation.SILU_MUL,
+            gate_up=activation.gated,
         )
         self.weight = self._new.weight
 
@@ -72,7 +72,7 @@ class Linear:
         return scratch_width(self.weight, out_format, self._activation)
 
     def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None) -> None:
-        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with ``SILU_MUL``; ``scratch`` [T, :meth:`scratch_width`]."""
+        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with a gate; ``scratch`` [T, :meth:`scratch_width`]."""
         linear(x, self.weight, out, activation=self._activation, scratch=scratch)
         if self._sums:
             all_reduce(out.values, self._ranks)

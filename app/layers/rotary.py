@@ -15,18 +15,12 @@ from app.layers.config import Rope
 from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 
-def rope_table(rope: Rope | None, num_positions: int, device: torch.device) -> Tensor:
+def rope_table(rope: Rope, num_positions: int, device: torch.device) -> Tensor:
     """cos and sin of every position's angles.
 
-    Args:
-        rope: None rotates nothing: every angle is 0.
-
     Returns:
-        [num_positions, rope.width] fp32, the first half of the columns cosines, the second half sines; without a rope
-        [num_positions, 2].
+        [num_positions, rope.width] fp32, the first half of the columns cosines, the second half sines.
     """
-    if rope is None:
-        return torch.tensor([[1.0, 0.0]]).repeat(num_positions, 1).to(device)
     frequencies, amplitude = _scaled(rope.width, rope.theta, rope.scaling)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies[None, :]
     return torch.cat((angles.cos() * amplitude, angles.sin() * amplitude), dim=-1).to(device)

@@ -10,17 +10,16 @@ T tokens of a step, L rows of logits, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from app.kernels.collective import ONE_RANK
 from app.kernels.types import Act, AttentionMetadata, StepArena
 from app.layers.blocks import FeedForward, LayerCache, Layout, Mixer, Mlp, SelfAttention
 from app.layers.config import AttentionConfig, FeedForwardConfig, MixerConfig, MlpConfig, Rope
 from app.layers.embedding import Embedding, LMHead
-from app.layers.norm import Norm, RMSNorm
+from app.layers.norm import LayerNorm, Norm, RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
 from app.models.names import DecoderNames
@@ -70,7 +69,7 @@ class Parts:
         self.config = config
         self.placement = placement.for_model()
         self._max_positions = max_positions
-        self._ropes: dict[Rope | None, Tensor] = {}
+        self._ropes: dict[Rope, Tensor] = {}
 
     def rms_norm(self, width: int | None = None, *, plus_one: bool = False) -> RMSNorm:
         """A norm of the stream, or of another width.
@@ -81,8 +80,14 @@ class Parts:
         width = self.config.hidden_size if width is None else width
         return RMSNorm(width, self.config.norm_eps, placement=self.placement, plus_one=plus_one)
 
-    def rope(self, rope: Rope | None) -> Tensor:
-        """The table of a rope's angles, which layers of the same rope share."""
+    def layer_norm(self) -> LayerNorm:
+        """A norm of the stream with a bias."""
+        return LayerNorm(self.config.hidden_size, self.config.norm_eps, placement=self.placement)
+
+    def rope(self, rope: Rope | None) -> Tensor | None:
+        """The table of a rope's angles, which layers of the same rope share; None for None."""
+        if rope is None:
+            return None
         table = self._ropes.get(rope)
         if table is None:
             table = self._ropes[rope] = rope_table(rope, self._max_positions, self.placement.device)
@@ -132,14 +137,16 @@ class DecoderStack:
 
     def __init__(self, parts: Parts, names: DecoderNames, layers: Sequence[DecoderLayer], *, final_norm: Norm) -> None:
         config, placement = parts.config, parts.placement
-        if config.embedding_scale != 1.0 or config.logit_softcap is not None:
-            raise ValueError("DecoderStack has no scale of embeddings and no softcap of logits")
+        if config.logit_softcap is not None:
+            raise ValueError("DecoderStack has no softcap of logits")
         self._config, self._names, self._dtype = config, names, placement.dtype
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, placement=placement)
-        self.positions: Embedding | None = None
-        if config.positions is not None:
-            whole = replace(placement, ranks=ONE_RANK)
-            self.positions = Embedding(config.positions, config.hidden_size, placement=whole)
+        self.embedding = Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            placement=placement,
+            scale=config.embedding_scale,
+            positions=config.positions,
+        )
         self.layers = list(layers)
         self.final_norm = final_norm
         tied = self.embedding if config.tie_word_embeddings else None
@@ -151,7 +158,6 @@ class DecoderStack:
         ]
         """Of each layer, which of :attr:`_layouts` its two parts have."""
         self._layouts = tuple(layouts)
-        self._has_post_norms = any(layer.mixer_post_norm or layer.mlp_post_norm for layer in self.layers)
         self._twins = self._find_twins()
         self._stored_otherwise = frozenset(name for others in self._twins.values() for name in others)
 
@@ -165,10 +171,7 @@ class DecoderStack:
     ) -> Tensor:
         """See :meth:`app.models.base.Decoder.forward`."""
         stream = self._take(arena)
-        self.embedding(token_ids_T, stream.residual)
-        if self.positions is not None:
-            self.positions(positions_T, stream.delta)
-            stream.pending = stream.delta
+        self.embedding(token_ids_T, positions_T, stream.residual)
         delta = Act(stream.delta)
         for layer, (mixer, mlp), cache, meta in zip(self.layers, self._buffers_of, caches, metas, strict=True):
             buffers = stream.buffers[mixer]
@@ -197,8 +200,8 @@ class DecoderStack:
         named: dict[str, Destination] = {
             names.embedding_weight: self.lm_head.destination(self.embedding) if tied else self.embedding.destination(),
         }
-        if self.positions is not None:
-            named[f"{names.positions}.weight"] = self.positions.destination()
+        if self.embedding.position_table is not None:
+            named[f"{names.positions}.weight"] = self.embedding.position_table
         for index, (layer, config) in enumerate(zip(self.layers, self._config.layers, strict=True)):
             named |= layer.destinations(f"{names.layers}.{index}", names, names.mixers[config.mixer.kind])
         named |= self.final_norm.destinations(names.final_norm)
@@ -229,7 +232,6 @@ class DecoderStack:
         return _Stream(
             residual=arena.take(width, dtype),
             delta=arena.take(width, dtype),
-            normed=arena.take(width, dtype) if self._has_post_norms else None,
             buffers=[layout.take(arena) for layout in self._layouts],
             final=arena.take(width, dtype),
         )
@@ -243,25 +245,26 @@ class _Stream:
     """[T, D]"""
     delta: Tensor
     """[T, D] what a sublayer makes."""
-    normed: Tensor | None
-    """[T, D] that, normed before it is added."""
     buffers: list[Any]
     """Of the sublayers, one of each layout."""
     final: Tensor
     """[T, D]"""
-    pending: Tensor | None = None
-    """What the stream still lacks; the next norm adds it."""
+    begun: bool = False
+    """Whether a sublayer's ``delta`` waits to be added."""
+    post_norm: RMSNorm | None = None
+    """Norms it first."""
 
     def norm(self, norm: Norm, out: Act) -> None:
-        """Adds what is pending, and norms the stream."""
-        if self.pending is None:
+        """Adds what waits to the stream, and norms it."""
+        if not self.begun:
             norm(self.residual, out)
+        elif self.post_norm is None:
+            norm(self.delta, out, residual_TD=self.residual)
+        elif isinstance(norm, RMSNorm):
+            norm.behind(self.post_norm, self.delta, out, self.residual)
         else:
-            norm(self.pending, out, residual_TD=self.residual)
+            raise TypeError("only an RMSNorm stands behind the norm of a sublayer")
 
     def add(self, post_norm: RMSNorm | None) -> None:
-        """Makes ``delta`` pending, normed if there is a norm for it."""
-        self.pending = self.delta
-        if post_norm is not None and self.normed is not None:
-            post_norm(self.delta, Act(self.normed))
-            self.pending = self.normed
+        """Lets ``delta`` wait."""
+        self.begun, self.post_norm = True, post_norm

@@ -20,7 +20,9 @@ from app.kernels.embed import embed
 from app.kernels.expand_rows import expand_rows
 from app.kernels.experts import experts, take_experts_scratch
 from app.kernels.gather_lm_head import gather_lm_head
+from app.kernels.layer_norm import layer_norm
 from app.kernels.linear import Activation, linear, scratch_width
+from app.kernels.norm_add_norm import norm_add_norm
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
@@ -56,9 +58,30 @@ def run_add_norm(place: Place, rows: int, width: int) -> list[Tensor]:
     return [residual, out.values]
 
 
-def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, silu_mul: bool) -> list[Tensor]:
+def run_norm_add_norm(place: Place, rows: int, width: int) -> list[Tensor]:
+    """Norm, residual and norm."""
+    residual, out = place.randn(rows, width), Act(place.empty(rows, width))
+    norm_add_norm(place.randn(rows, width), place.randn(width), residual, place.randn(width), 1e-6, out)
+    return [residual, out.values]
+
+
+def run_layer_norm(place: Place, rows: int, width: int) -> list[Tensor]:
+    """Residual and norm."""
+    residual, out = place.randn(rows, width), Act(place.empty(rows, width))
+    layer_norm(place.randn(rows, width), place.randn(width), place.randn(width), 1e-6, out, residual=residual)
+    return [residual, out.values]
+
+
+def run_positions(place: Place, rows: int, width: int) -> list[Tensor]:
+    """Embeddings with a scale and learned positions."""
+    ids, positions, out = place.ints(0, 50, rows), place.ints(0, 20, rows), place.empty(rows, width)
+    learned = place.randn(20, width)
+    embed(ids, place.randn(50, width), out, scale=2.5, positions_T=positions, position_table_PD=learned)
+    return [out]
+
+
+def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, activation: Activation) -> list[Tensor]:
     """A product with bias in one of the formats."""
-    activation = Activation.SILU_MUL if silu_mul else Activation.NONE
     if fmt == "float":
         x, weight = Act(place.randn(rows, k)), LinearWeight(place.randn(n, k), bias=place.randn(n))
     else:
@@ -70,7 +93,7 @@ def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, silu_mul: b
         if takes is ActFormat.INT8_TOKEN:
             x = Act(place.ints(-127, 128, rows, k, dtype=torch.int8), place.scales(rows, 1))
     width = scratch_width(weight, ActFormat.FLOAT, activation)
-    out = Act(place.empty(rows, n // 2 if silu_mul else n))
+    out = Act(place.empty(rows, n // 2 if activation.gated else n))
     linear(x, weight, out, activation=activation, scratch=place.empty(rows, width) if width else None)
     return [out.values]
 
@@ -135,9 +158,9 @@ def run_rope_kv(place: Place, heads: int, kv_heads: int, width: int, *, int8: bo
 
 
 def run_attention(
-    place: Place, heads: int, kv_heads: int, width: int, *, int8: bool, window: int | None
+    place: Place, heads: int, kv_heads: int, width: int, *, int8: bool, window: int | None, softcap: float | None = None
 ) -> list[Tensor]:
-    """Decodes and chunks behind prefixes in one step, blocks in no order."""
+    """Decodes and chunks behind prefixes in one step, blocks in no order; with a cap there are sinks, too."""
     queries, lengths = [1, 1, 33, 1, 5], [1, 17, 600, 300, 16]
     widest = -(-max(lengths) // BLOCK_SIZE)
     cache = place.cache(len(lengths) * widest, kv_heads, width, int8=int8)
@@ -155,7 +178,8 @@ def run_attention(
     )
     out = Act(place.empty(tokens, heads * width))
     q = place.randn(tokens, heads, width)
-    paged_attention(q, cache, meta, out, scale=width**-0.5, sliding_window=window)
+    sinks = None if softcap is None else place.randn(heads).float()
+    paged_attention(q, cache, meta, out, scale=width**-0.5, sliding_window=window, softcap=softcap, sinks=sinks)
     return [out.values]
 
 
@@ -232,11 +256,18 @@ def cases() -> Iterator[tuple[str, float, Run]]:
     """Name, tolerance and case; the first of each op is the smallest."""
     for rows, width in ((1, 576), (17, 4096)):
         yield f"add_norm {rows}x{width}", _BF16, partial(run_add_norm, rows=rows, width=width)
+        yield f"norm_add_norm {rows}x{width}", _BF16, partial(run_norm_add_norm, rows=rows, width=width)
+        yield f"layer_norm {rows}x{width}", _BF16, partial(run_layer_norm, rows=rows, width=width)
+        yield f"embed positions {rows}x{width}", _BF16, partial(run_positions, rows=rows, width=width)
     for fmt in ("W8A8", "W8A16", "float"):
         for rows in (1, 17, 64, 300):
-            for silu_mul in (False, True):
-                run = partial(run_linear, rows=rows, n=384, k=512, fmt=fmt, silu_mul=silu_mul)
-                yield f"linear {fmt} {rows}{' silu_mul' if silu_mul else ''}", _BF16, run
+            for activation in Activation:
+                run = partial(run_linear, rows=rows, n=384, k=512, fmt=fmt, activation=activation)
+                yield (
+                    f"linear {fmt} {rows}{'' if activation is Activation.NONE else f' {activation.value}'}",
+                    _BF16,
+                    run,
+                )
     for heads, kv_heads, width in ((9, 3, 64), (32, 8, 128), (4, 2, 80), (4, 1, 96), (2, 1, 256)):
         for int8 in (False, True):
             shape = f"{heads}/{kv_heads}x{width}{' int8' if int8 else ''}"
@@ -246,6 +277,7 @@ def cases() -> Iterator[tuple[str, float, Run]]:
             for window in (None, 100):
                 run = partial(run_attention, heads=heads, kv_heads=kv_heads, width=width, int8=int8, window=window)
                 yield f"paged_attention {shape} window {window}", _BF16, run
+            yield f"paged_attention {shape} softcap and sinks", _BF16, partial(run, softcap=2.0)
     for rows in (17, 300):
         yield f"route {rows}", _FP32, partial(run_route, rows=rows, count=128, chosen=8)
     for fmt in ("W8A8", "W8A16", "float"):

@@ -122,16 +122,16 @@ def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
         return lambda: quantized(device, rows, columns)
 
     for kind, (bound, m), silu_mul in itertools.product(("w8a8", "w8a16"), _ROWS, (True, False)):
-        where = {**({"max_m": bound} if bound else {}), **({"silu_mul": 1} if silu_mul else {})}
+        where = {**({"max_m": bound} if bound else {}), **({"gated": 1} if silu_mul else {})}
         sizes = (1, 1) if kind == "w8a8" else (2, 1)
-        dims = {"m": m, "n": width, "k": width, "silu_mul": int(silu_mul)}
+        dims = {"m": m, "n": width, "k": width, "gated": int(silu_mul)}
         yield Task(f"gemm_{kind}", where, dims, products(kind, m, silu_mul=silu_mul), _gemm(m, *sizes, gated=silu_mul))
     for m in (64, 256):
-        dims = {"m": m, "n": vocab_size, "k": width, "silu_mul": 0}
+        dims = {"m": m, "n": vocab_size, "k": width, "gated": 0}
         yield Task("gemm", {"max_m": m}, dims, {"head": logits(m)}, _gemm(m, 2, 2))
     for op, kind in (("gemv", "bf16"), ("gemv_w8a8", "w8a8"), ("gemv_w8a16", "w8a16")):
         both = {**products(kind, 1, silu_mul=False), **products(kind, 1, silu_mul=True)}
-        yield Task(op, {}, {"n": width, "k": width, "silu_mul": 0}, both, _gemv())
+        yield Task(op, {}, {"n": width, "k": width, "gated": 0}, both, _gemv())
     for bound, columns in ((4096, width), (None, inner)):
         rows = {f"{count}x{columns}": quantize(count, columns) for count in (1, 64, 256)}
         shapes = [{"num_warps": warps, "num_stages": 1} for warps in (4, 8, 16, 32)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from app.kernels import dispatch
+from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim
 from app.kernels.experts import experts, take_experts_scratch
 from app.kernels.linear.cpu import linear_call
@@ -105,10 +106,10 @@ def dense_calls(name: str, dense: list[tuple[PackedWeight, PackedWeight]], token
     for i in range(used):
         gate_up, down = dense[i % len(dense)]
         product = gated if dtype is torch.int8 else hidden.values
-        calls.append(linear_call(make_x(tokens, width, dtype), gate_up, product, None, True, Dim.TOKENS))
+        calls.append(linear_call(make_x(tokens, width, dtype), gate_up, product, None, Activation.SILU_MUL, Dim.TOKENS))
         if dtype is torch.int8:
             calls.append(quantize_call(gated, hidden, Dim.TOKENS))
-        calls.append(linear_call(hidden, down, out, None, False, Dim.TOKENS))
+        calls.append(linear_call(hidden, down, out, None, Activation.NONE, Dim.TOKENS))
     return calls
 
 

@@ -6,6 +6,7 @@ import torch
 
 from app.kernels import dispatch
 from app.kernels.dispatch import Dim
+from app.kernels.linear import Activation
 from app.kernels.linear.cpu import linear_call
 from app.kernels.linear.pack import new_packed_weight, pack_rows
 from app.kernels.types import Act, PackedWeight, num_groups
@@ -60,10 +61,10 @@ def measure(name: str, kind: str, copies: list[PackedWeight], tokens: int, repea
     x = Act(torch.randn(tokens, k).bfloat16())
     if kind == "int8":
         x = Act(torch.randint(-127, 128, (tokens, k), dtype=torch.int8), torch.ones(tokens, num_groups(k)))
-    silu_mul = copies[0].gate_up
-    out = torch.empty(tokens, n // 2 if silu_mul else n)
+    activation = Activation.SILU_MUL if copies[0].gate_up else Activation.NONE
+    out = torch.empty(tokens, n // 2 if activation.gated else n)
     used = copies[: max(1, int(_OPERATIONS_A_RUN / (2 * tokens * n * k)))]
-    calls = [linear_call(x, weight, out, None, silu_mul, Dim.TOKENS) for weight in used]
+    calls = [linear_call(x, weight, out, None, activation, Dim.TOKENS) for weight in used]
     shape = {"layer": name, "n": n, "k": k, "dtype": kind, "rows": tokens}
     # Activations stay in the caches.
     nbytes, operations = n * k * DTYPES[kind].itemsize, 2 * tokens * n * k

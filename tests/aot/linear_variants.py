@@ -17,6 +17,9 @@ META = torch.device("meta")
 WIDTH, INNER, QKV, VOCAB = 4096, 14336, 6144, 128256
 LAYERS = [(QKV, WIDTH, Activation.NONE), (2 * INNER, WIDTH, Activation.SILU_MUL), (WIDTH, INNER, Activation.NONE)]
 """(N, K, activation)."""
+OTHERS = [(2 * INNER, WIDTH, Activation.GELU_TANH_MUL)]
+OTHERS += [(INNER, WIDTH, activation) for activation in (Activation.GELU, Activation.GELU_TANH, Activation.RELU2)]
+"""Of other models, with fewer numbers of tokens."""
 ROWS = (1, 16, 64, 65, 129, 1024)
 WORKSPACE = SplitKWorkspace.new(META)
 
@@ -41,10 +44,9 @@ def weights(n: int, k: int) -> Iterator[LinearWeight]:
 
 def call(weight: LinearWeight, activation: Activation, tokens: int) -> None:
     n, k = weight.values.shape
-    silu_mul = activation is Activation.SILU_MUL
-    out_format = weight.act_format if silu_mul else ActFormat.FLOAT
+    out_format = ActFormat.FLOAT if activation is Activation.NONE else weight.act_format
     width = scratch_width(weight, out_format, activation)
-    out = act(tokens, n // 2 if silu_mul else n, out_format)
+    out = act(tokens, n // 2 if activation.gated else n, out_format)
     scratch = empty(tokens, width) if width else None
     linear(act(tokens, k, weight.act_format), weight, out, activation=activation, scratch=scratch)
 
@@ -52,7 +54,7 @@ def call(weight: LinearWeight, activation: Activation, tokens: int) -> None:
 def launches() -> list[Launch]:
     with collecting() as collected:
         for tokens in ROWS:
-            for n, k, activation in LAYERS:
+            for n, k, activation in LAYERS + (OTHERS if tokens in (1, 64) else []):
                 for weight in weights(n, k):
                     call(weight, activation, tokens)
             logits, indices = empty(tokens, VOCAB, dtype=torch.float32), empty(tokens, dtype=torch.int64)

@@ -34,6 +34,6 @@ def test_a_trial_runs_its_stages_and_sums_them_up(tmp_path: Path) -> None:
     assert summary["rows"] == len(rows)
     assert [row["stage"] for row in rows if "outcome" in row] == STAGES
     correct = [row for row in rows if row.get("stage") == "correctness" and "case" in row]
-    assert len(correct) == 10
+    assert len(correct) == 12
     assert all(row["ok"] for row in correct)
     assert any(row.get("decode") == 4 and row["replayed"] for row in rows)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.experts import ExpertsScratch, experts, take_experts_scratch
 from app.kernels.int8 import quantize
 from app.kernels.route import Scoring, route
@@ -77,7 +78,7 @@ def hidden64(x: Act, weight: ExpertsWeight, routing: Routing) -> Tensor:
     for token in range(tokens):
         row = Act(dequantize(x)[token : token + 1])
         for j, expert in enumerate(routing.experts[token].tolist()):
-            hidden[token, j] = linear64(row, _expert(weight, expert)[0], silu_mul=True)
+            hidden[token, j] = linear64(row, _expert(weight, expert)[0], activation=Activation.SILU_MUL)
     return hidden
 
 

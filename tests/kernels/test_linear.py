@@ -19,24 +19,25 @@ from tests.kernels.util import (
     steps,
 )
 
+EPILOGUES = ["residual", *(activation.value for activation in Activation)]
 SHAPES = [(1, 7, 6), (3, 576, 1536), (17, 63, 1000), (0, 5, 4)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("epilogue", ["none", "residual", "silu_mul"])
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize(("tokens", "width", "features"), SHAPES)
 def test_floating(dtype: torch.dtype, with_bias: bool, epilogue: str, tokens: int, width: int, features: int) -> None:
     x = Act(randn(tokens, width, seed=1, dtype=dtype))
     bias = randn(features, seed=3, dtype=dtype) if with_bias else None
     weight = LinearWeight(randn(features, width, seed=2, dtype=dtype), bias=bias)
     residual = randn(tokens, features, seed=4, dtype=dtype) if epilogue == "residual" else None
-    activation = Activation.SILU_MUL if epilogue == "silu_mul" else Activation.NONE
-    out = poisoned_act(tokens, features // 2 if epilogue == "silu_mul" else features, dtype)
+    activation = Activation.NONE if epilogue == "residual" else Activation(epilogue)
+    out = poisoned_act(tokens, features // 2 if activation.gated else features, dtype)
     linear(x, weight, out, residual=residual, activation=activation)
     assert not out.values.isnan().any()
     if tokens:
-        expected = linear64(x, weight, residual, silu_mul=activation is Activation.SILU_MUL)
+        expected = linear64(x, weight, residual, activation=activation)
         assert relative_error(out.values, expected) < TOLERANCE[dtype]
 
 
@@ -50,15 +51,15 @@ def test_residual_may_be_the_output_itself(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "width", "features"), SHAPES[:3])
-@pytest.mark.parametrize("epilogue", ["none", "residual", "silu_mul"])
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_int8_sums_exactly_and_rounds_once(epilogue: str, tokens: int, width: int, features: int) -> None:
     x = quantized(randn(tokens, width, seed=1))
     weight = LinearWeight(*quantize(randn(features, width, seed=2)), bias=randn(features, seed=3))
     residual = randn(tokens, features, seed=4) if epilogue == "residual" else None
-    activation = Activation.SILU_MUL if epilogue == "silu_mul" else Activation.NONE
-    out = poisoned_act(tokens, features // 2 if epilogue == "silu_mul" else features)
+    activation = Activation.NONE if epilogue == "residual" else Activation(epilogue)
+    out = poisoned_act(tokens, features // 2 if activation.gated else features)
     linear(x, weight, out, residual=residual, activation=activation)
-    expected = linear64(x, weight, residual, silu_mul=activation is Activation.SILU_MUL)
+    expected = linear64(x, weight, residual, activation=activation)
     assert relative_error(out.values, expected) < TOLERANCE[torch.float32]
 
 
@@ -82,7 +83,7 @@ def test_int8_layer_stays_close_to_the_floating_one() -> None:
 @pytest.mark.parametrize("activation", list(Activation))
 def test_int8_output_is_quantised_by_groups(activation: Activation) -> None:
     x, weight = Act(randn(5, 64)), LinearWeight(randn(48, 64, seed=1))
-    expected = linear64(x, weight, silu_mul=activation is Activation.SILU_MUL)
+    expected = linear64(x, weight, activation=activation)
     out = poisoned_act(5, expected.shape[1], torch.int8)
     linear(x, weight, out, activation=activation)
     assert out.scale is not None
@@ -114,7 +115,10 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         linear(x, LinearWeight(randn(6, 8), bias=randn(5)), poisoned_act(3, 6))
     with pytest.raises(ValueError, match=r"linear: out has shape \[3, 6\], expected \[3, 3\]"):
         linear(x, weight, poisoned_act(3, 6), activation=Activation.SILU_MUL)
-    with pytest.raises(ValueError, match=r"linear: SILU_MUL"):
-        linear(x, weight, poisoned_act(3, 3), activation=Activation.SILU_MUL, residual=poisoned(3, 6))
+    for activation, width in ((Activation.SILU_MUL, 3), (Activation.GELU, 6)):
+        with pytest.raises(ValueError, match=f"linear: {activation.name} takes no residual"):
+            linear(x, weight, poisoned_act(3, width), activation=activation, residual=poisoned(3, 6))
+    with pytest.raises(ValueError, match="linear: GELU_TANH_MUL needs an even number of outputs, not 5"):
+        linear(x, LinearWeight(randn(5, 8)), poisoned_act(3, 2), activation=Activation.GELU_TANH_MUL)
     with pytest.raises(ValueError, match=r"linear: residual has shape"):
         linear(x, weight, poisoned_act(3, 6), residual=poisoned(2, 6))

@@ -16,6 +16,7 @@ from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.kernels.types import Act, PackedWeight, num_groups
 from tests.kernels.util import (
     TOLERANCE,
+    activated64,
     dequantize,
     plain_weight,
     poisoned,
@@ -35,6 +36,7 @@ def _isas() -> list[str]:
 
 pytestmark = pytest.mark.skipif(not _isas(), reason="no native kernels here")
 DTYPES = [torch.int8, torch.bfloat16]
+ACTIVATIONS = [activation for activation in Activation if activation is not Activation.NONE]
 ROWS = [0, 1, 2, 3, 5, 6, 7, 16, 17, 63, 64, 65, 200]
 SHAPES = [(576, 576), (63, 1000), (97, 36), (2, 4), (130, 4100)]
 
@@ -59,22 +61,24 @@ def make_x(tokens: int, k: int, dtype: torch.dtype) -> Act:
     return quantized(x) if dtype is torch.int8 else Act(x.to(dtype))
 
 
-def expected64(x: Act, weight: PackedWeight) -> Tensor:
+def expected64(x: Act, weight: PackedWeight, activation: Activation = Activation.NONE) -> Tensor:
     plain = unpack(weight)
     y = dequantize(x) @ plain_weight(plain).t()
     if plain.bias is not None:
         y = y + plain.bias.double()
-    if weight.gate_up:
-        gate, up = y.chunk(2, dim=-1)
-        y = gate / (1 + (-gate).exp()) * up
-    return y
+    return activated64(y, activation)
 
 
-def run(x: Act, weight: PackedWeight, dtype: torch.dtype = torch.float32, residual: Tensor | None = None) -> Act:
+def run(
+    x: Act,
+    weight: PackedWeight,
+    dtype: torch.dtype = torch.float32,
+    residual: Tensor | None = None,
+    activation: Activation = Activation.NONE,
+) -> Act:
     width = weight.out_features // (2 if weight.gate_up else 1)
     out = poisoned_act(x.values.shape[0], width, dtype)
     scratch = poisoned(x.values.shape[0], width) if dtype is torch.int8 else None
-    activation = Activation.SILU_MUL if weight.gate_up else Activation.NONE
     linear(x, weight, out, residual=residual, activation=activation, scratch=scratch)
     return out
 
@@ -94,11 +98,38 @@ def test_every_number_of_rows(isa: str, dtype: torch.dtype, n: int, k: int) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 34, 96, 130, 1000])
-def test_silu_mul(isa: str, dtype: torch.dtype, n: int) -> None:
-    weight = make_weight(n, 100, dtype, gate_up=True)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(isa: str, dtype: torch.dtype, activation: Activation, n: int) -> None:
+    n -= not activation.gated
+    weight = make_weight(n, 100, dtype, gate_up=activation.gated)
     for tokens in (1, 7, 65):
         x = make_x(tokens, 100, dtype)
-        assert relative_error(run(x, weight).values, expected64(x, weight)) < 2e-6
+        out, expected = run(x, weight, activation=activation).values, expected64(x, weight, activation)
+        # One output alone may be all but nothing.
+        assert (out.double() - expected).norm() < 2e-6 * expected.norm().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_those_of_the_function_everywhere(isa: str, activation: Activation) -> None:
+    """Of a weight of zeros the outputs are the bias."""
+    points = torch.cat((torch.linspace(-14, 14, 3001), torch.tensor([0.0, 1e-30, -1e-30, 1e-3, 1e18, -1e18])))
+    points = points[: len(points) // 2 * 2]
+    weight = new_packed_weight(len(points), 2, torch.bfloat16, bias=True, gate_up=activation.gated)
+    pack_bias(weight, 0, points)
+    x = Act(torch.ones(1, 2, dtype=torch.bfloat16))
+    out, expected = run(x, weight, activation=activation).values[0].double(), activated64(points, activation)
+    if activation.gated:
+        points = points.chunk(2)[0] * points.chunk(2)[1]
+    # What is small at the negative end may be coarser.
+    assert ((out - expected).abs() <= 2.5e-7 * expected.abs() + 1.2e-7 * points.double().abs().clamp(max=1)).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_hands_on_a_nan(isa: str, activation: Activation) -> None:
+    weight = new_packed_weight(8, 2, torch.bfloat16, bias=True, gate_up=activation.gated)
+    pack_bias(weight, 0, torch.tensor([1.0, float("nan"), -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]))
+    out = run(Act(torch.ones(1, 2, dtype=torch.bfloat16)), weight, activation=activation).values[0]
+    assert out.isnan().tolist() == [i == 1 for i in range(len(out))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,15 +17,21 @@ from torch import Tensor
 
 from app.kernels import dispatch
 from app.kernels.dispatch import Call
+from app.kernels.embed import embed
+from app.kernels.layer_norm import layer_norm
+from app.kernels.linear import Activation, linear
+from app.kernels.linear.pack import new_packed_weight, pack_rows
 from app.kernels.native.abi import ARGS
 from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
+from app.kernels.norm_add_norm import norm_add_norm
+from app.kernels.paged_attention import paged_attention
 from app.kernels.types import Act, StepArena
 from app.layers.experts import Experts
 from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
 from app.types import SamplingParams
-from tests.kernels.util import quantized, randn
+from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, quantized, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -152,6 +158,23 @@ def _place(address: int, storages: list[Tensor]) -> tuple[int, int]:
     raise AssertionError("an argument points to what its call does not hold")
 
 
+def run_ops_of_other_models() -> None:
+    """The ops, and the ways through ops, that a Llama does not take."""
+    x, weight, out = randn(3, 70), randn(70, seed=1), poisoned_act(3, 70, torch.int8)
+    norm_add_norm(x, weight, randn(3, 70, seed=2), weight, 1e-6, out)
+    layer_norm(x, weight, weight, 1e-6, out, residual=randn(3, 70, seed=2))
+    ids, table = torch.tensor([4, 1]), randn(5, 70, dtype=torch.bfloat16)
+    embed(ids, table, poisoned(2, 70), scale=3.0, positions_T=ids, position_table_PD=table)
+    for activation in Activation:
+        packed_weight = new_packed_weight(70, 32, torch.bfloat16, bias=False, gate_up=activation.gated)
+        pack_rows(packed_weight, 0, randn(70, 32))
+        product = poisoned_act(3, 35 if activation.gated else 70)
+        linear(Act(randn(3, 32, dtype=torch.bfloat16)), packed_weight, product, activation=activation)
+    pages, q = make_pages([20, 5], dtype=torch.int8), randn(3, 9, 64)
+    how: dict[str, Any] = {"scale": 0.1, "softcap": 2.0, "sinks": torch.zeros(9)}
+    paged_attention(q, packed(pages.kv), pages.metadata([2, 1]), poisoned_act(3, 576), **how)
+
+
 FORMATS = {
     "int8": ("qwen3_biases", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "bfloat16": ("mistral", {"dtype": "bfloat16"}),
@@ -193,6 +216,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
         Request(1, [7], [5, 9], sampled, seed=3),
     ]
     run(runner, requests, 4, chunk=29)
+    run_ops_of_other_models()
     run_experts(WeightFormat.PACKED_INT8 if name == "int8" else WeightFormat.PACKED_BF16)
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"

@@ -23,7 +23,14 @@ from tests.kernels.util import (
 SCALE = 0.17
 
 
-def attend64(q: Tensor, pages: Pages, query_lens: list[int], window: int | None = None) -> Tensor:
+def attend64(
+    q: Tensor,
+    pages: Pages,
+    query_lens: list[int],
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Token by token, head by head, in fp64 on the plain keys and values."""
     outputs, token = [], 0
     for keys, values, query_len in zip(pages.keys, pages.values, query_lens, strict=True):
@@ -32,16 +39,32 @@ def attend64(q: Tensor, pages: Pages, query_lens: list[int], window: int | None 
             group = q.shape[1] // keys.shape[1]
             k = keys[first : position + 1].repeat_interleave(group, dim=1)
             v = values[first : position + 1].repeat_interleave(group, dim=1)
-            probs = (torch.einsum("he,she->hs", q[token].double(), k) * SCALE).softmax(dim=-1)
+            scores = torch.einsum("he,she->hs", q[token].double(), k) * SCALE
+            if softcap is not None:
+                scores = softcap * (scores / softcap).tanh()
+            mass = scores.exp().sum(dim=-1, keepdim=True)
+            probs = scores.exp() / (mass if sinks is None else mass + sinks.double().exp()[:, None])
             outputs.append(torch.einsum("hs,she->he", probs, v).flatten())
             token += 1
     return torch.stack(outputs)
 
 
-def attend(q: Tensor, kv: LayerKVCache, meta: AttentionMetadata, window: int | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    kv: LayerKVCache,
+    meta: AttentionMetadata,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     out = poisoned_act(len(q), q.shape[1] * q.shape[2], q.dtype)
-    paged_attention(q, kv, meta, out, scale=SCALE, sliding_window=window)
+    paged_attention(q, kv, meta, out, scale=SCALE, sliding_window=window, softcap=softcap, sinks=sinks)
     return out.values
+
+
+def some_sinks(heads: int) -> Tensor:
+    """Some that weigh nothing, some as much as keys do, and one that weighs more than all of them."""
+    return torch.cat((torch.linspace(-20, 6, heads - 1), torch.tensor([90.0])))
 
 
 MIXES = [
@@ -61,6 +84,21 @@ def test_against_fp64(seq_lens: list[int], query_lens: list[int], window: int | 
     q = randn(sum(query_lens), 9, 64, dtype=torch.bfloat16 if dtype is torch.bfloat16 else torch.float32)
     actual = attend(q, pages.kv, pages.metadata(query_lens), window)
     assert relative_error(actual, attend64(q, pages, query_lens, window)) < TOLERANCE[q.dtype]
+
+
+CAPS_AND_SINKS = [(0.5, False), (30.0, False), (None, True), (2.0, True)]
+
+
+@pytest.mark.parametrize(("seq_lens", "query_lens"), MIXES)
+@pytest.mark.parametrize("window", [None, 21])
+@pytest.mark.parametrize(("softcap", "sunk"), CAPS_AND_SINKS)
+def test_capped_scores_and_sinks(
+    seq_lens: list[int], query_lens: list[int], window: int | None, softcap: float | None, sunk: bool
+) -> None:
+    pages, q = make_pages(seq_lens), randn(sum(query_lens), 9, 64)
+    sinks = some_sinks(9) if sunk else None
+    actual = attend(q, pages.kv, pages.metadata(query_lens), window, softcap, sinks)
+    assert relative_error(actual, attend64(q, pages, query_lens, window, softcap, sinks)) < 1e-6
 
 
 @settings(max_examples=40, deadline=None)
@@ -170,6 +208,12 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         paged_attention(q, pages.kv, meta, poisoned_act(1, 64), scale=1.0)
     with pytest.raises(ValueError, match="paged_attention: sliding_window is 0"):
         paged_attention(q, pages.kv, meta, out, scale=1.0, sliding_window=0)
+    with pytest.raises(ValueError, match=r"paged_attention: softcap is 0.0, expected more than 0"):
+        paged_attention(q, pages.kv, meta, out, scale=1.0, softcap=0.0)
+    with pytest.raises(ValueError, match=r"paged_attention: sinks has shape \[3\], expected \[9\]"):
+        paged_attention(q, pages.kv, meta, out, scale=1.0, sinks=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"paged_attention: sinks is torch.bfloat16"):
+        paged_attention(q, pages.kv, meta, out, scale=1.0, sinks=torch.zeros(9, dtype=torch.bfloat16))
     narrow = AttentionMetadata(
         meta.query_start_loc, meta.seq_lens, meta.block_tables[:, :1].contiguous(), meta.slot_mapping, 1, 20
     )

@@ -13,7 +13,7 @@ from app.kernels.dispatch import Mode
 from app.kernels.native.library import NativeError, best_isa
 from app.kernels.paged_attention import paged_attention
 from app.kernels.types import LayerKVCache
-from tests.kernels.test_paged_attention import SCALE, attend, attend64
+from tests.kernels.test_paged_attention import CAPS_AND_SINKS, SCALE, attend, attend64, some_sinks
 from tests.kernels.util import (
     Pages,
     dequantize,
@@ -54,7 +54,7 @@ def until(pages: Pages, end: int, row: int = 0) -> Pages:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "width"), [(9, 3, 64), (32, 8, 128), (8, 8, 80), (6, 1, 96), (2, 1, 256)]
+    ("heads", "kv_heads", "width"), [(9, 3, 64), (32, 8, 128), (8, 8, 80), (6, 1, 96), (4, 1, 256)]
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("window", [None, 21])
@@ -66,6 +66,37 @@ def test_against_fp64(heads: int, kv_heads: int, width: int, dtype: torch.dtype,
     mine = pack(pages)
     actual = attend(q, mine.kv, mine.metadata(query_lens), window)
     assert relative_error(actual, expected) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("window", [None, 21])
+@pytest.mark.parametrize(("softcap", "sunk"), CAPS_AND_SINKS)
+def test_capped_scores_and_sinks(dtype: torch.dtype, window: int | None, softcap: float | None, sunk: bool) -> None:
+    query_lens = [1, 3, 16, 1, 20, 1, 5, 1]
+    pages = make_pages(LENGTHS, dtype=dtype)
+    q, sinks = randn(sum(query_lens), 9, 64, dtype=torch.bfloat16), some_sinks(9) if sunk else None
+    expected = attend64(q, pages, query_lens, window, softcap, sinks)
+    mine = pack(pages)
+    actual = attend(q, mine.kv, mine.metadata(query_lens), window, softcap, sinks)
+    assert relative_error(actual, expected) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_capped_scores_and_sinks_of_any_cut_are_the_same_bits(dtype: torch.dtype) -> None:
+    pages, q, sinks = pack(make_pages([290], dtype=dtype)), randn(290, 9, 64), some_sinks(9)
+    whole, end = attend(q, pages.kv, pages.metadata([290]), None, 3.0, sinks), 0
+    for chunk in [1, 14, 241, 1, 1, 32]:
+        end += chunk
+        seen = until(pages, end)
+        piece = attend(q[end - chunk : end], pages.kv, seen.metadata([chunk]), None, 3.0, sinks)
+        assert torch.equal(piece, whole[end - chunk : end])
+
+
+def test_a_nan_shows_through_a_cap() -> None:
+    pages = make_pages([20, 21], dtype=torch.bfloat16)
+    pages.kv.values[int(pages.block_tables[1, 0]), 0, :, 3] = float("nan")
+    actual = attend(randn(2, 9, 64), packed(pages.kv), pages.metadata([1, 1]), None, 2.0, some_sinks(9))
+    assert actual.isnan().any(dim=-1).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace, programs_of_row
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
-from tests.kernels.test_paged_attention import SCALE, attend64
+from tests.kernels.test_paged_attention import CAPS_AND_SINKS, SCALE, attend64, some_sinks
 from tests.kernels.util import TOLERANCE, Pages, dequantize, make_pages, poisoned, randn, relative_error
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -19,12 +19,19 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 
 
-def attend(q: Tensor, kv: LayerKVCache, meta: AttentionMetadata, window: int | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    kv: LayerKVCache,
+    meta: AttentionMetadata,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     rows, (_, heads, width), kv_heads = meta.seq_lens.numel(), q.shape, kv.values.shape[2]
     workspace = new_split_workspace(rows, heads, kv_heads, width, q.device).fill_(torch.nan)
     out = poisoned(len(q), q.shape[1] * q.shape[2], dtype=q.dtype)
     meta = replace(meta, split_workspace=workspace)
-    paged_attention(q, kv, meta, Act(out), scale=SCALE, sliding_window=window)
+    paged_attention(q, kv, meta, Act(out), scale=SCALE, sliding_window=window, softcap=softcap, sinks=sinks)
     return out
 
 
@@ -41,11 +48,13 @@ def check(
     heads: tuple[int, int] = (HEADS, KV_HEADS),
     width: int = HEAD_DIM,
     block_size: int = 16,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     pages = make_pages(seq_lens, kv_heads=heads[1], head_dim=width, dtype=dtype, block_size=block_size)
     q = queries(sum(query_lens), torch.float32 if dtype is torch.int8 else dtype, heads[0], width)
-    actual = attend(q, pages.kv, pages.metadata(query_lens), window)
-    assert relative_error(actual, attend64(q, pages, query_lens, window)) <= TOLERANCE[q.dtype]
+    actual = attend(q, pages.kv, pages.metadata(query_lens), window, softcap, sinks)
+    assert relative_error(actual, attend64(q, pages, query_lens, window, softcap, sinks)) <= TOLERANCE[q.dtype]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +69,20 @@ def check(
 @pytest.mark.parametrize("window", [None, 1, 21])
 def test_against_fp64(seq_lens: list[int], query_lens: list[int], window: int | None) -> None:
     check(seq_lens, query_lens, window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(("softcap", "sunk"), CAPS_AND_SINKS)
+def test_capped_scores_and_sinks(softcap: float | None, sunk: bool, dtype: torch.dtype) -> None:
+    sinks = some_sinks(4) if sunk else None
+    check([70, 7, 33], [1, 3, 33], window=21, dtype=dtype, heads=(4, 2), width=16, softcap=softcap, sinks=sinks)
+
+
+def test_a_nan_shows_through_a_cap() -> None:
+    pages = make_pages([20, 21])
+    pages.kv.values[int(pages.block_tables[1, 0]), 0, :, 3] = float("nan")
+    actual = attend(queries(2), pages.kv, pages.metadata([1, 1]), None, 2.0, some_sinks(HEADS))
+    assert actual.isnan().any(dim=-1).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
@@ -80,6 +103,10 @@ def test_head_widths(width: int) -> None:
     check([40, 20], [1, 20], width=width, heads=(2, 1))
 
 
+def test_int8_heads_of_256() -> None:
+    check([40, 20], [1, 20], width=256, heads=(4, 1), dtype=torch.int8)
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (7, 1), (9, 3), (32, 2), (5, 1)])
 def test_any_number_of_heads_shares_a_kv_head(heads: tuple[int, int]) -> None:
     check([37, 20], [1, 20], heads=heads, width=16)
@@ -98,9 +125,9 @@ def test_sequences_beyond_the_most_splits() -> None:
     ("query", "page"),
     [(torch.float32, torch.float32), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)],
 )
-@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize(("window", "softcap", "sunk"), [(None, None, False), (300, None, False), (None, 3.0, True)])
 def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(
-    query: torch.dtype, page: torch.dtype, window: int | None
+    query: torch.dtype, page: torch.dtype, window: int | None, softcap: float | None, sunk: bool
 ) -> None:
     lens = [1, 200, 129, 128 * 32 + 5]
     pages = make_pages(lens, kv_heads=2, head_dim=16, dtype=page)
@@ -113,7 +140,8 @@ def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(
         block_tables=torch.nn.functional.pad(meta.block_tables, (0, 0, 0, idle), value=2**30),
     )
     assert (programs_of_row(4, 2), programs_of_row(4 + idle, 2)) == (32, 1)
-    assert torch.equal(attend(q, pages.kv, meta, window), attend(q, pages.kv, many, window))
+    how = (window, softcap, some_sinks(4) if sunk else None)
+    assert torch.equal(attend(q, pages.kv, meta, *how), attend(q, pages.kv, many, *how))
 
 
 def test_int8_has_a_scale_a_token() -> None:

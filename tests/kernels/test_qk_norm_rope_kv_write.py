@@ -35,6 +35,11 @@ def head64(x: Tensor, position: int, rotary_dim: int, norm: Tensor | None, eps: 
     return y
 
 
+def table_or_none(rotary_dim: int) -> Tensor | None:
+    """Of no width, no table."""
+    return rope_table(rotary_dim) if rotary_dim else None
+
+
 def empty_cache(kv_heads: int, head_dim: int, dtype: torch.dtype) -> LayerKVCache:
     scale = poisoned(4, 2, kv_heads, 16, dtype=torch.float16) if dtype is torch.int8 else None
     return LayerKVCache(poisoned(4, 2, kv_heads, 16, head_dim, dtype=dtype), scale)
@@ -50,7 +55,14 @@ def read_slot(cache: LayerKVCache, slot: int) -> Tensor:
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "rotary_dim", "normed"),
-    [(9, 3, 64, 64, False), (4, 4, 20, 12, False), (4, 1, 32, 32, True), (2, 2, 6, 6, True)],
+    [
+        (9, 3, 64, 64, False),
+        (4, 4, 20, 12, False),
+        (4, 1, 32, 32, True),
+        (2, 2, 6, 6, True),
+        (3, 1, 20, 0, False),
+        (2, 2, 6, 0, True),
+    ],
 )
 def test_against_fp64(
     dtype: torch.dtype,
@@ -68,7 +80,7 @@ def test_against_fp64(
     qk_norm_rope_kv_write(
         qkv,
         torch.tensor(POSITIONS),
-        rope_table(rotary_dim),
+        table_or_none(rotary_dim),
         cache,
         torch.tensor(SLOTS),
         q_out,

@@ -12,7 +12,7 @@ from app.kernels.dispatch import Mode
 from app.kernels.native.library import NativeError, best_isa
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from app.kernels.types import LayerKVCache
-from tests.kernels.test_qk_norm_rope_kv_write import POSITIONS, SLOTS, empty_cache, read_slot, rope_table
+from tests.kernels.test_qk_norm_rope_kv_write import POSITIONS, SLOTS, empty_cache, read_slot, table_or_none
 from tests.kernels.util import TOLERANCE, poisoned, randn, relative_error, unpacked
 
 try:
@@ -22,6 +22,7 @@ except NativeError:
     pytest.skip("no native kernels here", allow_module_level=True)
 
 SHAPES = [(9, 3, 64, 64, False), (4, 4, 80, 20, False), (4, 1, 96, 96, True), (2, 2, 256, 64, True)]
+SHAPES += [(4, 1, 256, 256, True), (12, 12, 64, 0, False), (2, 1, 48, 0, True)]
 
 
 @pytest.fixture(autouse=True, params=ISAS)
@@ -47,7 +48,7 @@ def test_agrees_with_the_reference(
     for cache in (plain, pages):
         q_out = poisoned(tokens, heads, width, dtype=dtype)
         positions, slots = torch.tensor(POSITIONS), torch.tensor(SLOTS)
-        rope = rope_table(rotary_dim)
+        rope = table_or_none(rotary_dim)
         qk_norm_rope_kv_write(qkv, positions, rope, cache, slots, q_out, q_norm=norms[0], k_norm=norms[1], eps=1e-5)
         queries.append(q_out)
     mine = unpacked(pages)

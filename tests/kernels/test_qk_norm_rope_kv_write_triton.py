@@ -16,12 +16,21 @@ from tests.kernels.test_qk_norm_rope_kv_write import (
     head64,
     read_slot,
     rope_table,
+    table_or_none,
 )
 from tests.kernels.util import INT8_TOLERANCE, TOLERANCE, poisoned, randn, relative_error
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
-SHAPES = [(9, 3, 64, 64), (4, 2, 80, 80), (3, 1, 96, 96), (8, 2, 128, 128), (2, 1, 256, 256), (5, 5, 20, 12)]
+SHAPES = [
+    (9, 3, 64, 64),
+    (4, 2, 80, 80),
+    (3, 1, 96, 96),
+    (8, 2, 128, 128),
+    (2, 1, 256, 256),
+    (5, 5, 20, 12),
+    (3, 3, 64, 0),
+]
 """Heads, KV heads, width, and how much of it is rotated."""
 
 
@@ -32,7 +41,7 @@ def write(
     qk_norm_rope_kv_write(
         qkv,
         torch.tensor(POSITIONS[: len(qkv)]),
-        rope_table(rotary_dim),
+        table_or_none(rotary_dim),
         cache,
         torch.tensor(SLOTS[: len(qkv)]),
         q_out,

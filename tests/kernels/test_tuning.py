@@ -56,8 +56,8 @@ def test_tiles_of_products_fit_into_shared_memory(capability: int) -> None:
     with compiling_for(capability):
         for op in bytes_of_x:
             for m in (1, 16, 17, 33, 65, 257):
-                for silu_mul in (0, 1) if op != "gemm" else (0,):
-                    shape = launch_shape(op, m=m, n=4096, k=4096, silu_mul=silu_mul)
-                    weights = shape["BLOCK_N"] * bytes_of_weight[op] * (1 + silu_mul)
+                for gated in (0, 1) if op != "gemm" else (0,):
+                    shape = launch_shape(op, m=m, n=4096, k=4096, gated=gated)
+                    weights = shape["BLOCK_N"] * bytes_of_weight[op] * (1 + gated)
                     stage = shape["BLOCK_K"] * (shape["BLOCK_M"] * bytes_of_x[op] + weights)
-                    assert stage * shape["num_stages"] <= limit, (op, m, silu_mul)
+                    assert stage * shape["num_stages"] <= limit, (op, m, gated)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.int8 import quantize_groups
 from app.kernels.types import ACT_GROUP, Act, AttentionMetadata, LayerKVCache, LinearWeight, num_groups
 
@@ -60,14 +62,29 @@ def plain_weight(weight: LinearWeight) -> Tensor:
     return values if weight.scale is None else values * weight.scale.double()[:, None]
 
 
-def linear64(x: Act, weight: LinearWeight, residual: Tensor | None = None, *, silu_mul: bool = False) -> Tensor:
+def activated64(y: Tensor, activation: Activation) -> Tensor:
+    """A layer's outputs under its activation, in fp64."""
+    y, up = y.double().chunk(2, dim=-1) if activation.gated else (y.double(), None)
+    match activation.function:
+        case "silu":
+            y = y / (1 + (-y).exp())
+        case "gelu":
+            y = y * torch.special.erfc(-y / math.sqrt(2)) / 2
+        case "gelu_tanh":
+            y = y * (1 + (math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)).tanh()) / 2
+        case "relu2":
+            y = y.clamp(min=0) ** 2
+    return y if up is None else y * up
+
+
+def linear64(
+    x: Act, weight: LinearWeight, residual: Tensor | None = None, *, activation: Activation = Activation.NONE
+) -> Tensor:
     """A linear layer in fp64."""
     y = dequantize(x) @ plain_weight(weight).t()
     if weight.bias is not None:
         y = y + weight.bias.double()
-    if silu_mul:
-        gate, up = y.chunk(2, dim=-1)
-        y = gate / (1 + (-gate).exp()) * up
+    y = activated64(y, activation)
     return y if residual is None else y + residual.double()
 
 

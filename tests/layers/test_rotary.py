@@ -71,8 +71,3 @@ def test_scalings_differ_from_the_plain_table() -> None:
         assert rope is not None
         scaled = rope_table(rope, CONTEXT, torch.device("cpu"))
         assert (scaled - plain).abs().max() > 0.1
-
-
-def test_without_a_rope_nothing_rotates() -> None:
-    table = rope_table(None, 5, torch.device("cpu"))
-    assert table.tolist() == [[1.0, 0.0]] * 5

@@ -12,12 +12,7 @@ TUILI_INLINE void add_norm_row(const TuiliAddNormArgs& a, int64_t row, float* no
         for (int i = 0; i < n; i += W) store_at(residual, i, n, add(load_at(residual, i, n), load_at(x, i, n)));
         x = residual;
     }
-    F squares = zero();
-    for (int i = 0; i < n; i += W) {
-        const F v = load_at(x, i, n);
-        squares = fma(v, v, squares);
-    }
-    const F inverse = set1(1.0f / __builtin_sqrtf(hsum(squares) / (float)n + a.eps));
+    const F inverse = inverse_rms(x, n, a.eps);
     const Wt* weight = (const Wt*)a.weight;
     for (int i = 0; i < n; i += W)
         store_at(normed, i, n, mul(mul(load_at(x, i, n), inverse), load_at(weight, i, n)));
@@ -29,12 +24,7 @@ static void add_norm_rows(const void* args, const TuiliStep*, int64_t begin, int
     for (int64_t row = begin; row < end; row++) {
         float* normed = a.out_dtype == TUILI_F32 ? TUILI_ROW(float, a.out, row, n) : (float*)thread->scratch;
         TUILI_WITH_FLOAT(a.dtype, X, TUILI_WITH_FLOAT(a.weight_dtype, Wt, (add_norm_row<X, Wt>(a, row, normed))));
-        if (a.out_dtype == TUILI_I8) {
-            quantize_row(normed, n, TUILI_ROW(int8_t, a.out, row, n), TUILI_ROW(float, a.out_scale, row, act_groups(n)));
-        } else if (a.out_dtype == TUILI_BF16) {
-            bf16_t* out = TUILI_ROW(bf16_t, a.out, row, n);
-            for (int i = 0; i < n; i += W) store_at(out, i, n, load_at(normed, i, n));
-        }
+        store_act_row(normed, n, a.out_dtype, a.out, a.out_scale, row);
     }
 }
 

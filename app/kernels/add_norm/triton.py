@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import int8_scale, let_next_start, quantize_int8, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import let_next_start, store_row, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act
 
@@ -40,12 +40,7 @@ def _add_norm(
     mean_square = tl.sum(value * value, axis=0) / width
     normed = value * (1.0 / tl.sqrt_rn(mean_square + eps))
     normed *= norm_weight
-    if out_scale is not None:
-        scale = int8_scale(normed)
-        tl.store(out_scale + tl.program_id(0), scale)
-        tl.store(out + row + columns, quantize_int8(normed, scale), mask=inside)
-    else:
-        tl.store(out + row + columns, to_dtype(normed, out.dtype.element_ty), mask=inside)
+    store_row(out, out_scale, row, columns, inside, normed)
 
 
 def add_norm_triton(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, residual: Tensor | None) -> None:

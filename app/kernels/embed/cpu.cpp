@@ -1,4 +1,4 @@
-// Rows of a table.
+// Rows of a table, scaled, with rows of a table of positions added.
 #include "../native/rows.h"
 
 namespace TUILI_ISA {
@@ -12,10 +12,17 @@ static void embed_rows(const void* args, const TuiliStep*, int64_t begin, int64_
             const bool held = entry >= 0 && entry < a.rows;
             const T* source = TUILI_ROW(const T, a.table, held ? entry : 0, n);
             O* target = TUILI_ROW(O, a.out, row, n);
-            if (held) {
-                for (int i = 0; i < n; i += W) store_at(target, i, n, load_at(source, i, n));
-            } else {
+            if (!held) {
                 memset(target, 0, n * sizeof(O));
+            } else if (a.positions != nullptr) {
+                const T* position = TUILI_ROW(const T, a.position_table, a.positions[row], n);
+                const F scale = set1(a.scale);
+                for (int i = 0; i < n; i += W)
+                    store_at(target, i, n, fma(load_at(source, i, n), scale, load_at(position, i, n)));
+            } else if (a.scale != 1.0f) {
+                for (int i = 0; i < n; i += W) store_at(target, i, n, mul(load_at(source, i, n), set1(a.scale)));
+            } else {
+                for (int i = 0; i < n; i += W) store_at(target, i, n, load_at(source, i, n));
             }
         }));
     }

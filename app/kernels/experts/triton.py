@@ -14,12 +14,12 @@ from torch import Tensor
 
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import (
+    activate,
     add_products_int8,
     dot,
     dot_int8,
     dot_int8_weight,
     let_next_start,
-    silu_mul,
     to_dtype,
     wait_for_inputs,
 )
@@ -116,7 +116,7 @@ def _experts(
             if SILU_MUL:
                 up *= tl.load(scale_at + n, mask=inside, other=0.0)[None, :]
         if SILU_MUL:
-            y = silu_mul(y, up)
+            y = activate(y, "silu") * up
         out_at = out + slot.to(tl.int64)[:, None] * n + columns[None, :]
         tl.store(out_at, to_dtype(y, out.dtype.element_ty), mask=present & inside[None, :])
 
@@ -176,7 +176,7 @@ def _experts_vector(
         if SILU_MUL:
             up *= tl.load(scale_at + n, mask=inside, other=0.0)
     if SILU_MUL:
-        y = silu_mul(y, up)
+        y = activate(y, "silu") * up
     tl.store(out + slot.to(tl.int64) * n + columns, to_dtype(y, out.dtype.element_ty), mask=inside)
 
 
@@ -263,7 +263,7 @@ def _product(
         return
     (slots, n), (experts, _, k) = out.shape, weight.shape
     rows = triton.cdiv(slots, experts)
-    shape = launch_shape(_op("experts", x, scale), m=rows, n=n, k=k, silu_mul=int(gate_up))
+    shape = launch_shape(_op("experts", x, scale), m=rows, n=n, k=k, gated=int(gate_up))
     # Each expert may have one block that is not full.
     row_blocks = slots // shape["BLOCK_M"] + min(slots, experts)
     launch(
@@ -297,7 +297,7 @@ def _vector_product(
     x: Act, weight: Tensor, scale: Tensor | None, routing: Routing, out: Tensor, *, slots_a_row: int, gate_up: bool
 ) -> None:
     (slots, n), k = out.shape, weight.shape[2]
-    shape = launch_shape(_op("experts_vector", x, scale), n=n, k=k, silu_mul=int(gate_up))
+    shape = launch_shape(_op("experts_vector", x, scale), n=n, k=k, gated=int(gate_up))
     block_n, block_k = shape.pop("BLOCK_N"), shape.pop("BLOCK_K")
     values = x.values
     if x.scale is not None:

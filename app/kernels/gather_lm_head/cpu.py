@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim, emit
 from app.kernels.linear.cpu import linear_call
 from app.kernels.native.program import dtype_code
@@ -27,5 +28,5 @@ def gather_lm_head_cpu(
             out_dtype=dtype_code(scratch.values),
             width=hidden_TD.shape[1],
         )
-    product = linear_call(scratch, weight, out_LV, None, False, Dim.LOGITS)
+    product = linear_call(scratch, weight, out_LV, None, Activation.NONE, Dim.LOGITS)
     emit([gathered, product], logits=indices_L.numel())

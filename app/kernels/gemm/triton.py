@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import (
+    activate,
     dot,
     dot_int8,
     dot_int8_weight,
     let_next_start,
-    silu_mul,
     to_dtype,
     wait_for_inputs,
 )
@@ -49,7 +50,8 @@ def _gemm(
     n,
     up_offset,
     K: tl.constexpr,
-    SILU_MUL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -84,7 +86,7 @@ def _gemm(
             x_tile = tl.load(x_at, mask=present & inside[None, :], other=0)
             weight_tile = tl.load(weight_at, mask=inside[:, None], other=0)
         acc = _multiply(x_tile, weight_tile, acc)
-        if SILU_MUL:
+        if GATED:
             up_tile = tl.load(up_at) if EVEN else tl.load(up_at, mask=inside[:, None], other=0)
             up_acc = _multiply(x_tile, up_tile, up_acc)
             up_at += BLOCK_K
@@ -95,23 +97,23 @@ def _gemm(
 
     # 2. Sums of all parts, in the program that arrives last; then the epilogue.
     if SPLIT_K == 1:
-        _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL)
+        _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, ACTIVATION, GATED)
     else:
         tile = tl.program_id(0)
-        acc_at = partials + _local(tile, SPLIT_K, SILU_MUL, BLOCK_M, BLOCK_N)
+        acc_at = partials + _local(tile, SPLIT_K, GATED, BLOCK_M, BLOCK_N)
         up_acc_at = acc_at + SPLIT_K * BLOCK_M * BLOCK_N
         part = tl.program_id(1) * BLOCK_M * BLOCK_N
         tl.store(acc_at + part, acc)
-        if SILU_MUL:
+        if GATED:
             tl.store(up_acc_at + part, up_acc)
         # All threads' sums are out before one thread says so.
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLIT_K - 1:
             acc = _total(acc_at, SPLIT_K)
-            if SILU_MUL:
+            if GATED:
                 up_acc = _total(up_acc_at, SPLIT_K)
             tl.store(arrivals + tile, 0)
-            _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL)
+            _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, ACTIVATION, GATED)
 
 
 @triton.jit
@@ -136,9 +138,9 @@ def _multiply(x, weight, acc):
 
 
 @triton.jit
-def _local(tile, SPLIT_K: tl.constexpr, SILU_MUL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _local(tile, SPLIT_K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Where in the workspace the first part's sums of a tile go, [BLOCK_M, BLOCK_N]."""
-    SUMS: tl.constexpr = SPLIT_K * BLOCK_M * BLOCK_N * (2 if SILU_MUL else 1)
+    SUMS: tl.constexpr = SPLIT_K * BLOCK_M * BLOCK_N * (2 if GATED else 1)
     return tile * SUMS + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
 
 
@@ -153,7 +155,10 @@ def _total(parts_at, SPLIT_K: tl.constexpr):
 
 
 @triton.jit
-def _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, SILU_MUL: tl.constexpr):
+def _finish(
+    acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, columns, m, n, ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+):  # fmt: skip
     """The epilogue in fp32, rounded once into ``out``."""
     present = (rows < m)[:, None]
     inside = present & (columns < n)[None, :]
@@ -165,8 +170,11 @@ def _finish(acc, up_acc, x_scale, weight_scale, bias, residual, out, rows, colum
         y *= row_scale
         up *= row_scale
     y = _scaled(y, weight_scale, bias, columns, columns < n)
-    if SILU_MUL:
-        y = silu_mul(y, _scaled(up, weight_scale, bias, n + columns, columns < n))
+    if GATED:
+        up = _scaled(up, weight_scale, bias, n + columns, columns < n)
+        y = activate(y, ACTIVATION) * up
+    else:
+        y = activate(y, ACTIVATION)
     if residual is not None:
         y += tl.load(residual + at, mask=inside, other=0).to(tl.float32)
     tl.store(out + at, to_dtype(y, out.dtype.element_ty), mask=inside)
@@ -193,21 +201,21 @@ def gemm_triton(
     out: Tensor,
     *,
     residual: Tensor | None = None,
-    silu_mul: bool = False,
+    activation: Activation = Activation.NONE,
     indices: Tensor | None = None,
 ) -> None:
-    """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``, into a floating ``out``.
+    """``out = x @ weight.T + bias``, then ``+ residual`` or the activation, into a floating ``out``.
 
     Args:
         x: [T, K] in the format that the weight asks for, one scale a token.
         indices: [L] int64, rows of x to take, floating ones; all of them in order when absent.
-        out: [T, N], [T, N / 2] with ``silu_mul``; [L, N] with ``indices``.
+        out: [T, N], [T, N / 2] with a gate; [L, N] with ``indices``.
     """
     (m, n), k = out.shape, weight.values.shape[1]
-    shape = launch_shape(_op(x, weight), m=m, n=n, k=k, silu_mul=int(silu_mul))
+    shape = launch_shape(_op(x, weight), m=m, n=n, k=k, gated=int(activation.gated))
     limit = shape.pop("split_below")
     tiles = triton.cdiv(m, shape["BLOCK_M"]) * triton.cdiv(n, shape["BLOCK_N"])
-    tile_sums = shape["BLOCK_M"] * shape["BLOCK_N"] * (2 if silu_mul else 1)
+    tile_sums = shape["BLOCK_M"] * shape["BLOCK_N"] * (2 if activation.gated else 1)
     workspace = weight.workspace
     splits = _splits(tiles, triton.cdiv(k, shape["BLOCK_K"]), tile_sums, limit, workspace)
     partials = arrivals = None
@@ -230,11 +238,12 @@ def gemm_triton(
             "arrivals": arrivals,
             "m": m,
             "n": n,
-            "up_offset": n * k if silu_mul else 0,
+            "up_offset": n * k if activation.gated else 0,
         },
         {
             "K": k,
-            "SILU_MUL": silu_mul,
+            "ACTIVATION": activation.function,
+            "GATED": activation.gated,
             "SPLIT_K": splits,
             **{name: shape.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")},
         },

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import add_products_int8, let_next_start, silu_mul, to_dtype, wait_for_inputs
+from app.kernels.gpu.lib import activate, add_products_int8, let_next_start, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import Act, LinearWeight
 
@@ -31,7 +32,8 @@ def _gemv(
     n,
     up_offset,
     K: tl.constexpr,
-    SILU_MUL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -44,14 +46,17 @@ def _gemv(
     # Nobody writes weights: the first ones are under way while other kernels are still at work.
     part = _load_weights(weight_at, 0, K, BLOCK_K)
     up_part = part
-    if SILU_MUL:
+    if GATED:
         up_part = _load_weights(weight_at + up_offset, 0, K, BLOCK_K)
     let_next_start(PDL)
     wait_for_inputs(PDL)
     y = _scaled(_product(x, weight_at, part, K, BLOCK_K), x_scale, weight_scale, bias, columns, inside)
-    if SILU_MUL:
+    if GATED:
         up = _product(x, weight_at + up_offset, up_part, K, BLOCK_K)
-        y = silu_mul(y, _scaled(up, x_scale, weight_scale, bias, n + columns, inside))
+        up = _scaled(up, x_scale, weight_scale, bias, n + columns, inside)
+        y = activate(y, ACTIVATION) * up
+    else:
+        y = activate(y, ACTIVATION)
     if residual is not None:
         y += tl.load(residual + columns, mask=inside, other=0).to(tl.float32)
     tl.store(out + columns, to_dtype(y, out.dtype.element_ty), mask=inside)
@@ -107,11 +112,11 @@ def takes_gemv(x: Act) -> bool:
     return tokens == 1 and (x.scale is None or width % _WORD == 0)
 
 
-def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, silu_mul: bool) -> None:
+def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor | None, activation: Activation) -> None:
     """``linear`` of one token into a floating ``out``; the bits of int8 tokens are those of a matrix product."""
     n, k = out_1N.shape[1], weight.values.shape[1]
     op = "gemv" if weight.scale is None else "gemv_w8a16" if x.scale is None else "gemv_w8a8"
-    shape = launch_shape(op, n=n, k=k, silu_mul=int(silu_mul))
+    shape = launch_shape(op, n=n, k=k, gated=int(activation.gated))
     block_n, block_k = shape.pop("BLOCK_N"), shape.pop("BLOCK_K")
     x_values, weights = x.values, weight.values
     if x.scale is not None:
@@ -133,8 +138,14 @@ def gemv_triton(x: Act, weight: LinearWeight, out_1N: Tensor, residual: Tensor |
             "residual": residual,
             "out": out_1N,
             "n": n,
-            "up_offset": n * k if silu_mul else 0,
+            "up_offset": n * k if activation.gated else 0,
         },
-        {"K": k, "SILU_MUL": silu_mul, "BLOCK_N": block_n, "BLOCK_K": block_k},
+        {
+            "K": k,
+            "ACTIVATION": activation.function,
+            "GATED": activation.gated,
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+        },
         **shape,
     )

@@ -153,9 +153,34 @@ def widen_pairs(pairs, dtype: tl.constexpr):
 
 
 @triton.jit
-def silu_mul(gate, up):
-    """``gate * sigmoid(gate) * up`` in fp32."""
-    return gate / (1.0 + tl.exp(-gate)) * up
+def activate(x, ACTIVATION: tl.constexpr):
+    """fp32 ``x`` under the function that an :class:`~app.kernels.activation.Activation` names."""
+    if ACTIVATION == "silu":
+        y = x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "gelu":
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh u) / 2 is 1 / (1 + e^-2u)
+        y = x / (1.0 + tl.exp(x * (-1.5957691216057308 - 0.07135481627159736 * x * x)))
+    elif ACTIVATION == "relu2":
+        y = tl.where(x <= 0.0, 0.0, x * x)  # a maximum would drop a NaN
+    else:
+        tl.static_assert(ACTIVATION == "none")
+        y = x
+    return y
+
+
+@triton.jit
+def tanh(x):
+    """tanh of fp32 ``x`` to about 2 units in the last place: Cephes' tanhf (an odd polynomial near zero), beyond 0.625
+    by e^2|x|. libdevice has it, the interpreter has no libdevice."""
+    square = x * x
+    near = -5.70498872745e-3 * square + 2.06390887954e-2
+    near = near * square - 5.37397155531e-2
+    near = near * square + 1.33314422036e-1
+    near = near * square - 3.33332819422e-1
+    near = near * square * x + x
+    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
@@ -207,3 +232,15 @@ def quantize_int8(x, scale):
     """int8 of fp32 ``x`` and its scale (broadcast against it), as ``app.kernels.int8.quantize``; scale 0 gives 0."""
     scaled = _quotient(x, tl.where(scale == 0, 1.0, scale))
     return round_even(tl.minimum(tl.maximum(scaled, -127.0), 127.0)).to(tl.int8)
+
+
+@triton.jit
+def store_row(out, out_scale, row, columns, inside, value):
+    """A program's whole row of fp32 into ``out`` from element ``row`` on, rounded once; as int8 with a scale at
+    ``out_scale`` of the program's number, if there is one."""
+    if out_scale is not None:
+        scale = int8_scale(value)
+        tl.store(out_scale + tl.program_id(0), scale)
+        tl.store(out + row + columns, quantize_int8(value, scale), mask=inside)
+    else:
+        tl.store(out + row + columns, to_dtype(value, out.dtype.element_ty), mask=inside)

@@ -1,12 +1,11 @@
-"""Linear layer with its epilogue: bias, residual addition, SiLU·mul, quantisation."""
+"""Linear layer with its epilogue: bias, residual addition, activation, quantisation."""
 
 from __future__ import annotations
-
-import enum
 
 import torch
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.check import FLOATING, check_act, check_group_scale, check_tensor, check_token_scale
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
@@ -18,28 +17,19 @@ __all__ = ["Activation", "linear", "scratch_width"]
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
 
-class Activation(enum.Enum):
-    """What a linear layer does to its result."""
-
-    NONE = "none"
-    SILU_MUL = "silu_mul"
-    """``silu(gate) * up``, where the weight stacks gate above up."""
-
-
 def scratch_width(weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation) -> int:
     """Elements a token of the scratch that :func:`linear` needs for such a layer; 0 if none."""
-    silu_mul = activation is Activation.SILU_MUL
     if isinstance(weight, PackedWeight):
         features = weight.out_features
     elif runs_triton(weight.values):
         features = weight.values.shape[0]
-        if silu_mul and weight.scale is None:
+        if activation.gated and weight.scale is None:
             return features
     else:
         return 0
     if out_format is ActFormat.FLOAT:
         return 0
-    return features // 2 if silu_mul else features
+    return features // 2 if activation.gated else features
 
 
 def linear(
@@ -51,7 +41,7 @@ def linear(
     activation: Activation = Activation.NONE,
     scratch: Tensor | None = None,
 ) -> None:
-    """``out = x @ weight.T + bias``, then ``+ residual`` or ``silu(gate) * up``.
+    """``y = x @ weight.T + bias``, then ``out`` is ``y + residual``, ``activation(y)`` or ``activation(gate) * up``.
 
     Accumulates in fp32 (int8: exactly, in int32). For int8 inputs the whole epilogue is fp32, rounded once to
     ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised by groups or, with one scale a
@@ -61,9 +51,9 @@ def linear(
 
     Args:
         x: [T, K] in the format that the weight asks for.
-        weight: [N, K]; packed with ``gate_up`` exactly for SILU_MUL.
-        out: [T, N]; [T, N / 2] with SILU_MUL.
-        residual: [T, N] floating, not with SILU_MUL; may be the very tensor ``out.values``.
+        weight: [N, K]; packed with ``gate_up`` exactly for a gated activation.
+        out: [T, N]; [T, N / 2] with a gated activation.
+        residual: [T, N] floating, not with an activation; may be the very tensor ``out.values``.
         scratch: [T, :func:`scratch_width`] floating (a packed weight takes fp32 or bf16), for what is between two
             kernels: the product that becomes an int8 ``out``, or a gate's and an up projection's. None where that is 0.
 
@@ -83,10 +73,10 @@ def linear(
         check_tensor("linear", "weight.scale", weight.scale, (features,), torch.float32)
     if weight.bias is not None:
         check_tensor("linear", "weight.bias", weight.bias, (features,), *FLOATING)
-    silu_mul = activation is Activation.SILU_MUL
-    if silu_mul and (features % 2 or residual is not None):
-        raise ValueError("linear: SILU_MUL needs an even number of outputs and takes no residual")
-    check_act("linear", "out", out, (tokens, features // 2 if silu_mul else features))
+    _check_activation(activation, residual)
+    if activation.gated and features % 2:
+        raise ValueError(f"linear: {activation.name} needs an even number of outputs, not {features}")
+    check_act("linear", "out", out, (tokens, features // 2 if activation.gated else features))
     if residual is not None:
         check_tensor("linear", "residual", residual, (tokens, features), *FLOATING)
     if runs_triton(x.values):
@@ -95,29 +85,37 @@ def linear(
         _check_scratch(weight, out, activation, scratch, *FLOATING)
         from app.kernels.linear.triton import linear_triton  # only a GPU needs Triton
 
-        linear_triton(x, weight, out, residual, silu_mul, scratch)
+        linear_triton(x, weight, out, residual, activation, scratch)
         return
     fall_back("linear", "its weight is not packed")
-    linear_reference(x, weight, out, residual, silu_mul)
+    linear_reference(x, weight, out, residual, activation)
 
 
 def _linear_packed(
     x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
 ) -> None:
-    tokens, silu_mul = x.values.shape[0], activation is Activation.SILU_MUL
+    tokens = x.values.shape[0]
     check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.data.dtype)
     check_act("linear", "x", x, (tokens, weight.in_features))
     check_group_scale("linear", x)
-    if silu_mul != weight.gate_up or (silu_mul and residual is not None):
-        raise ValueError("linear: SILU_MUL needs a weight packed as gate_up, nothing else does; it takes no residual")
-    shape = (tokens, weight.out_features // 2 if silu_mul else weight.out_features)
+    _check_activation(activation, residual)
+    if activation.gated != weight.gate_up:
+        raise ValueError(
+            f"linear: {activation.name} with gate_up {weight.gate_up}: gates are packed so, nothing else is"
+        )
+    shape = (tokens, weight.out_features // 2 if activation.gated else weight.out_features)
     check_act("linear", "out", out, shape)
     if out.scale is None:
         check_tensor("linear", "out", out.values, shape, *_NATIVE_FLOATING)
     _check_scratch(weight, out, activation, scratch, *_NATIVE_FLOATING)
     if residual is not None:
         check_tensor("linear", "residual", residual, shape, *_NATIVE_FLOATING)
-    linear_cpu(x, weight, out, residual, silu_mul, scratch)
+    linear_cpu(x, weight, out, residual, activation, scratch)
+
+
+def _check_activation(activation: Activation, residual: Tensor | None) -> None:
+    if activation is not Activation.NONE and residual is not None:
+        raise ValueError(f"linear: {activation.name} takes no residual")
 
 
 def _check_scratch(

@@ -4,6 +4,7 @@
 // are read once a step. A block's rows stay in the second-level cache, K is cut so that a piece of the tile does too.
 #include "tile.h"
 
+#include "../native/activation.h"
 #include "../native/rows.h"
 
 namespace TUILI_ISA {
@@ -31,7 +32,7 @@ static LinearPlan plan_linear(const TuiliLinearArgs& a, const TuiliStep* step, i
     LinearPlan p;
     p.rows = step->count[a.dim_of_rows];
     p.words = a.x_dtype == TUILI_I8 ? a.k / 4 : a.k / 2;
-    p.tiles = a.silu_mul ? ceil_div(a.n / 2, kTile / 2) : ceil_div(a.n, kTile);
+    p.tiles = a.gate_up ? ceil_div(a.n / 2, kTile / 2) : ceil_div(a.n, kTile);
     const int64_t most = smaller(kBlockRows, kGroupsBytes / (int64_t(sizeof(Group)) * act_groups(a.k)));
     p.blocks = ceil_div(p.rows, most);
     p.block_rows = p.rows == 0 ? 0 : smaller(ceil_div(ceil_div(p.rows, p.blocks), 6) * 6, most);
@@ -57,13 +58,29 @@ TUILI_INLINE F finished_sum(const TuiliLinearArgs& a, const float* c, int64_t at
     return a.bias != nullptr ? add(y, load(a.bias + at)) : y;
 }
 
-TUILI_INLINE F silu(F gate) { return div(gate, add(set1(1.0f), exp(sub(zero(), gate)))); }
+// One row of a tile whose epilogue is not one of the common ones; apart from them, so that they stay small.
+template <typename Out>
+static __attribute__((noinline)) void activate_row(const TuiliLinearArgs& a, const float* c, int64_t row, int64_t tile) {
+    const int64_t first = tile * kTile;
+    const int width = a.gate_up ? a.n / 2 : a.n, columns = a.gate_up ? kTile / 2 : (int)kTile;
+    const int begin = (int)(a.gate_up ? first / 2 : first);
+    Out* out = TUILI_ROW(Out, a.out, row, width);
+    for (int i = 0; i < columns && begin + i < width; i += W) {
+        F y = activate(a.activation, finished_sum(a, c + i, first + i));
+        if (a.gate_up) y = mul(y, finished_sum(a, c + i + kTile / 2, first + i + kTile / 2));
+        store_at(out, begin + i, width, y);
+    }
+}
 
 // One row of a tile: from sums to `out`.
 template <typename Out>
 TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t row, int64_t tile) {
     const int64_t first = tile * kTile;
-    if (a.silu_mul) {
+    if (a.activation > TUILI_SILU || (a.activation != TUILI_NONE) != (a.gate_up != 0)) {
+        activate_row<Out>(a, c, row, tile);
+        return;
+    }
+    if (a.gate_up) {
         const int width = a.n / 2;
         Out* out = TUILI_ROW(Out, a.out, row, width);
         for (int i = 0; i < kTile / 2; i += W) {

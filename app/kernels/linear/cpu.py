@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.native.abi import ACTIVATIONS
 from app.kernels.native.program import dtype_code
 from app.kernels.quantize.cpu import quantize_call
 from app.kernels.types import Act, PackedWeight
 
 
 def linear_cpu(
-    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, silu_mul: bool, scratch: Tensor | None
+    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
 ) -> None:
     floating = out.values if scratch is None or out.scale is None else scratch
-    calls = [linear_call(x, weight, floating, residual, silu_mul, Dim.TOKENS)]
+    calls = [linear_call(x, weight, floating, residual, activation, Dim.TOKENS)]
     if out.scale is not None:
         calls.append(quantize_call(floating, out, Dim.TOKENS))
     emit(calls, tokens=x.values.shape[0])
 
 
-def linear_call(x: Act, weight: PackedWeight, out: Tensor, residual: Tensor | None, silu_mul: bool, dim: Dim) -> Call:
+def linear_call(
+    x: Act, weight: PackedWeight, out: Tensor, residual: Tensor | None, activation: Activation, dim: Dim
+) -> Call:
     """The native ``linear`` alone, into a floating ``out``."""
     return Call(
         "linear",
@@ -37,6 +41,7 @@ def linear_call(x: Act, weight: PackedWeight, out: Tensor, residual: Tensor | No
         residual_dtype=0 if residual is None else dtype_code(residual),
         k=weight.in_features,
         n=weight.out_features,
-        silu_mul=int(silu_mul),
+        activation=ACTIVATIONS[activation.function],
+        gate_up=int(activation.gated),
         dim_of_rows=int(dim),
     )

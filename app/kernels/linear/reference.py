@@ -6,22 +6,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.kernels.activation import Activation
 from app.kernels.int8 import store_act
 from app.kernels.types import ACT_GROUP, Act, LinearWeight
 
 
-def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, silu_mul: bool) -> None:
-    if weight.scale is None and not silu_mul and _matmul_into(x.values, weight, out, residual):
+def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, activation: Activation) -> None:
+    if weight.scale is None and activation is Activation.NONE and _matmul_into(x.values, weight, out, residual):
         return
     y_TN = matmul_fp32(x, weight)
     if weight.bias is not None:
         y_TN = y_TN + weight.bias.float()
-    if silu_mul:
+    if activation.gated:
         gate, up = y_TN.chunk(2, dim=-1)
-        y_TN = F.silu(gate) * up
+        y_TN = _activated(gate, activation) * up
+    else:
+        y_TN = _activated(y_TN, activation)
     if residual is not None:
         y_TN = y_TN + residual.float()
     store_act(y_TN, out)
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    match activation.function:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu2":
+            return F.relu(x).square()
+        case _:
+            return x
 
 
 def _matmul_into(x_TK: Tensor, weight: LinearWeight, out: Act, residual: Tensor | None) -> bool:

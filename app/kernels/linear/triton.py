@@ -9,26 +9,27 @@ Held against a float64 formula in Triton's interpreter and on an H200; compiled 
 import torch
 from torch import Tensor
 
+from app.kernels.activation import Activation
+from app.kernels.activation.triton import activate_triton
 from app.kernels.gemm.triton import gemm_triton
 from app.kernels.gemv.triton import gemv_triton, takes_gemv
 from app.kernels.quantize.triton import quantize_triton
-from app.kernels.silu_mul.triton import silu_mul_triton
 from app.kernels.types import Act, LinearWeight
 
 
 def linear_triton(
-    x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, silu_mul: bool, scratch: Tensor | None
+    x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
 ) -> None:
     """As the public ``linear``; int8 activations have one scale a token."""
     target = out.values if out.scale is None else _first(scratch, out.values.shape)
     if takes_gemv(x):
-        gemv_triton(x, weight, target, residual, silu_mul)
+        gemv_triton(x, weight, target, residual, activation)
     elif weight.scale is not None:
-        gemm_triton(x, weight, target, residual=residual, silu_mul=silu_mul)
-    elif silu_mul:
-        stacked = _first(scratch, (x.values.shape[0], weight.values.shape[0]))
-        _floating_product(x, weight, stacked, None)
-        silu_mul_triton(stacked, out)
+        gemm_triton(x, weight, target, residual=residual, activation=activation)
+    elif activation is not Activation.NONE:
+        product = _first(scratch, (x.values.shape[0], weight.values.shape[0])) if activation.gated else target
+        _floating_product(x, weight, product, None)
+        activate_triton(product, out, activation)
         return
     else:
         _floating_product(x, weight, target, residual)

@@ -13,6 +13,9 @@ extern "C" {
 
 enum TuiliDType : int32_t { TUILI_F32 = 0, TUILI_BF16 = 1, TUILI_I8 = 2 };
 
+// What a linear layer does to its outputs; ACTIVATIONS in abi.py.
+enum TuiliActivation : int32_t { TUILI_NONE = 0, TUILI_SILU = 1, TUILI_GELU = 2, TUILI_GELU_TANH = 3, TUILI_RELU2 = 4 };
+
 // Which number of the header an op's rows are counted by.
 enum TuiliDim : int32_t { TUILI_TOKENS = 0, TUILI_ROWS = 1, TUILI_LOGITS = 2, TUILI_SAMPLES = 3 };
 
@@ -61,16 +64,18 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------
 // Arguments, one struct an op. Activations are [rows, width], rows contiguous.
 
-// out[t] = table[token_ids[t] - first], zeros where that is no row of the table; table and out of one dtype (F32 or
-// BF16), or a BF16 table and an F32 out. Row-wise.
+// out[t] = table[token_ids[t] - first] * scale + position_table[positions[t]], zeros where that is no row of the
+// table; tables and out of one dtype (F32 or BF16), or BF16 tables and an F32 out. Row-wise.
 typedef struct {
     const int64_t* token_ids;
     const void* table;  // [rows, width]
+    const int64_t* positions;    // or NULL, and then no position_table
+    const void* position_table;  // [P, width]
     void* out;
     int32_t table_dtype, out_dtype;
     int32_t width;
     int32_t first, rows;
-    int32_t reserved;
+    float scale;
 } TuiliEmbedArgs;
 
 // See app/kernels/add_norm. Row-wise.
@@ -87,6 +92,38 @@ typedef struct {
     float eps;
     int32_t reserved;
 } TuiliAddNormArgs;
+
+// See app/kernels/norm_add_norm. Row-wise.
+typedef struct {
+    const void* x;
+    const void* x_weight;
+    void* residual;
+    const void* weight;
+    void* out;
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
+    int32_t dtype;  // of x and residual: F32 or BF16
+    int32_t weight_dtype;  // of both weights
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t width;
+    float eps;
+    int32_t reserved;
+} TuiliNormAddNormArgs;
+
+// See app/kernels/layer_norm. Row-wise.
+typedef struct {
+    const void* x;
+    const void* weight;
+    const void* bias;  // of weight's dtype
+    void* residual;  // or NULL
+    void* out;
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
+    int32_t dtype;  // of x and residual: F32 or BF16
+    int32_t weight_dtype;
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t width;
+    float eps;
+    int32_t reserved;
+} TuiliLayerNormArgs;
 
 // Symmetric int8 of x by groups (app/kernels/int8.py). Row-wise. With `indices` row i reads x[indices[i]].
 typedef struct {
@@ -108,9 +145,9 @@ typedef struct {
     int32_t reserved;
 } TuiliGatherArgs;
 
-// out = x @ w.T + bias, then + residual or silu(gate) * up. I8 x and weights, or BF16 x and weights.
-// `weight` is packed (linear/cpu.cpp says how); scale and bias are fp32 in the packed order of outputs, zero-padded.
-// With silu_mul, w holds gate and up interleaved by panels and out has n / 2 columns.
+// out = x @ w.T + bias, then + residual, or activation(out), or activation(gate) * up. I8 x and weights, or BF16 x and
+// weights. `weight` is packed (linear/cpu.cpp says how); scale and bias are fp32 in the packed order of outputs,
+// zero-padded. With gate_up, w holds gate and up interleaved by panels and out has n / 2 columns.
 typedef struct {
     const void* x;
     const float* x_scale;  // [rows, groups], I8 only
@@ -124,7 +161,8 @@ typedef struct {
     int32_t residual_dtype;  // F32 or BF16
     int32_t k;
     int32_t n;  // outputs, gate and up both counted
-    int32_t silu_mul;
+    int32_t activation;   // TuiliActivation; none where there is a residual
+    int32_t gate_up;      // whether it is that of a gate
     int32_t dim_of_rows;  // TuiliDim
 } TuiliLinearArgs;
 
@@ -190,7 +228,7 @@ typedef struct {
 typedef struct {
     const void* qkv;  // [T, (h + 2g) * e]
     const int64_t* positions;
-    const float* rope;  // [P, rotary_dim]
+    const float* rope;  // [P, rotary_dim]; NULL where rotary_dim is 0
     void* kv;
     void* kv_scale;  // fp16, I8 pages only
     const int64_t* slots;
@@ -213,6 +251,7 @@ typedef struct {
     const int32_t* query_start_loc;  // [R + 1]
     const int32_t* seq_lens;
     const int32_t* block_tables;  // [R, block_table_stride]
+    const float* sinks;  // [h] or NULL
     void* out;  // [T, h * e]
     void* workspace;  // of tuili_attention_workspace bytes, zeroed once
     int32_t dtype;  // of q
@@ -223,6 +262,8 @@ typedef struct {
     int32_t max_tokens;
     int32_t sliding_window;  // 0 for none
     float scale;
+    float softcap;  // 0 for none
+    int32_t reserved;
 } TuiliAttentionArgs;
 
 // See app/kernels/sample; optional parts are NULL. Counted by SAMPLES, row-wise.

@@ -20,6 +20,8 @@ class Dim(enum.IntEnum):
 
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu2": 4}
+"""TuiliActivation by name."""
 
 
 class Step(ctypes.Structure):
@@ -66,7 +68,9 @@ def _args(pointers: str, ints: str, floats: str = "") -> list[Any]:
 class EmbedArgs(ctypes.Structure):
     """TuiliEmbedArgs."""
 
-    _fields_: ClassVar[list[Any]] = _args("token_ids table out", "table_dtype out_dtype width first rows reserved")
+    _fields_: ClassVar[list[Any]] = _args(
+        "token_ids table positions position_table out", "table_dtype out_dtype width first rows", "scale"
+    )
 
 
 class AddNormArgs(ctypes.Structure):
@@ -74,6 +78,24 @@ class AddNormArgs(ctypes.Structure):
 
     _fields_: ClassVar[list[Any]] = [
         *_args("x weight residual out out_scale", "dtype weight_dtype out_dtype width", "eps"),
+        ("reserved", c_int32),
+    ]
+
+
+class NormAddNormArgs(ctypes.Structure):
+    """TuiliNormAddNormArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("x x_weight residual weight out out_scale", "dtype weight_dtype out_dtype width", "eps"),
+        ("reserved", c_int32),
+    ]
+
+
+class LayerNormArgs(ctypes.Structure):
+    """TuiliLayerNormArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("x weight bias residual out out_scale", "dtype weight_dtype out_dtype width", "eps"),
         ("reserved", c_int32),
     ]
 
@@ -94,7 +116,8 @@ class LinearArgs(ctypes.Structure):
     """TuiliLinearArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale weight w_scale bias residual out", "x_dtype out_dtype residual_dtype k n silu_mul dim_of_rows"
+        "x x_scale weight w_scale bias residual out",
+        "x_dtype out_dtype residual_dtype k n activation gate_up dim_of_rows",
     )
 
 
@@ -143,11 +166,14 @@ class RopeKvArgs(ctypes.Structure):
 class AttentionArgs(ctypes.Structure):
     """TuiliAttentionArgs."""
 
-    _fields_: ClassVar[list[Any]] = _args(
-        "q kv kv_scale query_start_loc seq_lens block_tables out workspace",
-        "dtype out_dtype kv_dtype h g e block_size block_table_stride max_rows max_tokens sliding_window",
-        "scale",
-    )
+    _fields_: ClassVar[list[Any]] = [
+        *_args(
+            "q kv kv_scale query_start_loc seq_lens block_tables sinks out workspace",
+            "dtype out_dtype kv_dtype h g e block_size block_table_stride max_rows max_tokens sliding_window",
+            "scale softcap",
+        ),
+        ("reserved", c_int32),
+    ]
 
 
 class SampleArgs(ctypes.Structure):
@@ -218,6 +244,8 @@ class SigmoidMulArgs(ctypes.Structure):
 ARGS: dict[str, type[ctypes.Structure]] = {
     "embed": EmbedArgs,
     "add_norm": AddNormArgs,
+    "norm_add_norm": NormAddNormArgs,
+    "layer_norm": LayerNormArgs,
     "quantize": QuantizeArgs,
     "gather": GatherArgs,
     "linear": LinearArgs,

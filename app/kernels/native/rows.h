@@ -86,6 +86,17 @@ TUILI_INLINE void quantize_row(const T* x, int n, int8_t* out, float* scales) {
     row_to_int8(x + whole, n - whole, *scales, out + whole);
 }
 
+// 1 / sqrt(mean x^2 + eps).
+template <typename T>
+TUILI_INLINE F inverse_rms(const T* x, int n, float eps) {
+    F squares = zero();
+    for (int i = 0; i < n; i += W) {
+        const F v = load_at(x, i, n);
+        squares = fma(v, v, squares);
+    }
+    return set1(1.0f / __builtin_sqrtf(hsum(squares) / (float)n + eps));
+}
+
 // Row `row` of an activation [rows, n] from fp32 ones; into F32 the caller has written them where they belong.
 TUILI_INLINE void store_act_row(const float* x, int n, int32_t dtype, void* out, float* scales, int64_t row) {
     if (dtype == TUILI_I8) {

@@ -81,6 +81,10 @@ TUILI_INLINE uint32_t lt_bits(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_L
 TUILI_INLINE uint32_t ge_bits(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 TUILI_INLINE uint32_t gt_bits(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 TUILI_INLINE uint32_t nan_bits(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+// yes where a < b, else no (also where either is NaN).
+TUILI_INLINE F select_lt(F a, F b, F yes, F no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
+}
 
 #else  // AVX2 and FMA
 
@@ -148,6 +152,7 @@ TUILI_INLINE uint32_t lt_bits(F a, F b) { return (uint32_t)_mm256_movemask_ps(_m
 TUILI_INLINE uint32_t ge_bits(F a, F b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 TUILI_INLINE uint32_t gt_bits(F a, F b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 TUILI_INLINE uint32_t nan_bits(F a) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+TUILI_INLINE F select_lt(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 
 #endif
 
@@ -199,6 +204,20 @@ TUILI_INLINE F exp(F x) {
     y = _mm256_blendv_ps(y, set1(__builtin_inff()), _mm256_cmp_ps(x, high, _CMP_GT_OQ));
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 #endif
+}
+
+// tanh x to about 2 units in the last place, NaN for NaN: Cephes' tanhf (an odd polynomial near zero), beyond 0.625
+// by e^2x.
+TUILI_INLINE F tanh(F x) {
+    const F square = mul(x, x);
+    F p = set1(-5.70498872745e-3f);
+    p = fma(p, square, set1(2.06390887954e-2f));
+    p = fma(p, square, set1(-5.37397155531e-2f));
+    p = fma(p, square, set1(1.33314422036e-1f));
+    p = fma(p, square, set1(-3.33332819422e-1f));
+    const F near = fma(mul(p, square), x, x);
+    const F far = sub(set1(1.0f), div(set1(2.0f), add(exp(add(x, x)), set1(1.0f))));
+    return select_lt(abs(x), set1(0.625f), near, far);
 }
 
 // 2^x for x <= 0 to about 2 units in the last place, NaN for NaN: what softmax needs, at half the price of exp. Below

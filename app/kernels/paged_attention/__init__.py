@@ -9,6 +9,7 @@ from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor,
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.paged_attention.cpu import paged_attention_cpu
 from app.kernels.paged_attention.reference import paged_attention_reference
+from app.kernels.paged_attention.scores import Scores
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
 __all__ = ["paged_attention"]
@@ -24,6 +25,8 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     scratch: Tensor | None = None,
 ) -> None:
     """Each token attends to the tokens of its row up to and including itself.
@@ -41,6 +44,8 @@ def paged_attention(
         out: [T, H * E].
         scale: factor of the dot products.
         sliding_window: tokens a query sees, itself included; None sees all.
+        softcap: scores become ``softcap * tanh(score / softcap)``, where ``score`` has its factor; None leaves them.
+        sinks: [H] fp32, each head's logit of a key that has no value: it takes its share of the softmax alone.
         scratch: [T, H * E] floating, overwritten; needed where ``out`` is int8 and the pages are packed or on a GPU. It
             may be the memory of ``q``, if of one dtype.
 
@@ -60,15 +65,20 @@ def paged_attention(
         raise ValueError(f"{_OP}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"{_OP}: sliding_window is {sliding_window}, expected at least 1")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{_OP}: softcap is {softcap}, expected more than 0")
+    if sinks is not None:
+        check_tensor(_OP, "sinks", sinks, (heads,), torch.float32)
+    scores = Scores(scale, sliding_window, softcap, sinks)
     check_act(_OP, "out", out, (tokens, heads * head_dim))
     if runs_triton(q):
         # Only a GPU needs Triton.
         from app.kernels.paged_attention.triton import paged_attention_triton
 
         check_token_scale(_OP, out)
-        paged_attention_triton(q, kv, meta, out, scale, sliding_window, scratch)
+        paged_attention_triton(q, kv, meta, out, scores, scratch)
     elif kv.packed:
-        paged_attention_cpu(q, kv, meta, out, scale, sliding_window, scratch)
+        paged_attention_cpu(q, kv, meta, out, scores, scratch)
     else:
         fall_back(_OP, "the pages are not packed")
-        paged_attention_reference(q, kv, meta, out, scale, sliding_window)
+        paged_attention_reference(q, kv, meta, out, scores)

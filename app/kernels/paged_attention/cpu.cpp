@@ -436,6 +436,13 @@ TUILI_INLINE uint32_t seen_bits(const Visible& v, int i) {
     return ge_bits(at, set1((float)v.begin)) & lt_bits(at, set1((float)v.end));
 }
 
+// Caps scores that carry a factor of log2(e), and what is the largest of them. Those that are hidden come to -softcap.
+static __attribute__((noinline)) float cap_scores(float softcap, float* s, int count, float peak) {
+    const F most = set1(softcap * 1.44269504f), inverse = set1(1.0f / (softcap * 1.44269504f));
+    for (int i = 0; i < count; i += W) store(s + i, mul(most, tanh(mul(load(s + i), inverse))));
+    return first_lane(mul(most, tanh(mul(set1(peak), inverse))));
+}
+
 // Probabilities of row m's visible keys among the `count` from `base` on, times the scales of their values where there
 // are any: those are int16 with a scale of their own. Returns whether there are any.
 template <typename T>
@@ -457,7 +464,8 @@ static bool softmax(const Tile& t, int m, int64_t base, int count, float* top, f
         store(s + i, x);
         most = max(x, most);
     }
-    const float peak = hmax(most);
+    float peak = hmax(most);
+    if (t.a->softcap > 0.0f) peak = cap_scores(t.a->softcap, s, count, peak);
     F sums = zero(), most_p = zero();
     uint32_t nan = 0;
     for (int i = 0; i < count; i += W) {
@@ -637,6 +645,13 @@ TUILI_INLINE void load_query(const Tile& t, const Q* q, int m) {
     }
 }
 
+// 1 / (sum + 2^(sink - top)), without leaving what a float holds.
+static float inverse_with_sink(float top, float sum, float sink) {
+    const float both = top > sink ? top : sink;
+    const float factor = first_lane(exp2_nonpositive(set1(top - both)));
+    return factor / (sum * factor + first_lane(exp2_nonpositive(set1(sink - both))));
+}
+
 static void attention_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
     const TuiliAttentionArgs& a = *(const TuiliAttentionArgs*)args;
     const int e = a.e, heads = a.h / a.g;
@@ -680,7 +695,8 @@ static void attention_run(const void* args, const TuiliStep* step, int64_t chunk
     for (int64_t s = t.low / SPLIT; s * SPLIT < t.high; s++) split(t, span_of(t, s), few ? &ahead : nullptr);
     for (int m = 0; m < t.rows; m++) {
         const int64_t to = ((token + m / heads) * a.h + t.head * heads + m % heads) * e;
-        const F inverse = set1(1.0f / t.sum[m]);
+        const float sink = a.sinks != nullptr ? a.sinks[t.head * heads + m % heads] * 1.44269504f : 0.0f;
+        const F inverse = set1(a.sinks != nullptr ? inverse_with_sink(t.top[m], t.sum[m], sink) : 1.0f / t.sum[m]);
         for (int i = 0; i < e; i += W) {
             const F v = mul(load(t.out + m * e + i), inverse);
             if (a.out_dtype == TUILI_BF16) {

@@ -10,6 +10,7 @@ from torch import Tensor
 from app.kernels.check import check_tensor
 from app.kernels.dispatch import Call, Dim, emit
 from app.kernels.native.program import dtype_code
+from app.kernels.paged_attention.scores import Scores
 from app.kernels.quantize.cpu import quantize_call
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 
@@ -53,8 +54,7 @@ def paged_attention_cpu(
     kv: LayerKVCache,
     meta: AttentionMetadata,
     out: Act,
-    scale: float,
-    sliding_window: int | None,
+    scores: Scores,
     scratch: Tensor | None,
 ) -> None:
     tokens, heads, head_dim = q.shape
@@ -81,6 +81,7 @@ def paged_attention_cpu(
             query_start_loc=meta.query_start_loc,
             seq_lens=meta.seq_lens,
             block_tables=meta.block_tables,
+            sinks=scores.sinks,
             out=target,
             workspace=None,
             dtype=dtype_code(q),
@@ -93,8 +94,9 @@ def paged_attention_cpu(
             block_table_stride=meta.block_tables.shape[1],
             max_rows=meta.seq_lens.numel(),
             max_tokens=tokens,
-            sliding_window=sliding_window or 0,
-            scale=scale,
+            sliding_window=scores.sliding_window or 0,
+            scale=scores.scale,
+            softcap=scores.softcap or 0.0,
         )
     ]
     if out.scale is not None:

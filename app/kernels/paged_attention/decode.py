@@ -18,7 +18,7 @@ from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import let_next_start, round_even, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.paged_attention.splits import MAX_SPLITS, VECTOR_EXTRA, programs_of_row, workspace_size
-from app.kernels.paged_attention.tile import attend_tile, row_before_waiting, window_start
+from app.kernels.paged_attention.tile import attend_tile, row_before_waiting, window_start, with_sink
 
 _MIN_COLUMNS = 32
 """Pairs of int8 elements fill half of them, and a product on tensor cores is of 16 at least."""
@@ -61,6 +61,8 @@ def _decode(
     out,
     table_width,
     factor,
+    cap,
+    sinks,
     window,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -113,7 +115,7 @@ def _decode(
     for tile in range(first, last, TILE):
         peak, mass, total, total_odd = attend_tile(
             queries, low_queries, peak, mass, total, total_odd, keys, values, kv_scale, table, 2 * G * B, group * B,
-            G * B, tile, begin, last, None, factor, None, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
+            G * B, tile, begin, last, None, factor, cap, None, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
         ends = tile + TILE >= tl.minimum(split_end, last)
         if ALONE:
@@ -130,6 +132,11 @@ def _decode(
         split_end += tl.where(ends, length, 0)
         peak = tl.where(ends, float("-inf"), peak)  # with that, the next tile lets go of mass and sums
     if ALONE:
+        if sinks is not None:
+            sink = tl.load(sinks + head, mask=heads < SHARED, other=0.0)
+            if PAIRED:
+                _, all_odd = with_sink(all_peak, all_mass, all_odd, sink)
+            all_mass, all_total = with_sink(all_peak, all_mass, all_total, sink)
         all_total, all_odd = all_total / all_mass[:, None], all_odd / all_mass[:, None]
         _store_vectors(out + (token.to(tl.int64) * H + head) * E, all_total, all_odd, heads < SHARED, E, PAIRED)
 
@@ -160,6 +167,7 @@ def _merge_splits(
     seq_lens,
     workspace,
     out,
+    sinks,
     window,
     H: tl.constexpr,
     E: tl.constexpr,
@@ -192,6 +200,8 @@ def _merge_splits(
             split_mass = tl.load(piece + E + 1)
             split_total = tl.load(piece + columns, mask=inside, other=0.0)
             peak, mass, total = _fold(peak, mass, total, split_peak, split_mass, split_total)
+    if sinks is not None:
+        mass, total = with_sink(peak, mass, total, tl.load(sinks + head))
     result = to_dtype(total / mass, out.dtype.element_ty)
     tl.store(out + (token.to(tl.int64) * H + head) * E + columns, result, mask=inside)
 
@@ -244,7 +254,7 @@ def launch_decode(
             _merge_splits,
             (rows, heads),
             {
-                **{name: pages[name] for name in ("query_start_loc", "seq_lens", "window")},
+                **{name: pages[name] for name in ("query_start_loc", "seq_lens", "sinks", "window")},
                 "workspace": workspace,
                 "out": out,
             },

@@ -14,7 +14,7 @@ from torch import Tensor
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import let_next_start, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
-from app.kernels.paged_attention.tile import attend_tile, row_before_waiting, window_start
+from app.kernels.paged_attention.tile import attend_tile, row_before_waiting, window_start, with_sink
 
 
 @triton.jit
@@ -29,6 +29,8 @@ def _prefill(
     num_rows,
     table_width,
     factor,
+    cap,
+    sinks,
     window,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -88,18 +90,20 @@ def _prefill(
         for tile in range(begin // TILE * TILE, tl.minimum(whole_from, end), TILE):
             peak, mass, total, unpaired = attend_tile(
                 queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-                begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
+                begin, end, query_positions, factor, cap, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
             )  # fmt: skip
     for tile in range(whole_from, whole_to, TILE):
         peak, mass, total, unpaired = attend_tile(
             queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-            begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, False,
+            begin, end, query_positions, factor, cap, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, False,
         )  # fmt: skip
     for tile in range(whole_to, end, TILE):
         peak, mass, total, unpaired = attend_tile(
             queries, None, peak, mass, total, unpaired, kv, kv, kv_scale, table, 2 * G * B, group * B, G * B, tile,
-            begin, end, query_positions, factor, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
+            begin, end, query_positions, factor, cap, window, q.dtype.element_ty, E, E_BLOCK, B, TILE, True,
         )  # fmt: skip
+    if sinks is not None:
+        mass, total = with_sink(peak, mass, total, tl.load(sinks + head))
     tl.store(out + place, to_dtype(total / mass[:, None], out.dtype.element_ty), mask=inside)
 
 

@@ -3,7 +3,9 @@
 import triton
 import triton.language as tl
 
-from app.kernels.gpu.lib import dot, dot_int8, to_dtype, widen, widen_pairs
+from app.kernels.gpu.lib import dot, dot_int8, tanh, to_dtype, widen, widen_pairs
+
+_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -56,6 +58,7 @@ def attend_tile(
     end,
     query_positions,
     factor,
+    cap,
     window,
     DTYPE: tl.constexpr,
     E: tl.constexpr,
@@ -75,6 +78,7 @@ def attend_tile(
         begin, end: the positions that may be read.
         query_positions: of the lines of q; None where all see what may be read.
         factor: of the products; of int8 queries one a line.
+        cap: of scores, with their factor of log2(e); None leaves them.
         DTYPE: that floating factors of products have.
     """
     PAIRED: tl.constexpr = all_values.dtype.element_ty == tl.int16
@@ -93,6 +97,8 @@ def attend_tile(
         scores = dot(q, tl.trans(widen(keys, DTYPE)), sums) * factor
     if kv_scale is not None:
         scores *= _load_scales(kv_scale, vectors, near, B)[None, :]
+    if cap is not None:
+        scores = cap * tanh(scores / cap)
     if MASKED:
         visible = ((positions >= begin) & (positions < end))[None, :]
         if query_positions is not None:
@@ -120,6 +126,18 @@ def attend_tile(
         values = _load_vectors(all_values, vectors + value_offset, E, E_BLOCK)
         total = dot(weights, widen(values, DTYPE), total * decay[:, None])
     return new_peak, mass, total, total_odd
+
+
+@triton.jit
+def with_sink(peak, mass, total, sink):
+    """(mass, total) with the sink of each head taken along: a key whose score is that, and which has no value."""
+    sink *= _LOG2E
+    new_peak = tl.maximum(peak, sink)
+    decay = tl.exp2(peak - new_peak)
+    mass = tl.fma(mass, decay, tl.exp2(sink - new_peak))
+    if len(total.shape) == 2:
+        decay = decay[:, None]
+    return mass, total * decay
 
 
 @triton.jit

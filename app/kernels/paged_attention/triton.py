@@ -15,8 +15,12 @@ from torch import Tensor
 
 from app.kernels.paged_attention.decode import launch_decode
 from app.kernels.paged_attention.prefill import launch_prefill
+from app.kernels.paged_attention.scores import Scores
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, AttentionMetadata, LayerKVCache
+
+_LOG2E = math.log2(math.e)
+"""Scores carry this factor, so that exponentials are powers of two."""
 
 
 def paged_attention_triton(
@@ -24,8 +28,7 @@ def paged_attention_triton(
     kv: LayerKVCache,
     meta: AttentionMetadata,
     out: Act,
-    scale: float,
-    sliding_window: int | None,
+    scores: Scores,
     scratch: Tensor | None,
 ) -> None:
     """As the public ``paged_attention``; needs ``meta.split_workspace``."""
@@ -42,8 +45,10 @@ def paged_attention_triton(
         "seq_lens": meta.seq_lens,
         "block_tables": meta.block_tables,
         "table_width": meta.block_tables.stride(0),
-        "factor": scale * math.log2(math.e),
-        "window": sliding_window,
+        "factor": scores.scale * _LOG2E,
+        "cap": None if scores.softcap is None else scores.softcap * _LOG2E,
+        "sinks": scores.sinks,
+        "window": scores.sliding_window,
     }
     shape = {"H": heads, "G": kv_heads, "E": head_dim, "E_BLOCK": triton.next_power_of_2(head_dim), "B": block_size}
     launch_decode(pages, shape, target, meta.split_workspace, max_seq_len=meta.max_seq_len)

@@ -18,7 +18,7 @@ _FLOATS = (torch.float32, torch.bfloat16)
 def qk_norm_rope_kv_write_cpu(
     qkv: Tensor,
     positions_T: Tensor,
-    rope_PE: Tensor,
+    rope_PE: Tensor | None,
     kv: LayerKVCache,
     slot_mapping_T: Tensor,
     q_out: Tensor,
@@ -51,7 +51,7 @@ def qk_norm_rope_kv_write_cpu(
         h=heads,
         g=kv.values.shape[2],
         e=head_dim,
-        rotary_dim=rope_PE.shape[1],
+        rotary_dim=0 if rope_PE is None else rope_PE.shape[1],
         block_size=kv.block_size,
         eps=eps,
     )

@@ -15,7 +15,7 @@ from app.kernels.types import LayerKVCache
 def qk_norm_rope_kv_write_reference(
     qkv: Tensor,
     positions_T: Tensor,
-    rope_PE: Tensor,
+    rope_PE: Tensor | None,
     kv: LayerKVCache,
     slot_mapping_T: Tensor,
     q_out: Tensor,
@@ -31,7 +31,8 @@ def qk_norm_rope_kv_write_reference(
         qk_TNE = qk_TNE * torch.rsqrt(qk_TNE.square().mean(dim=-1, keepdim=True) + eps)
         qk_TNE[:, :heads].mul_(q_norm.float())
         qk_TNE[:, heads:].mul_(k_norm.float())
-    qk_TNE = _rotate(qk_TNE, rope_PE.index_select(0, positions_T))
+    if rope_PE is not None:
+        qk_TNE = _rotate(qk_TNE, rope_PE.index_select(0, positions_T))
     q_out.copy_(qk_TNE[:, :heads])
     kv_T2GE = torch.stack((qk_TNE[:, heads:], qkv_TNE[:, heads + kv_heads :].float()), dim=1)
     _write_pages(kv_T2GE, kv, slot_mapping_T)

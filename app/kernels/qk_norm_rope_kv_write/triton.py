@@ -3,7 +3,8 @@
 A head's elements stand in one row of the tile. What an element is rotated with lies half a rotation away in the same
 head and is loaded again: the line is in the cache, and no thread has to ask another for it.
 
-Held against the reference in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
+Held against the reference in Triton's interpreter and on an H200, without a rotation on no GPU yet; compiled ahead of
+time for sm_80 to sm_90.
 """
 
 import triton
@@ -50,11 +51,12 @@ def _qk_norm_rope_kv_write(
     both = is_turned[:, None] & turned[None, :]
     # Before waiting: where the token stands, and what never changes.
     slot = tl.load(slots + token, cache_modifier=".cg")
-    position = tl.load(positions + token, cache_modifier=".cg")
-    frequency = rope + position * ROTARY_DIM + tl.where(column < HALF, column, column - HALF)
-    cos = tl.load(frequency, mask=turned, other=1.0)
-    sin = tl.load(frequency + HALF, mask=turned, other=0.0)
-    sin = tl.where(column < HALF, -sin, sin)
+    if rope is not None:
+        position = tl.load(positions + token, cache_modifier=".cg")
+        frequency = rope + position * ROTARY_DIM + tl.where(column < HALF, column, column - HALF)
+        cos = tl.load(frequency, mask=turned, other=1.0)
+        sin = tl.load(frequency + HALF, mask=turned, other=0.0)
+        sin = tl.where(column < HALF, -sin, sin)
     if q_norm is not None:
         weight = _norm_weight(q_norm, k_norm, is_query, column, column < HEAD_DIM)
         partner_weight = _norm_weight(q_norm, k_norm, is_query, partner, turned)
@@ -67,7 +69,8 @@ def _qk_norm_rope_kv_write(
         inverse = 1.0 / tl.sqrt_rn(tl.sum(value * value, axis=1) / HEAD_DIM + eps)
         other *= inverse[:, None] * partner_weight
         value = tl.where(is_turned[:, None], value * (inverse[:, None] * weight), value)
-    value = tl.where(both, value * cos[None, :] + other * sin[None, :], value)
+    if rope is not None:
+        value = tl.where(both, value * cos[None, :] + other * sin[None, :], value)
 
     query_at = q_out + ((token * HEADS + head) * HEAD_DIM)[:, None] + column[None, :]
     tl.store(query_at, to_dtype(value, q_out.dtype.element_ty), mask=inside & is_query[:, None])
@@ -96,7 +99,7 @@ def _norm_weight(q_norm, k_norm, is_query, column, mask):
 def qk_norm_rope_kv_write_triton(
     qkv: Tensor,
     positions_T: Tensor,
-    rope_PE: Tensor,
+    rope_PE: Tensor | None,
     kv: LayerKVCache,
     slot_mapping_T: Tensor,
     q_out: Tensor,
@@ -128,7 +131,7 @@ def qk_norm_rope_kv_write_triton(
             "HEADS": heads,
             "KV_HEADS": kv_heads,
             "HEAD_DIM": head_dim,
-            "ROTARY_DIM": rope_PE.shape[-1],
+            "ROTARY_DIM": 0 if rope_PE is None else rope_PE.shape[-1],
             "PAGE": kv.block_size,
             "BLOCK": triton.next_power_of_2(head_dim),
             "BLOCK_HEADS": block_heads,

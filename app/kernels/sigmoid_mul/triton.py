@@ -45,8 +45,8 @@ def sigmoid_mul_triton(x_TN: Tensor, gate_TN: Tensor, out: Act) -> None:
     """As the public ``sigmoid_mul``; an int8 ``out`` has one scale a token."""
     tokens, width = x_TN.shape
     whole = triton.next_power_of_2(width)
-    # A scale needs its whole row, as silu_mul's does: its launch shapes serve.
-    shape = launch_shape("silu_mul", width=width, int8=int(out.scale is not None))
+    # A scale needs its whole row, as an activation's does: its launch shapes serve.
+    shape = launch_shape("activation", width=width, int8=int(out.scale is not None))
     block = min(whole, shape.pop("BLOCK", whole))
     launch(
         _sigmoid_mul,
