@@ -216,7 +216,7 @@ class LLM:
         self, token_ids: list[int], params: SamplingParams, n: int, request_id: str, *, stream: bool = False
     ) -> Generation:
         request = GenerationRequest(request_id=request_id, prompt_token_ids=token_ids, params=params, n=n)
-        return await self._generator.submit(request, endpoint=_ENDPOINT, stream=stream)
+        return await self._generator.start(request, endpoint=_ENDPOINT, stream=stream)
 
     async def _complete(
         self, prompt: Prompt, params: SamplingParams, n: int, request_id: str, *, parse_special: bool

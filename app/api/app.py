@@ -8,12 +8,16 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from app.api import generate, health, metrics, requests, tokenize
+from app.api import exchange
 from app.api.auth import OPEN_PATHS, AuthMiddleware, needs
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
-from app.api.openai import chat, completions, models
+from app.api.native import health, metrics, requests, tokenize
+from app.api.native.schemas.health import Health
+from app.api.native.schemas.live import LiveRequest
+from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.openapi import install_openapi
+from app.api.protocols import PROTOCOLS, protocol_of
 from app.api.service import Service
 from app.keys import KeyScope
 from app.version import __version__
@@ -38,11 +42,15 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
         default_response_class=Response,
     )
-    for room in (chat, completions, models, generate, tokenize, requests):
-        app.include_router(room.router(service), dependencies=[needs(KeyScope.INFER)])
+    infer = [needs(KeyScope.INFER)]
+    for protocol in PROTOCOLS:
+        app.include_router(exchange.router(protocol, service), dependencies=infer)
+        app.include_router(protocol.routes(service), dependencies=infer)
+    for room in (tokenize, requests):
+        app.include_router(room.router(service), dependencies=infer)
     app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
     app.include_router(health.router(service))
-    install_openapi(app, keys=bool(service.settings.api_keys), open_paths=OPEN_PATHS)
+    _document(app, keys=bool(service.settings.api_keys))
     install_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(
@@ -58,6 +66,18 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(HttpMetricsMiddleware, metrics=service.metrics)
     app.add_middleware(RequestIdMiddleware)
     return app
+
+
+def _document(app: FastAPI, *, keys: bool) -> None:
+    endpoints = [endpoint for protocol in PROTOCOLS for endpoint in protocol.endpoints]
+    answers = [answer for protocol in PROTOCOLS for answer in (*protocol.answers, protocol.error_schema)]
+    install_openapi(
+        app,
+        bodies=[*dict.fromkeys(endpoint.schema for endpoint in endpoints), TokenizeBody, DetokenizeBody],
+        answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, Health],
+        error_schema=lambda path: protocol_of(path).error_schema,
+        open_paths=OPEN_PATHS if keys else None,
+    )
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:

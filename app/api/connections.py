@@ -8,7 +8,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from app.api.auth import OPEN_PATHS
-from app.api.errors import error_body, error_response
+from app.api.errors import error_response
+from app.api.openai.errors import error_body
 from app.errors import RequestError
 
 PROBE_CONNECTIONS = 32

@@ -1,52 +1,23 @@
-"""Errors: status, body, ``Retry-After``, ``x-should-retry``. In the OpenAI shape, but flat on the routes of TGI."""
+"""Errors: ``Retry-After``, ``x-should-retry``, and the status and body of the protocol that the path belongs to."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from app.api.schemas.errors import ErrorDetail, ErrorResponse
-from app.api.schemas.generate import FlatError
+from app.api.protocols import protocol_of
 from app.errors import RequestError
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics and logs for a client that left before its answer began; nobody receives it."""
-FLAT_PATHS = frozenset({"/", "/info", "/generate", "/generate_stream"})
-"""Routes of text-generation-inference."""
 _MAX_SHOWN_PATH = 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
-_FLAT_KINDS = {401: "authentication", 403: "permission", 429: "overloaded"}
-_FAILURES = frozenset({"engine_error", "engine_restarted", "request_cancelled", "slow_consumer", "deadline_exceeded"})
-"""Codes of requests that failed once they were admitted."""
-
-
-def error_body(error: RequestError) -> bytes:
-    """JSON of an error, for a response or for the last event of a stream."""
-    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
-    return msgspec.json.encode(ErrorResponse(detail))
-
-
-def flat_error(error: RequestError) -> tuple[int, bytes]:
-    """Status and JSON of an error in the shape of text-generation-inference."""
-    status, kind = error.status, "validation"
-    if error.status in _FLAT_KINDS:
-        kind = _FLAT_KINDS[error.status]
-    elif error.code == "internal_error":
-        kind = "internal"
-    elif (error.code or "").startswith("engine_") and error.code not in _FAILURES:
-        kind = "unavailable"  # loading, draining or dead: nothing was generated
-    elif error.code in _FAILURES or error.status >= 500:
-        status, kind = 424, "generation"
-    elif error.status in (400, 404) and error.code != "unknown_url":
-        status = 422
-    return status, msgspec.json.encode(FlatError(error.message, kind))
 
 
 def error_response(error: RequestError, path: str) -> Response:
@@ -57,7 +28,7 @@ def error_response(error: RequestError, path: str) -> Response:
     if error.status == 500:
         # The same request would fail the same way: SDKs retry a 500 twice unless told not to.
         headers["x-should-retry"] = "false"
-    status, body = flat_error(error) if path in FLAT_PATHS else (error.status, error_body(error))
+    status, body = protocol_of(path).write_error(error)
     return Response(body, status, headers, "application/json")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.requests import Request
 
-from app.api.schemas.chat import ChatBody
-from app.api.schemas.tokenize import TokenizeBody
 from app.errors import RequestError
 
 IGNORED_HEADER = "x-ignored-params"
@@ -76,6 +75,25 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def is_strict(request: Request, *, default: bool) -> bool:
+    """Whether unknown fields are refused: the ``strict`` query parameter, or the server's setting without one.
+
+    Raises:
+        RequestError: 400, the parameter is neither true nor false.
+    """
+    given = request.query_params.get("strict")
+    if given is None:
+        return default
+    if given.lower() not in ("true", "false", "1", "0"):
+        raise RequestError("strict is true or false.", code="invalid_value", param="strict")
+    return given.lower() in ("true", "1")
+
+
+def ignored_headers(parts: Iterable[BaseModel], *, strict: bool) -> dict[str, str]:
+    """Names the fields of a body's parts back that the answer will not heed. Raises as :func:`ignored_fields`."""
+    return ignored_header([name for part in parts for name in ignored_fields(part, strict=strict)])
+
+
 def ignored_fields(body: BaseModel, *, strict: bool) -> list[str]:
     """Names of the fields that the answer will not heed; nested ones as ``stream_options.x``, ``messages.content.x``.
 
@@ -96,9 +114,10 @@ def ignored_fields(body: BaseModel, *, strict: bool) -> list[str]:
 
 def _extras(body: BaseModel) -> dict[str, Any]:
     extras = dict(body.model_extra or {})
-    if (options := getattr(body, "stream_options", None)) is not None:
+    declared = vars(body)
+    if (options := declared.get("stream_options")) is not None:
         extras |= _prefixed("stream_options", options)
-    for message in (body.messages or ()) if isinstance(body, ChatBody | TokenizeBody) else ():
+    for message in declared.get("messages") or ():
         # A message's own extras go to the chat template; those of a content part go nowhere.
         for part in message.content if isinstance(message.content, list) else ():
             extras |= _prefixed("messages.content", part)

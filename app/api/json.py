@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from starlette.responses import Response
 
+LOWEST = -9999.0
+"""Stands for a log-probability of minus infinity, which JSON does not have; as at OpenAI."""
 _encoder = msgspec.json.Encoder()
-
 
 Content = msgspec.Struct | Sequence[msgspec.Struct]
 
@@ -21,3 +22,8 @@ def encode(content: Content) -> bytes:
 def json_response(content: Content, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A response whose body is a wire struct, or a list of them."""
     return Response(encode(content), status, headers, "application/json")
+
+
+def finite(logprob: float | None) -> float:
+    """A log-probability as JSON can carry it."""
+    return LOWEST if logprob is None else max(logprob, LOWEST)

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import CLIENT_CLOSED_REQUEST, error_response, internal_error
+from app.api.scope import request_id
 from app.errors import RequestError
 from app.telemetry.logs import bind_request_id
 from app.telemetry.metrics import Metrics
@@ -26,18 +27,6 @@ _SMALL_BODY = 64 << 10
 _BODIES_RETRY_AFTER = 1.0
 
 _log = structlog.get_logger("tuili.api")
-
-
-def arrival(scope: Scope) -> float:
-    """Instant of ``time.monotonic`` at which a request's head had come."""
-    value: float = scope["state"]["arrival"]
-    return value
-
-
-def request_id(scope: Scope) -> str:
-    """The id that :class:`RequestIdMiddleware` gave a request."""
-    value: str = scope["state"]["request_id"]
-    return value
 
 
 class RequestIdMiddleware:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,65 +11,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api.errors import FLAT_PATHS
-from app.api.schemas.chat import ChatBody, ChatChunk, ChatCompletion
-from app.api.schemas.completions import Completion, CompletionBody
-from app.api.schemas.errors import ErrorResponse
-from app.api.schemas.generate import FlatError, GenerateBody, Generated, Info, RootBody, StreamEvent
-from app.api.schemas.health import Health
-from app.api.schemas.live import LiveRequest
-from app.api.schemas.models import ModelCard, ModelList
-from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
-
-_BODIES: tuple[type[BaseModel], ...] = (
-    ChatBody,
-    CompletionBody,
-    GenerateBody,
-    RootBody,
-    TokenizeBody,
-    DetokenizeBody,
-)
-_ANSWERS: tuple[type[msgspec.Struct], ...] = (
-    ChatCompletion,
-    ChatChunk,
-    Completion,
-    Generated,
-    StreamEvent,
-    FlatError,
-    Info,
-    ModelList,
-    ModelCard,
-    Tokenized,
-    Detokenized,
-    TokenizerInfo,
-    LiveRequest,
-    Health,
-    ErrorResponse,
-)
-_ERRORS = {
-    400: "The request cannot be served; the message names the field.",
-    404: "There is no such model or request.",
-    413: "The body is too large.",
-    429: "The queue is full; `Retry-After` says when to try again.",
-    499: "The request was cancelled through `/v1/requests/{id}`.",
-    500: "A fault of the server.",
-    503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
-    504: "The request's time was up before it was done.",
-}
 _KEY_ERRORS = {401: "No API key, or none that is valid.", 403: "The API key lacks the scope that the route needs."}
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x_api_key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
-_FLAT_ERRORS = {
-    413: "The body is too large.",
-    422: "The request cannot be served; the message names the field.",
-    424: "The generation failed or was cancelled, or its time was up.",
-    429: "The queue is full; `Retry-After` says when to try again.",
-    500: "A fault of the server.",
-    503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
-}
 
 
 def _ref(name: str) -> dict[str, str]:
@@ -88,36 +35,33 @@ def takes(body: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "parameters": [strict]}
 
 
-def answers(
-    whole: type[msgspec.Struct], event: type[msgspec.Struct] | None = None, *, errors: Collection[int] = (404,)
-) -> dict[int | str, dict[str, Any]]:
-    """A route's responses: the whole answer, the events of its stream if it has one, then with all errors."""
-    content: dict[str, Any] = {"application/json": {"schema": _ref(whole.__name__)}}
-    if event is not None:
-        content["text/event-stream"] = _events(event, ErrorResponse, last="[DONE]")
-    documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
-    for status in _ERRORS if event is not None else errors:
-        documented[status] = _error(ErrorResponse, status, _ERRORS[status])
-    return documented
-
-
-def flat_answers(
-    whole: type[msgspec.Struct] | None = None,
-    event: type[msgspec.Struct] | None = None,
+def documented_answers(
+    error: type[msgspec.Struct],
+    errors: Mapping[int, str],
     *,
+    whole: type[msgspec.Struct] | None,
+    event: type[msgspec.Struct] | None = None,
     in_list: bool = False,
-    errors: Collection[int] = tuple(_FLAT_ERRORS),
+    last: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """Responses of a route in the shapes of text-generation-inference; ``in_list``: the whole answer is in a list."""
+    """A route's responses, in any protocol.
+
+    Args:
+        error: what the body of an error is.
+        errors: what each status of an error means.
+        whole: what the whole answer is; ``in_list``: in a list.
+        event: what an event of the stream is, if the route has one.
+        last: data of a stream's last event, where it is no JSON.
+    """
     content: dict[str, Any] = {}
     if whole is not None:
         ref = _ref(whole.__name__)
         content["application/json"] = {"schema": {"type": "array", "items": ref} if in_list else ref}
     if event is not None:
-        content["text/event-stream"] = _events(event, FlatError)
+        content["text/event-stream"] = _events(event, error, last=last)
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
-    for status in errors:
-        documented[status] = _error(FlatError, status, _FLAT_ERRORS[status])
+    for status, text in errors.items():
+        documented[status] = _error(error, status, text)
     return documented
 
 
@@ -144,11 +88,20 @@ def probe_answers(health: type[msgspec.Struct]) -> dict[int | str, dict[str, Any
     }
 
 
-def install_openapi(app: FastAPI, *, keys: bool, open_paths: Collection[str]) -> None:
+def install_openapi(
+    app: FastAPI,
+    *,
+    bodies: Sequence[type[BaseModel]],
+    answers: Sequence[type[msgspec.Struct]],
+    error_schema: Callable[[str], type[msgspec.Struct]],
+    open_paths: Collection[str] | None,
+) -> None:
     """Gives ``app`` a document that has the schemas of all bodies and answers.
 
     Args:
-        keys: API keys are needed, but on ``open_paths``.
+        answers: with the errors among them.
+        error_schema: what an error of a path is.
+        open_paths: paths that need no API key; None where none does.
     """
 
     def document() -> dict[str, Any]:
@@ -160,29 +113,30 @@ def install_openapi(app: FastAPI, *, keys: bool, open_paths: Collection[str]) ->
                 description=app.description,
                 routes=app.routes,
             )
-            schema.setdefault("components", {})["schemas"] = _schemas()
-            if keys:
-                _declare_keys(schema, open_paths)
+            schema.setdefault("components", {})["schemas"] = _schemas(bodies, answers)
+            if open_paths is not None:
+                _declare_keys(schema, open_paths, error_schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _declare_keys(document: dict[str, Any], open_paths: Collection[str]) -> None:
+def _declare_keys(
+    document: dict[str, Any], open_paths: Collection[str], error_schema: Callable[[str], type[msgspec.Struct]]
+) -> None:
     document["components"]["securitySchemes"] = _SCHEMES
     for path, operations in document["paths"].items():
         if path in open_paths:
             continue
-        shape = FlatError if path in FLAT_PATHS else ErrorResponse
         for operation in operations.values():
             operation["security"] = [{name: []} for name in _SCHEMES]
             for status, text in _KEY_ERRORS.items():
-                operation["responses"][str(status)] = _error(shape, status, text)
+                operation["responses"][str(status)] = _error(error_schema(path), status, text)
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(bodies: Sequence[type[BaseModel]], answers: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
     template = "#/components/schemas/{}"
-    _, bodies = models_json_schema([(body, "validation") for body in _BODIES], ref_template=template.format("{model}"))
-    _, answered = msgspec.json.schema_components(_ANSWERS, ref_template=template.format("{name}"))
-    return {**bodies["$defs"], **answered}
+    _, read = models_json_schema([(body, "validation") for body in bodies], ref_template=template.format("{model}"))
+    _, written = msgspec.json.schema_components(answers, ref_template=template.format("{name}"))
+    return {**read["$defs"], **written}

@@ -1,4 +1,4 @@
-"""Server-sent events."""
+"""Answers in pieces: server-sent events, or what another protocol makes of a stream."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Send
 
 COMMENT = b": keep-alive\n\n"
-DONE = b"[DONE]"
+DATA_EVENT = b"data: %b\n\n"
+"""An event that has data alone, a single line: ``DATA_EVENT % data``."""
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 _HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
+    "content-type": EVENT_STREAM,
     "cache-control": "no-cache",
     # A proxy that buffers would turn a stream into one late answer.
     "x-accel-buffering": "no",
@@ -27,14 +29,14 @@ class EventStream:
     waits longer than the keep-alive interval gets the headers and comment lines meanwhile.
     """
 
-    def __init__(self, send: Send, headers: Mapping[str, str], *, prefix: bytes = b"data: ") -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str], *, comment: bytes = COMMENT) -> None:
         """
         Args:
-            headers: besides those of every stream.
-            prefix: of an event's line; a space behind the colon is no part of the data, but some protocols have none.
+            headers: besides those of every stream, or in place of them.
+            comment: what is sent in silence; clients skip it.
         """
         self._send = send
-        self._prefix = prefix
+        self._comment = comment
         self.headers = {**_HEADERS, **headers}
         """May be added to until the response begins."""
         self._lock = asyncio.Lock()
@@ -43,13 +45,23 @@ class EventStream:
         self.started = False
         """The status is out: errors can only be events from here on."""
 
-    async def event(self, data: bytes) -> None:
-        """Sends one event; ``data`` is a single line."""
-        await self._write(self._prefix + data + b"\n\n")
+    async def send(self, frame: bytes, *, more: bool = True) -> None:
+        """Sends one event, the empty line behind it included.
+
+        Args:
+            more: the response goes on.
+        """
+        async with self._lock:  # events of several prompts, comments: never into each other
+            if not self.started:
+                self.started = True
+                raw = MutableHeaders(self.headers).raw
+                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            await self._send({"type": "http.response.body", "body": frame, "more_body": more})
+            self._last_write = self._clock()
 
     async def end(self) -> None:
         """Ends the response."""
-        await self._write(b"", more=False)
+        await self.send(b"", more=False)
 
     @contextlib.asynccontextmanager
     async def kept_alive(self, interval: float) -> AsyncIterator[Self]:
@@ -69,15 +81,6 @@ class EventStream:
         while True:
             silent = self._clock() - self._last_write
             if silent >= interval:
-                await self._write(COMMENT)
+                await self.send(self._comment)
                 silent = 0.0
             await asyncio.sleep(interval - silent)
-
-    async def _write(self, data: bytes, *, more: bool = True) -> None:
-        async with self._lock:  # events of several prompts, comments: never into each other
-            if not self.started:
-                self.started = True
-                raw = MutableHeaders(self.headers).raw
-                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
-            self._last_write = self._clock()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -14,7 +15,7 @@ from app.engine.admission import Limits, check
 from app.errors import RequestError
 from app.serving.engine_client import EngineClient
 from app.serving.types import GenerationRequest
-from app.types import EngineError, EngineReady, EngineRequest
+from app.types import EngineError, EngineRequest
 
 MAX_RETRY_AFTER = 60.0
 
@@ -31,6 +32,39 @@ _RESTART_RETRY_AFTER = 1.0
 _serial = itertools.count()
 
 
+class Permit:
+    """Room for the sequences of one request: taken before its prompts are encoded, used when they are submitted.
+
+    Made by :meth:`Admission.permit`. Leaving its ``with`` block gives back what was not used.
+    """
+
+    def __init__(self, admission: Admission, num_sequences: int) -> None:
+        self._admission = admission
+        self._num_sequences = num_sequences
+
+    def use(self, num_sequences: int) -> None:
+        """Gives the room over to sequences that are sent to the engine next, before anything is awaited.
+
+        Raises:
+            ValueError: there are more of them than the permit is for, or it was used before.
+        """
+        if num_sequences > self._num_sequences:
+            raise ValueError(f"{num_sequences} sequences, but a permit for {self._num_sequences}")
+        self._give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._admission.free(self._num_sequences)
+        self._num_sequences = 0
+
+
 class Admission:
     """Refuses what the engine could not serve, and what it could serve only much later.
 
@@ -42,20 +76,49 @@ class Admission:
     def __init__(self, client: EngineClient, *, max_num_seqs: int, max_queue: int) -> None:
         self._client = client
         self._capacity = max_num_seqs + max_queue
-        self._reserved = 0
+        self._permitted = 0
+        """Sequences of permits that are neither used nor given back."""
 
-    def admit(
+    def permit(self, n: int) -> Permit:
+        """Takes room for ``n`` sequences, all or none.
+
+        Raises:
+            RequestError: 503 while there is no engine, 429 when the queue is full; 400 for more than ever fit.
+        """
+        self._client.check_available()
+        if n < 1:
+            raise RequestError("n must be at least 1.", param="n")
+        if n > self._capacity:
+            raise RequestError(f"{n} sequences exceed the {self._capacity} that this server holds at once.", param="n")
+        taken = self._client.in_flight + self._permitted
+        excess = taken + n - self._capacity
+        if excess > 0:
+            raise RequestError(
+                f"The server is overloaded: {taken} sequences are under way, at most {self._capacity} may be.",
+                status=429,
+                type="overloaded_error",
+                code="overloaded",
+                retry_after=self._retry_after(excess),
+            )
+        self._permitted += n
+        return Permit(self, n)
+
+    def free(self, n: int) -> None:
+        """Called by :class:`Permit`: room for ``n`` sequences is no longer kept."""
+        self._permitted -= n
+
+    def sequences(
         self, request: GenerationRequest, arrival: float, stop_token_ids: Sequence[int] = ()
     ) -> list[EngineRequest]:
-        """The engine requests of a request, one a choice.
+        """The engine requests of a request, one a choice, checked against what the engine can serve.
 
         Args:
             stop_token_ids: further ones; those that the model does not have never come and are left out.
 
         Raises:
-            RequestError: as :meth:`check_accepting`; 400 when it can never be served, 504 when it has no time left.
+            RequestError: 400 when it can never be served, 503 without an engine, 504 when it has no time left.
         """
-        ready = self.check_accepting(request.n)
+        ready = self._client.ready or self._client.check_available()
         if request.deadline is not None and request.deadline <= arrival:
             raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
         if request.n < 1:
@@ -68,37 +131,6 @@ class Admission:
         if (error := check(sequences[0], limits)) is not None:
             raise request_error(error)
         return sequences
-
-    def check_accepting(self, n: int = 1) -> EngineReady:
-        """Is there an engine, and room for ``n`` more sequences?
-
-        Raises:
-            RequestError: 503 while there is no engine, 429 when the queue is full; 400 for more than ever fit.
-        """
-        ready = self._client.check_available()
-        if n > self._capacity:
-            raise RequestError(f"{n} sequences exceed the {self._capacity} that this server holds at once.", param="n")
-        taken = self._client.in_flight + self._reserved
-        excess = taken + n - self._capacity
-        if excess > 0:
-            raise RequestError(
-                f"The server is overloaded: {taken} sequences are under way, at most {self._capacity} may be.",
-                status=429,
-                type="overloaded_error",
-                code="overloaded",
-                retry_after=self._retry_after(excess),
-            )
-        return ready
-
-    @contextlib.contextmanager
-    def reserve(self, n: int) -> Iterator[None]:
-        """Keeps room for ``n`` sequences. Raises as :meth:`check_accepting`."""
-        self.check_accepting(n)
-        self._reserved += n
-        try:
-            yield
-        finally:
-            self._reserved -= n
 
     def _retry_after(self, excess: int) -> float:
         """Seconds until ``excess`` sequences have ended, at the rate at which they did of late."""

@@ -165,6 +165,12 @@ class EngineClient:
             raise RuntimeError("ready without EngineReady")
         return self.ready
 
+    def check_running(self) -> None:
+        """Raises :class:`RequestError` 503 when there is no engine. One that drains works on what was let in before."""
+        error = self.unavailable()
+        if error is not None and self._state is not EngineState.READY:
+            raise error
+
     def drain(self) -> None:
         """Refuses new requests from here on; those in flight go on."""
         self._draining = True
@@ -191,9 +197,9 @@ class EngineClient:
         """Sends the sequences of one request; their outputs all come to the mailbox that is returned.
 
         Raises:
-            RequestError: 503, the engine takes no requests now. Nothing was sent.
+            RequestError: 503, there is no engine. Nothing was sent.
         """
-        self.check_available()
+        self.check_running()
         mailbox = Mailbox()
         for request in requests:
             self._send(request)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from app.errors import RequestError
-from app.serving.admission import Admission, request_error
+from app.serving.admission import Admission, Permit, request_error
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
 from app.serving.ledger import Ledger, LedgerEntry
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CANCELLED = "request_cancelled"
 """Error code of a request that was cancelled by another one."""
+CLIENT_LEFT = "client_left"
+"""In the ledger, the reason of a request that ended while its prompts were being encoded."""
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
 _DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -295,69 +297,83 @@ class Generator:
         ready = self.client.ready or self.client.check_available()
         return min(ready.info.max_model_len, ready.max_kv_tokens)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model's logits have. Raises :class:`RequestError` 503 before the first start."""
+        return (self.client.ready or self.client.check_available()).info.vocab_size
+
     def remaining_tokens(self, prompt_len: int) -> int:
         """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""
         return max(0, self.max_model_len - prompt_len)
 
-    def check_accepting(self, request_id: str, *, endpoint: str, n: int = 1) -> None:
-        """Refuses early, before a prompt is rendered or tokenised, what :meth:`submit` would refuse for lack of room.
+    @contextlib.contextmanager
+    def permit(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[Permit]:
+        """Room for a request of ``n`` sequences, which it holds while its prompts are rendered and tokenised.
+
+        However many long prompts come at once, no more are worked on than can be admitted, and none of those is refused
+        for lack of room. What :meth:`submit` did not use is given back when the block is left; a request that ends
+        by then is written in the ledger as refused.
+
+        Args:
+            endpoint: the route's template, for metrics and log.
 
         Raises:
-            RequestError: 503 or 429; it is in the ledger.
+            RequestError: 503 (no engine), 429 (full), 400 (more than ever fits).
         """
         try:
-            self._admission.check_accepting(n)
+            with self._admission.permit(n) as permit:
+                yield permit
         except RequestError as error:
             self.ledger.refuse(request_id, endpoint, error)
             raise
+        except asyncio.CancelledError:
+            left = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
+            self.ledger.refuse(request_id, endpoint, left)
+            raise
 
-    @contextlib.contextmanager
-    def reserved(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[None]:
-        """Holds room for ``n`` sequences while their prompts are rendered and tokenised; submit them afterwards.
+    def submit(
+        self, permit: Permit, requests: Sequence[GenerationRequest], *, endpoint: str, stream: bool
+    ) -> list[Generation]:
+        """Sends the prompts of a client's request to the engine: all of them, or none.
 
-        However many long prompts come at once, no more are worked on than can be admitted. A refusal within the block
-        is written in the ledger.
-
-        Raises:
-            RequestError: as :meth:`check_accepting`, before the block is entered.
-        """
-        self.check_accepting(request_id, endpoint=endpoint, n=n)
-        with self._admission.reserve(n):
-            try:
-                yield
-            except RequestError as error:
-                self.ledger.refuse(request_id, endpoint, error)
-                raise
-
-    async def submit(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
-        """Admits a request and sends it to the engine.
+        Room is not asked for again: the permit has it, even when the server has begun to drain since.
 
         Args:
             endpoint: the route's template, for metrics and log.
             stream: whether the client reads along, for the log.
 
         Raises:
-            RequestError: 503 (no engine), 429 (full), 400 (cannot be served), 504 (no time left). Nothing was sent;
-                the refusal is in the ledger.
+            RequestError: 503 (no engine any more), 400 (cannot be served), 504 (no time left).
+            ValueError: the permit is for fewer sequences, or was used before.
         """
         arrival = time.monotonic()
-        try:
-            stops = control_stops(request.params, self.tokenizer)
-            sequences = self._admission.admit(request, arrival, stop_token_ids=tuple(stops))
-            choices = [Choice(index, request.params, self.tokenizer) for index in range(request.n)]
-            mailbox = self.client.submit(sequences)
-        except RequestError as error:
-            self.ledger.refuse(request.request_id, endpoint, error)
-            raise
-        return Generation(
-            request,
-            sequences,
-            choices,
-            client=self.client,
-            mailbox=mailbox,
-            tokenizer=self.tokenizer,
-            entry=self.ledger.open(request, endpoint=endpoint, stream=stream, arrival=arrival),
-        )
+        sequences = [
+            self._admission.sequences(request, arrival, tuple(control_stops(request.params, self.tokenizer)))
+            for request in requests
+        ]
+        choices = [
+            [Choice(index, request.params, self.tokenizer) for index in range(request.n)] for request in requests
+        ]
+        self.client.check_running()
+        permit.use(sum(map(len, sequences)))
+        return [
+            Generation(
+                request,
+                each,
+                request_choices,
+                client=self.client,
+                mailbox=self.client.submit(each),
+                tokenizer=self.tokenizer,
+                entry=self.ledger.open(request, endpoint=endpoint, stream=stream, arrival=arrival),
+            )
+            for request, each, request_choices in zip(requests, sequences, choices, strict=True)
+        ]
+
+    async def start(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
+        """Asks for room and submits one prompt that is encoded already. Raises as :meth:`permit` and :meth:`submit`."""
+        with self.permit(request.request_id, endpoint=endpoint, n=request.n) as permit:
+            (generation,) = self.submit(permit, [request], endpoint=endpoint, stream=stream)
+        return generation
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:

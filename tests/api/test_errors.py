@@ -263,7 +263,7 @@ async def test_a_fault_of_the_server_tells_nothing(shared_server: Server, monkey
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(shared_server.rig.generator, "check_accepting", fail)
+    monkeypatch.setattr(shared_server.rig.generator, "permit", fail)
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         answer = await shared_server.post(COMPLETIONS, {"prompt": "x"}, headers={"X-Request-Id": "find-me"})
     (entry,) = [entry for entry in logs if entry["log_level"] == "error"]

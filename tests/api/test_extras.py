@@ -27,6 +27,10 @@ async def test_unknown_and_harmless_fields_are_named_back(shared_server: Server)
     assert answer.headers["x-ignored-params"] == "messages.content.cache_control"
     answer = await shared_server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1, "messages": [1]})
     assert answer.headers["x-ignored-params"] == "messages"
+    answer = await shared_server.post("/generate", {"inputs": "x", "messages": "x", "stream_options": {"a": 1}})
+    assert answer.headers["x-ignored-params"] == "messages, stream_options"
+    answer = await shared_server.post("/tokenize", {"prompt": "x", "stream_options": 1})
+    assert answer.headers["x-ignored-params"] == "stream_options"
     assert "x-ignored-params" not in (await shared_server.post(CHAT, BODY)).headers
 
 

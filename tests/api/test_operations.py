@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from app.api.errors import FLAT_PATHS
 from app.api.service import ApiSettings
+from app.api.tgi.protocol import TGI
 from app.keys import parse_keys
 from tests.api.conftest import Server, serve_rig, start_server, start_server_without_engine
 from tests.serving.rig import MODEL, running
@@ -190,7 +190,7 @@ async def test_the_document_declares_every_error_in_its_shape(shared_server: Ser
             for status, answer in operation["responses"].items():
                 if status == "200" or path in PROBES:
                     continue
-                shape = "FlatError" if path in FLAT_PATHS else "ErrorResponse"
+                shape = "FlatError" if path in TGI.paths else "ErrorResponse"
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": f"#/components/schemas/{shape}"}, (path, status)
                 assert ("Retry-After" in answer.get("headers", {})) == (status in ("429", "503"))

@@ -32,7 +32,7 @@ async def test_the_response_begins_with_the_first_event() -> None:
     sent = Sent()
     events = EventStream(sent, {"x-extra": "1"})
     assert not events.started
-    await events.event(b"{}")
+    await events.send(b"data: {}\n\n")
     await events.end()
     start = sent.messages[0]
     assert start["status"] == 200
@@ -48,7 +48,7 @@ async def test_silence_is_filled_and_events_are_not() -> None:
     async with events.kept_alive(0.02):
         while sent.bodies.count(COMMENT) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        await events.event(b"1")
+        await events.send(b"data: 1\n\n")
     comments = sent.bodies.count(COMMENT)
     await asyncio.sleep(0.05)
     assert sent.bodies.count(COMMENT) == comments  # none after the block

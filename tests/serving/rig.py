@@ -87,7 +87,7 @@ class Rig:
             n=n,
             deadline=None if seconds is None else time.monotonic() + seconds,
         )
-        return await self.generator.submit(request, endpoint=ENDPOINT, stream=True)
+        return await self.generator.start(request, endpoint=ENDPOINT, stream=True)
 
     async def settled(self) -> None:
         """Waits until the engine holds nothing any more."""

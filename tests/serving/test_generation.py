@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from app.errors import RequestError
-from app.serving.generation import Generation, sampling_defaults
-from app.serving.types import ChoiceDelta
-from app.types import FinishReason
+from app.serving.admission import Permit
+from app.serving.generation import CLIENT_LEFT, Completion, Generation, sampling_defaults
+from app.serving.types import ChoiceDelta, GenerationRequest
+from app.types import FinishReason, SamplingParams
 from tests.serving.rig import ENDPOINT, WAIT_SECONDS, Rig, make_rig, read, recite, repeat, running, until
 
 LYRICS = "héllo wörld, 你好! "
@@ -296,8 +297,8 @@ async def test_a_full_queue_is_429_with_an_honest_retry_after() -> None:
         assert (error.status, error.code) == (429, "overloaded")
         assert error.retry_after is not None
         assert 1 <= error.retry_after <= 60
-        with pytest.raises(RequestError):
-            rig.generator.check_accepting("early", endpoint=ENDPOINT)
+        with pytest.raises(RequestError), rig.generator.permit("early", endpoint=ENDPOINT):
+            raise AssertionError("there was no room")
         assert rig.client.readiness() == (True, "")
         for generation in generations:
             await generation.aclose()
@@ -305,19 +306,72 @@ async def test_a_full_queue_is_429_with_an_honest_retry_after() -> None:
         assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 2
 
 
-async def test_prompts_that_are_tokenised_hold_their_room() -> None:
-    async with running(max_num_seqs=1, max_queue=2) as rig:
-        with rig.generator.reserved("first", endpoint=ENDPOINT, n=2):
-            with rig.generator.reserved("second", endpoint=ENDPOINT):
+def permitted(rig: Rig, prompt: str = "p", *, n: int = 1, max_tokens: int = 1) -> GenerationRequest:
+    return GenerationRequest("permitted", list(prompt.encode()), SamplingParams(max_tokens=max_tokens), n=n)
+
+
+async def submitted(rig: Rig, permit: Permit, *requests: GenerationRequest) -> list[Completion]:
+    generations = rig.generator.submit(permit, requests, endpoint=ENDPOINT, stream=False)
+    return [completion for generation in generations for completion in await generation.collect()]
+
+
+async def test_a_permit_holds_room_until_it_is_used() -> None:
+    async with running(repeat("x"), delay=0.001, max_num_seqs=1, max_queue=2) as rig:
+        with rig.generator.permit("first", endpoint=ENDPOINT, n=2) as first:
+            with rig.generator.permit("second", endpoint=ENDPOINT):
                 error = await refusal(rig)
                 assert (error.status, error.code) == (429, "overloaded")
-                with pytest.raises(RequestError), rig.generator.reserved("third", endpoint=ENDPOINT):
+                with pytest.raises(RequestError), rig.generator.permit("third", endpoint=ENDPOINT):
                     raise AssertionError("there was no room")
-            with pytest.raises(KeyError), rig.generator.reserved("fails", endpoint=ENDPOINT):
+            with pytest.raises(KeyError), rig.generator.permit("fails", endpoint=ENDPOINT):
                 raise KeyError
-            await (await rig.submit("p", max_tokens=1)).collect()
+            neighbour = await rig.submit("p", max_tokens=50)  # the room is full again, and that of the permit is kept
+            assert (await refusal(rig)).code == "overloaded"
+            completions = await submitted(rig, first, permitted(rig, n=2))
+            assert [completion.text for completion in completions] == ["x", "x"]
+            with pytest.raises(ValueError, match="permit"):
+                await submitted(rig, first, permitted(rig))
+            await neighbour.aclose()
         await (await rig.submit("p", n=3, max_tokens=1)).collect()
-        assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 2
+        assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 3
+
+
+async def test_prompts_of_one_request_run_all_or_none() -> None:
+    async with running(repeat("x"), max_num_seqs=2, max_queue=1) as rig:
+        with pytest.raises(RequestError), rig.generator.permit("many", endpoint=ENDPOINT, n=3) as permit:
+            await submitted(rig, permit, permitted(rig), permitted(rig, "p" * 9999), permitted(rig))
+        assert rig.client.in_flight == 0
+        assert rig.ledger.records == []
+        assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="context_length_exceeded") == 1
+        with rig.generator.permit("few", endpoint=ENDPOINT, n=3) as permit:
+            await submitted(rig, permit, permitted(rig))
+            await (await rig.submit("p", n=3, max_tokens=1)).collect()
+        with rig.generator.permit("more", endpoint=ENDPOINT) as permit, pytest.raises(ValueError, match="permit"):
+            await submitted(rig, permit, permitted(rig), permitted(rig))
+
+
+async def test_what_was_let_in_is_served_while_the_server_drains() -> None:
+    async with running(repeat("x")) as rig:
+        with rig.generator.permit("early", endpoint=ENDPOINT) as permit:
+            rig.client.drain()
+            (completion,) = await submitted(rig, permit, permitted(rig, max_tokens=3))
+        assert completion.text == "xxx"
+        assert (await refusal(rig)).code == "engine_draining"
+
+
+async def test_clients_that_leave_while_their_prompts_are_encoded_are_in_the_ledger() -> None:
+    async with running(max_num_seqs=1, max_queue=0) as rig:
+
+        async def encode() -> None:
+            with rig.generator.permit("leaves", endpoint=ENDPOINT):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(encode())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason=CLIENT_LEFT) == 1
+        await (await rig.submit("p", max_tokens=1)).collect()
 
 
 async def test_draining_refuses_and_finishes() -> None:

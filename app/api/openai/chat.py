@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
-
-from app.api.body import read_body
-from app.api.conversation import check_messages, encode_messages
-from app.api.extras import ignored_fields, ignored_header
-from app.api.middleware import request_id
-from app.api.openai.answer import Answer, ChunkUsage, Head, deadline, generation_request, head, is_strict
+from app.api.endpoint import AnswerHead, Endpoint, ReadRequest
 from app.api.openai.logprobs import chat_logprobs
-from app.api.openapi import answers, takes
-from app.api.params import check_limits, check_logprobs, sampling_params
-from app.api.schemas.chat import (
+from app.api.openai.messages import read_conversation
+from app.api.openai.openapi import answers
+from app.api.openai.options import check_stream_options, sampling_options
+from app.api.openai.schemas.chat import (
     AssistantMessage,
     ChatBody,
     ChatChoice,
@@ -26,13 +20,15 @@ from app.api.schemas.chat import (
     ChatLogprobs,
     Delta,
 )
-from app.api.schemas.usage import Usage
-from app.api.service import Service
+from app.api.openai.schemas.generation import StreamOptions
+from app.api.openai.schemas.usage import Usage
+from app.api.openai.writer import ChunkUsage, OpenAIWriter
+from app.api.openapi import takes
 from app.errors import RequestError
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.tasks.generate import GenerateTask
 
-ENDPOINT = "/v1/chat/completions"
 _EXAMPLES = {
     "question": {
         "summary": "One question",
@@ -53,63 +49,38 @@ _EXAMPLES = {
 }
 
 
-def router(service: Service) -> APIRouter:
-    """The route, over one service."""
-    routes = APIRouter(tags=["OpenAI"])
-
-    @routes.post(
-        ENDPOINT,
-        summary="Go on with a conversation",
-        openapi_extra=takes(ChatBody, _EXAMPLES),
-        responses=answers(ChatCompletion, ChatChunk),
-    )
-    async def create_chat_completion(request: Request) -> Response:
-        """Answers the last message, whole or as a stream of chunks.
-
-        Fields that nobody knows are named back in `X-Ignored-Params`; `?strict=true` refuses them.
-        """
-        body = await read_body(request, ChatBody)
-        ignored = ignored_fields(body, strict=is_strict(request, service))
-        served = service.models.resolve(body.model)
-        num_top = _check(body, service)
-        ends = deadline(request, body.timeout, service)
-        answer_id = f"chatcmpl-{request_id(request.scope)}"
-        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=body.n or 1):
-            prompt = await encode_messages(body.messages, body, served.generator, ends)
-        limit = body.max_completion_tokens or body.max_tokens
-        params = sampling_params(
-            body,
-            served,
-            # With no room at all, the text side refuses the prompt and says how long it is.
-            max_tokens=limit or max(1, served.generator.remaining_tokens(len(prompt))),
-            logprobs=num_top,
-        )
-        requests = [generation_request(answer_id, prompt, params, body, ends)]
-        writer = ChatWriter(head(answer_id, served, body.model), with_logprobs=num_top is not None)
-        return Answer(service, served, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
-
-    return routes
-
-
-def _check(body: ChatBody, service: Service) -> int | None:
-    """Checks what spans several fields; returns the number of alternatives a token, None without logprobs."""
-    check_limits(body, service.settings)
-    check_logprobs("top_logprobs", body.top_logprobs, service.settings)
+def read_chat(body: ChatBody) -> ReadRequest:
+    """What a body asks for. Raises :class:`RequestError` 400."""
+    check_stream_options(body)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs.", code="invalid_value", param="top_logprobs")
-    check_messages(body.messages)
-    return (body.top_logprobs or 0) if body.logprobs else None
+    task = GenerateTask(
+        prompts=[read_conversation(body.messages, body)],
+        sampling=sampling_options(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        n=body.n or 1,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
+        names={"prompt": "messages", "logprobs": "top_logprobs"},
+    )
+    return ReadRequest(
+        task=task,
+        writer=partial(ChatWriter, stream_options=body.stream_options, with_logprobs=bool(body.logprobs)),
+        stream=bool(body.stream),
+        model=body.model,
+        timeout=body.timeout,
+    )
 
 
-class ChatWriter:
+class ChatWriter(OpenAIWriter):
     """Writes one chat answer."""
 
-    def __init__(self, answer_head: Head, *, with_logprobs: bool) -> None:
-        self._head = answer_head
+    def __init__(self, head: AnswerHead, *, stream_options: StreamOptions | None, with_logprobs: bool) -> None:
+        super().__init__(head, stream_options)
         self._with_logprobs = with_logprobs
         self._begun: set[int] = set()
 
-    def chunks(self, _prompt: int, delta: ChoiceDelta, _generation: Generation, usage: ChunkUsage) -> list[ChatChunk]:
+    def chunks(self, prompt: int, delta: ChoiceDelta, generation: Generation, usage: ChunkUsage) -> list[ChatChunk]:  # noqa: ARG002
         """The role comes with the first text; what shows nothing makes no chunk."""
         if not (delta.text or delta.finish_reason or (self._with_logprobs and delta.tokens)):
             return []
@@ -129,7 +100,7 @@ class ChatWriter:
         """The chunk without choices."""
         return self._chunk([], usage)
 
-    def whole(self, completions: Sequence[Sequence[Completion]], usage: Usage) -> ChatCompletion:
+    def answer(self, completions: Sequence[Sequence[Completion]], usage: Usage) -> ChatCompletion:
         """All choices of the one conversation."""
         choices = [
             ChatChoice(
@@ -140,26 +111,41 @@ class ChatWriter:
             )
             for completion in completions[0]
         ]
-        answer_head = self._head
+        head = self.head
         return ChatCompletion(
-            id=answer_head.id,
-            created=answer_head.created,
-            model=answer_head.model,
+            id=head.id,
+            created=head.created,
+            model=head.model,
             choices=choices,
             usage=usage,
-            system_fingerprint=answer_head.system_fingerprint,
+            system_fingerprint=head.fingerprint,
         )
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: ChunkUsage) -> ChatChunk:
-        answer_head = self._head
+        head = self.head
         return ChatChunk(
-            id=answer_head.id,
-            created=answer_head.created,
-            model=answer_head.model,
-            system_fingerprint=answer_head.system_fingerprint,
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.fingerprint,
             choices=choices,
             usage=usage,
         )
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
         return chat_logprobs(tokens) if self._with_logprobs else None
+
+
+CHAT = Endpoint(
+    path="/v1/chat/completions",
+    name="create_chat_completion",
+    summary="Go on with a conversation",
+    description="""Answers the last message, whole or as a stream of chunks.
+
+Fields that nobody knows are named back in `X-Ignored-Params`; `?strict=true` refuses them.""",
+    request_body=takes(ChatBody, _EXAMPLES),
+    responses=answers(ChatCompletion, ChatChunk),
+    schema=ChatBody,
+    read=read_chat,
+    id_prefix="chatcmpl",
+)

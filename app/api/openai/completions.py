@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
-
-from app.api.body import read_body
-from app.api.extras import ignored_fields, ignored_header
-from app.api.middleware import request_id
-from app.api.openai.answer import Answer, ChunkUsage, Head, deadline, generation_request, head, is_strict
+from app.api.endpoint import AnswerHead, Endpoint, ReadRequest
 from app.api.openai.logprobs import TextOffsets, completion_logprobs, joined
-from app.api.openapi import answers, takes
-from app.api.params import check_limits, check_logprobs, check_token_ids, sampling_params
-from app.api.schemas.completions import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
-from app.api.schemas.usage import Usage
-from app.api.service import Service
+from app.api.openai.openapi import answers
+from app.api.openai.options import check_stream_options, sampling_options
+from app.api.openai.schemas.completions import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
+from app.api.openai.schemas.usage import Usage
+from app.api.openai.writer import ChunkUsage, OpenAIWriter
+from app.api.openapi import takes
 from app.errors import RequestError
 from app.serving import generation as serving
 from app.serving.generation import Generation
-from app.serving.served import Served
 from app.serving.types import ChoiceDelta, TokenLogprob
+from app.tasks.generate import GenerateTask
+from app.tasks.prompts import Prompt, TextPrompt, TokenPrompt
 from app.text.detokenizer import IncrementalDetokenizer
-from app.text.tokenizer import TextOptions, Tokenizer
 
-ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
 _EXAMPLES = {
     "text": {"summary": "A text", "value": {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}},
@@ -38,54 +31,30 @@ _EXAMPLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    token_ids: list[int]
-    text: str
-    """As ``echo`` repeats it."""
-    offsets: list[int] | None = None
-    """Where the tokens of a given text begin in it, if their log-probabilities are repeated too."""
-
-
-def router(service: Service) -> APIRouter:
-    """The route, over one service."""
-    routes = APIRouter(tags=["OpenAI"])
-
-    @routes.post(
-        ENDPOINT,
-        summary="Go on with a text",
-        openapi_extra=takes(CompletionBody, _EXAMPLES),
-        responses=answers(Completion, Completion),
+def read_completion(body: CompletionBody) -> ReadRequest:
+    """What a body asks for. Raises :class:`RequestError` 400."""
+    check_stream_options(body)
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        message = "best_of is not supported by this server but for the value of n."
+        raise RequestError(message, code="unsupported_parameter", param="best_of")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0 and not body.echo:
+        raise RequestError("max_tokens must be at least 1 without echo.", code="invalid_value", param="max_tokens")
+    task = GenerateTask(
+        prompts=[_read_prompt(prompt, body) for prompt in _given_prompts(body)],
+        sampling=sampling_options(body, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None),
+        max_tokens=max_tokens,
+        n=body.n or 1,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
     )
-    async def create_completion(request: Request) -> Response:
-        """Continues one or several prompts, whole or as a stream of chunks.
-
-        Fields that nobody knows are named back in `X-Ignored-Params`; `?strict=true` refuses them.
-        """
-        body = await read_body(request, CompletionBody)
-        ignored = ignored_fields(body, strict=is_strict(request, service))
-        served = service.models.resolve(body.model)
-        given = _given_prompts(body)
-        max_tokens = _check(body, len(given), service)
-        ends = deadline(request, body.timeout, service)
-        answer_id = f"cmpl-{request_id(request.scope)}"
-        with served.generator.reserved(answer_id, endpoint=ENDPOINT, n=len(given) * (body.n or 1)):
-            prompts = [await _encode(prompt, body, served, ends) for prompt in given]
-        params = sampling_params(
-            body,
-            served,
-            max_tokens=max_tokens,
-            logprobs=body.logprobs,
-            prompt_logprobs=body.logprobs if body.echo else None,
-        )
-        requests = [
-            generation_request(f"{answer_id}-{index}", prompt.token_ids, params, body, ends)
-            for index, prompt in enumerate(prompts)
-        ]
-        writer = CompletionWriter(head(answer_id, served, body.model), body, prompts, served.generator.tokenizer)
-        return Answer(service, served, ENDPOINT, body, requests, writer, ignored_header(ignored)).response(request)
-
-    return routes
+    return ReadRequest(
+        task=task,
+        writer=lambda head: CompletionWriter(head, body),
+        stream=bool(body.stream),
+        model=body.model,
+        timeout=body.timeout,
+    )
 
 
 def _given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
@@ -98,49 +67,18 @@ def _given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
     return prompt
 
 
-def _check(body: CompletionBody, num_prompts: int, service: Service) -> int:
-    """Checks what spans several fields; returns the most tokens of an answer."""
-    check_limits(body, service.settings, num_prompts=num_prompts)
-    check_logprobs("logprobs", body.logprobs, service.settings)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        message = "best_of is not supported by this server but for the value of n."
-        raise RequestError(message, code="unsupported_parameter", param="best_of")
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    if max_tokens == 0 and not body.echo:
-        raise RequestError("max_tokens must be at least 1 without echo.", code="invalid_value", param="max_tokens")
-    return max_tokens
-
-
-async def _encode(prompt: str | list[int], body: CompletionBody, served: Served, ends: float | None) -> _Prompt:
-    tokenizer = served.generator.tokenizer
-    max_tokens = served.generator.max_model_len
+def _read_prompt(prompt: str | list[int], body: CompletionBody) -> Prompt:
+    """A prompt, with what ``echo`` repeats of it."""
     if isinstance(prompt, str):
-        encoded = await _encode_text(prompt, body, tokenizer, max_tokens, ends)
-    else:
-        if len(prompt) > max_tokens:
-            message = f"prompt has {len(prompt)} tokens, more than the {max_tokens} that fit."
-            raise RequestError(message, code="context_length_exceeded", param="prompt")
-        check_token_ids("prompt", prompt, served.info().vocab_size)
-        skip = body.skip_special_tokens is not False
-        text = await tokenizer.decode_async(prompt, skip_special_tokens=skip, deadline=ends) if body.echo else ""
-        encoded = _Prompt(prompt, text)
-    if not encoded.token_ids:
-        raise RequestError("prompt has no tokens.", code="invalid_value", param="prompt")
-    return encoded
-
-
-async def _encode_text(
-    text: str, body: CompletionBody, tokenizer: Tokenizer, max_tokens: int, ends: float | None
-) -> _Prompt:
-    options: TextOptions = {
-        "add_special_tokens": body.add_special_tokens is not False,
-        "parse_special": body.parse_special is not False,
-        "max_tokens": max_tokens,
-    }
-    if body.echo and body.logprobs is not None:
-        token_ids, offsets = await tokenizer.encode_with_offsets_async(text, deadline=ends, **options)
-        return _Prompt(token_ids, text, offsets)
-    return _Prompt(await tokenizer.encode_async(text, deadline=ends, **options), text)
+        return TextPrompt(
+            text=prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+            parse_special=body.parse_special is not False,
+            with_offsets=bool(body.echo) and body.logprobs is not None,
+        )
+    return TokenPrompt(
+        token_ids=prompt, with_text=bool(body.echo), skip_special_tokens=body.skip_special_tokens is not False
+    )
 
 
 @dataclass(slots=True)
@@ -156,20 +94,18 @@ class _StreamedPrompt:
     choices: dict[int, _ChoiceState] = field(default_factory=dict)
 
 
-class CompletionWriter:
+class CompletionWriter(OpenAIWriter):
     """Writes the answers to one or several prompts; the index of a choice is prompt index * n + choice."""
 
-    def __init__(
-        self, answer_head: Head, body: CompletionBody, prompts: Sequence[_Prompt], tokenizer: Tokenizer
-    ) -> None:
-        self._head = answer_head
-        self._prompts = prompts
-        self._tokenizer = tokenizer
+    def __init__(self, head: AnswerHead, body: CompletionBody) -> None:
+        super().__init__(head, body.stream_options)
+        self._prompts = head.prompts
+        self._tokenizer = head.tokenizer
         self._n = body.n or 1
         self._echo = bool(body.echo)
         self._with_logprobs = body.logprobs is not None
         self._skip_special_tokens = body.skip_special_tokens is not False
-        self._streamed = [_StreamedPrompt() for _ in prompts]
+        self._streamed = [_StreamedPrompt() for _ in head.prompts]
 
     def chunks(self, prompt: int, delta: ChoiceDelta, generation: Generation, usage: ChunkUsage) -> list[Completion]:
         """The echo comes with a choice's first delta; what shows nothing makes no chunk."""
@@ -185,7 +121,7 @@ class CompletionWriter:
         """The chunk without choices."""
         return self._completion([], usage)
 
-    def whole(self, completions: Sequence[Sequence[serving.Completion]], usage: Usage) -> Completion:
+    def answer(self, completions: Sequence[Sequence[serving.Completion]], usage: Usage) -> Completion:
         """All choices of all prompts."""
         choices = [
             self._choice(prompt, completion, self._new_choice(prompt), completion.prompt_logprobs)
@@ -239,12 +175,28 @@ class CompletionWriter:
         return bool(choice.text or choice.finish_reason or (choice.logprobs is not None and choice.logprobs.tokens))
 
     def _completion(self, choices: list[CompletionChoice], usage: ChunkUsage) -> Completion:
-        answer_head = self._head
+        head = self.head
         return Completion(
-            id=answer_head.id,
-            created=answer_head.created,
-            model=answer_head.model,
-            system_fingerprint=answer_head.system_fingerprint,
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.fingerprint,
             choices=choices,
             usage=usage,
         )
+
+
+COMPLETIONS = Endpoint(
+    path="/v1/completions",
+    name="create_completion",
+    summary="Go on with a text",
+    description="""Continues one or several prompts, whole or as a stream of chunks.
+
+Fields that nobody knows are named back in `X-Ignored-Params`; `?strict=true` refuses them.""",
+    request_body=takes(CompletionBody, _EXAMPLES),
+    responses=answers(Completion, Completion),
+    schema=CompletionBody,
+    read=read_completion,
+    id_prefix="cmpl",
+    numbers_prompts=True,
+)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.api.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
-from app.api.schemas.completions import CompletionLogprobs
+from app.api.json import finite
+from app.api.openai.schemas.chat import ChatLogprob, ChatLogprobs, TopLogprob
+from app.api.openai.schemas.completions import CompletionLogprobs
 from app.serving.types import TokenLogprob
 from app.text.detokenizer import IncrementalDetokenizer
-
-LOWEST = -9999.0
-"""Stands for minus infinity, which JSON does not have; as at OpenAI."""
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
@@ -21,11 +19,6 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
 def _chat_logprob(token: TokenLogprob) -> ChatLogprob:
     top = [TopLogprob(other.text, list(other.bytes), finite(other.logprob)) for other in token.top]
     return ChatLogprob(token.text, list(token.bytes), finite(token.logprob), top)
-
-
-def finite(logprob: float | None) -> float:
-    """As JSON can carry it."""
-    return LOWEST if logprob is None else max(logprob, LOWEST)
 
 
 class TextOffsets:

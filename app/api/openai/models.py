@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.json import json_response
-from app.api.openapi import answers
-from app.api.schemas.models import ModelCard, ModelList
+from app.api.openai.openapi import answers
+from app.api.openai.schemas.models import ModelCard, ModelList
 from app.api.service import Service
 
 OWNER = "tuili"

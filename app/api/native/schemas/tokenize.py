@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from pydantic import Field
 
-from app.api.schemas.chat import Messages
-from app.api.schemas.requests import Body, ParseSpecial, TemplateVariables, TokenIdList
+from app.api.fields import Body, ParseSpecial, TemplateVariables, TokenIdList
+from app.api.openai.schemas.chat import Messages
 
 
 class TokenizeBody(Body):

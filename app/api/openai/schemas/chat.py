@@ -8,8 +8,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.requests import MAX_TOKENS, Body, GenerationBody, TemplateVariables, text_or_list
-from app.api.schemas.usage import Usage
+from app.api.fields import MAX_TOKENS, Body, TemplateVariables, text_or_list
+from app.api.openai.schemas.generation import GenerationBody
+from app.api.openai.schemas.usage import Usage
 
 MAX_MESSAGES = 8192
 MAX_PARTS = 4096

@@ -8,16 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.body import read_body
-from app.api.conversation import check_messages, encode_messages
-from app.api.extras import ignored_fields, ignored_header
+from app.api.extras import ignored_headers, is_strict
 from app.api.json import json_response
-from app.api.openai.answer import deadline, is_strict
-from app.api.openapi import answers, takes
-from app.api.params import check_token_ids
-from app.api.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
+from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
+from app.api.openai.messages import read_conversation
+from app.api.openai.openapi import answers
+from app.api.openapi import takes
+from app.api.scope import deadline
 from app.api.service import Service
 from app.errors import RequestError
-from app.serving.generation import Generator
+from app.tasks.prompts import Prompt, TextPrompt, check_token_ids
 
 _MAX_TOKENS = 1 << 18
 """Most tokens of a text, if the model's context has not more: documents may be longer than a prompt."""
@@ -43,7 +43,8 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, TokenizeBody)
         headers = _checked(request, body, service)
         generator = service.models.resolve(body.model).generator
-        tokens = await _encode(body, generator, deadline(request, None, service))
+        max_tokens = max(_MAX_TOKENS, generator.max_model_len)
+        tokens = (await _read(body).encode(generator, max_tokens, _deadline(request, service))).token_ids
         answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=generator.max_model_len)
         return json_response(answer, headers=headers)
 
@@ -60,7 +61,7 @@ def router(service: Service) -> APIRouter:
         tokenizer = service.models.resolve(body.model).generator.tokenizer
         check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
         text = await tokenizer.decode_async(
-            body.tokens, skip_special_tokens=False, deadline=deadline(request, None, service)
+            body.tokens, skip_special_tokens=False, deadline=_deadline(request, service)
         )
         return json_response(Detokenized(prompt=text), headers=headers)
 
@@ -86,21 +87,23 @@ def router(service: Service) -> APIRouter:
 
 
 def _checked(request: Request, body: BaseModel, service: Service) -> dict[str, str]:
-    """Checks what both bodies have; returns the headers of the answer."""
-    return ignored_header(ignored_fields(body, strict=is_strict(request, service)))
+    """Headers of the answer, which name ignored fields. Raises as :func:`ignored_headers`."""
+    return ignored_headers([body], strict=is_strict(request, default=service.settings.strict_params))
 
 
-async def _encode(body: TokenizeBody, generator: Generator, ends: float | None) -> list[int]:
-    max_tokens = max(_MAX_TOKENS, generator.max_model_len)
+def _deadline(request: Request, service: Service) -> float | None:
+    return deadline(request.scope, None, service.settings.default_timeout)
+
+
+def _read(body: TokenizeBody) -> Prompt:
+    """The one prompt that a body has. Raises :class:`RequestError` 400."""
     if body.messages is None:
         if body.prompt is None:
             raise RequestError("prompt or messages is required.", code="missing_required_parameter", param="prompt")
-        return await generator.tokenizer.encode_async(
-            body.prompt,
-            deadline=ends,
+        return TextPrompt(
+            text=body.prompt,
             add_special_tokens=body.add_special_tokens is not False,
             parse_special=body.parse_special is not False,
-            max_tokens=max_tokens,
         )
     if body.prompt is not None:
         raise RequestError("prompt and messages exclude each other.", code="invalid_value", param="prompt")
@@ -110,5 +113,4 @@ async def _encode(body: TokenizeBody, generator: Generator, ends: float | None) 
     if body.parse_special:
         message = "parse_special is not supported with messages: control tokens that they spell are always text."
         raise RequestError(message, code="unsupported_parameter", param="parse_special")
-    check_messages(body.messages)
-    return await encode_messages(body.messages, body, generator, ends, max_tokens=max_tokens)
+    return read_conversation(body.messages, body)

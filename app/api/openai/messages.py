@@ -1,13 +1,13 @@
-"""Conversations as prompts: what is checked of their messages, how a template makes tokens of them."""
+"""Messages as the OpenAI protocol has them, read as a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from app.api.schemas.chat import Message
+from app.api.openai.schemas.chat import Message
 from app.errors import RequestError
-from app.serving.generation import Generator
+from app.tasks.prompts import Conversation
 
 
 class TemplateOptions(Protocol):
@@ -26,42 +26,19 @@ class TemplateOptions(Protocol):
         """Variables for the template."""
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuses turns without content, but for the assistant's. Raises :class:`RequestError` 400."""
+def read_conversation(messages: Sequence[Message], options: TemplateOptions) -> Conversation:
+    """The conversation. Raises :class:`RequestError` 400 for turns without content, but for the assistant's."""
     for position, message in enumerate(messages):
         if message.content is None and message.role != "assistant":
             param = f"messages[{position}].content"
             raise RequestError(f"{param} is required.", code="missing_required_parameter", param=param)
-
-
-async def encode_messages(
-    messages: Sequence[Message],
-    options: TemplateOptions,
-    generator: Generator,
-    deadline: float | None,
-    *,
-    max_tokens: int | None = None,
-) -> list[int]:
-    """Token ids of a conversation, made off the event loop when it is long.
-
-    Args:
-        deadline: instant of ``time.monotonic`` up to which they are of use.
-        max_tokens: most tokens that are of use; by default what fits the model.
-
-    Raises:
-        RequestError: 400, the model has no template, its template refuses the messages, or they are too long; 504, the
-            deadline passed.
-    """
     turns = [message.model_dump() for message in messages]
     for turn in turns:
         if turn["role"] == "developer":  # OpenAI's newer name; templates know only the older one
             turn["role"] = "system"
     continues = bool(options.continue_final_message)
-    return await generator.chat_template.encode_async(
-        turns,
-        generator.tokenizer,
-        max_tokens=max_tokens or generator.max_model_len,
-        deadline=deadline,
+    return Conversation(
+        messages=turns,
         add_generation_prompt=not continues if options.add_generation_prompt is None else options.add_generation_prompt,
         continue_final_message=continues,
         template_kwargs=options.chat_template_kwargs,

@@ -1,67 +1,22 @@
-"""Bodies that clients send: what chat and completions share.
-
-A field declared here is honoured. Whatever else a body holds ends up in ``model_extra``, and ``app/api/extras.py``
-decides whether that is refused or named back. ``null`` means absent everywhere, as OpenAI's SDKs send it.
-"""
+"""What chat and completions both take."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 
-MAX_STOP_LENGTH = 1024
-MAX_TOKENS = 2**31 - 1
-MAX_ITEMS = 1 << 16
-"""Texts or lists in a list; the server's settings allow fewer of most."""
-MAX_IDS = 1 << 20
-"""Token ids in a list."""
-MAX_LOGIT_BIAS = 1024
-MAX_TEMPLATE_VARIABLES = 64
-
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-ParseSpecial = Annotated[
-    bool | None,
-    Field(
-        description="Take control tokens that the text spells for what they say, as a prompt needs that the client "
-        "rendered from a chat template. Default true; false keeps pasted text from posing as a turn of its own."
-    ),
-]
-TimeLimit = Annotated[
-    Annotated[float, Field(gt=0, le=1e9)] | None,
-    Field(description="Seconds after which the request is given up; the server may allow less."),
-]
-
-
-def _bounded_bias(value: Any) -> Any:
-    """Looks at the size first: entries are validated one by one, and each bad one makes an error of its own."""
-    if isinstance(value, dict) and len(value) > MAX_LOGIT_BIAS:
-        raise PydanticCustomError("too_long", "has more than {most} entries", {"most": MAX_LOGIT_BIAS})
-    return value
-
-
-LogitBias = Annotated[
-    dict[str, Annotated[float, Field(ge=-100, le=100)]],
-    Field(max_length=MAX_LOGIT_BIAS),
-    BeforeValidator(_bounded_bias),
-]
-# Lists stop at their first bad item: a body of a million bad ones must not make a million errors.
-StopStrings = Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_ITEMS)]
-TokenIdList = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]
-TemplateVariables = Annotated[dict[str, Any], Field(max_length=MAX_TEMPLATE_VARIABLES)]
-
-
-def text_or_list(value: Any) -> str:
-    """Tag of a field that takes a string or a list: errors then speak of the form that was sent."""
-    return "list" if isinstance(value, list) else "text"
-
-
-class Body(BaseModel):
-    """Typed strictly (``"16"`` is no number, ``true`` is no 1), open to unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
+from app.api.fields import (
+    MAX_ITEMS,
+    MAX_TOKENS,
+    Body,
+    LogitBias,
+    StopString,
+    StopStrings,
+    TimeLimit,
+    TokenId,
+    text_or_list,
+)
 
 
 class StreamOptions(Body):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from app.api.openai.logprobs import LOWEST, TextOffsets, chat_logprobs, completion_logprobs, token_key
+from app.api.json import LOWEST
+from app.api.openai.logprobs import TextOffsets, chat_logprobs, completion_logprobs, token_key
 from app.serving.types import TokenLogprob
 from app.text.detokenizer import IncrementalDetokenizer
 from tests.byte_tokenizer import EOS_ID

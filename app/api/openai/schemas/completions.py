@@ -8,8 +8,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.requests import MAX_ITEMS, MAX_TOKENS, GenerationBody, ParseSpecial, TokenIdList
-from app.api.schemas.usage import Usage
+from app.api.fields import MAX_ITEMS, MAX_TOKENS, ParseSpecial, TokenIdList
+from app.api.openai.schemas.generation import GenerationBody
+from app.api.openai.schemas.usage import Usage
 
 
 def _prompt_form(value: Any) -> str:

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from app.api.auth import caller, owner
 from app.api.json import json_response
-from app.api.openapi import answers
-from app.api.schemas.live import LiveRequest, RequestSeconds
+from app.api.native.schemas.live import LiveRequest, RequestSeconds
+from app.api.openai.openapi import answers
 from app.api.service import Service
 from app.errors import RequestError
 from app.keys import KeyScope

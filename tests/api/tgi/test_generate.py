@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.api.service import ApiSettings
 from app.version import __version__
 from tests.api.conftest import Server, start_server, start_server_without_engine
-from tests.api.test_completions import said
+from tests.api.openai.test_completions import said
 from tests.byte_tokenizer import BOS_ID, EOS_ID, IM_END_ID, IM_START_ID
 from tests.serving.rig import recite, until
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.api.json import json_response
+from app.api.native.schemas.health import Health
 from app.api.openapi import probe_answers
-from app.api.schemas.health import Health
 from app.api.service import Service
 from app.serving.engine_client import EngineState
 from app.serving.served import ModelState

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.api.openai.logprobs import finite
-from app.api.schemas.generate import PrefillToken, Token
+from app.api.json import finite
+from app.api.tgi.schemas import PrefillToken, Token
 from app.serving.generation import Completion
 from app.serving.types import ChoiceDelta, TokenLogprob
 from app.text.detokenizer import IncrementalDetokenizer

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from app.api.schemas.requests import MAX_TOKENS, Body, ParseSpecial, StopStrings, TimeLimit
+from app.api.fields import MAX_TOKENS, Body, ParseSpecial, StopStrings, TimeLimit
 
 DEFAULT_MAX_NEW_TOKENS = 100
 

@@ -1,0 +1,1 @@
+"""What these routes take and answer."""

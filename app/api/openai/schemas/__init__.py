@@ -1,0 +1,1 @@
+"""What the OpenAI protocol's routes take and answer."""

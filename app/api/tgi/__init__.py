@@ -1,0 +1,4 @@
+"""The protocol of text-generation-inference.
+
+A stop string is part of the answer here, and nothing is sampled unless asked for.
+"""
