@@ -123,7 +123,10 @@ class Settings(BaseSettings):
     pipeline_depth: Literal[1, 2] | None = Field(
         None, description="Steps under way at once; when absent, 2 on a GPU and 1 on a CPU."
     )
-    enforce_eager: bool = Field(False, description="Launch every step op by op: no CUDA graphs.")
+    enforce_eager: bool = Field(
+        False, description="Run every step op by op: no recorded steps on a CPU, no CUDA graphs."
+    )
+    trace_step: bool = Field(False, description="Log the plan of every step: slot, position, tokens, samples, blocks.")
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Ranks that share the model: each a process with a GPU of its own, or on the CPU."
     )

@@ -103,7 +103,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_depth: int | None = None
     """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False
-    """Launch every step op by op: no CUDA graphs."""
+    """Run every step op by op: no recorded steps on a CPU, no CUDA graphs."""
+    trace_step: bool = False
+    """Log the plan of every step, a line a row."""
     tensor_parallel_size: int = 1
     """Ranks that share the model, each a process on a GPU of its own, or on the CPU."""
     threads: int = 0
@@ -358,6 +360,7 @@ class KVCacheGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Of each layer's keys and values, like ``head_dim``; states have neither."""
     head_dim: int = 0
     dtype: str
+    """Of keys and values; of a model's activations in a ``state`` group, whose matrices are float32."""
     bytes_per_block: int
     """All layers of the group: keys and values, or states; scales included."""
     num_blocks: int = 0
@@ -392,6 +395,12 @@ class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[KVCacheGroup]
     """Each with blocks and tables of its own."""
 
+    @property
+    def dtype(self) -> str:
+        """Of keys and values; of states where there are no others; ``none`` where nothing is kept."""
+        kept = [group.dtype for group in self.groups]
+        return next((group.dtype for group in self.groups if group.kind != "state"), kept[0] if kept else "none")
+
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a loaded model; none changes while its process lives."""
@@ -425,8 +434,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kv_cache_dtype(self) -> str:
-        """Of the pages, those of the first group if there are several; ``none`` where nothing is kept."""
-        return self.kv_cache.groups[0].dtype if self.kv_cache.groups else "none"
+        """Of keys and values; see :attr:`KVCacheSpec.dtype`."""
+        return self.kv_cache.dtype
 
 
 class SlotInit(msgspec.Struct, frozen=True, kw_only=True):
@@ -477,6 +486,11 @@ class SchedulerOutput(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[ScheduledRow]
     num_tokens: int
     num_logit_rows: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Each row has one token, whose logits are wanted."""
+        return self.num_tokens == len(self.rows) == self.num_logit_rows
 
 
 class RowOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
 from app.engine.step import PlannedRow, Step
+from app.engine.trace import log_plan
 from app.types import (
     EncodeOutput,
     EncodeRequest,
@@ -248,7 +249,10 @@ class EngineCore:
 
     def _submit(self, step: Step | EncodeStep) -> bool:
         try:
-            self._under_way.append(_UnderWay(step, self._runner.submit(step.snapshot())))
+            plan = step.snapshot()
+            if self._config.trace_step:
+                log_plan(plan)
+            self._under_way.append(_UnderWay(step, self._runner.submit(plan)))
         except Exception as error:  # noqa: BLE001 - whatever the device side raises ends this step's requests only
             self._step_failed(step, error)
             return False

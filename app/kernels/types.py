@@ -114,6 +114,9 @@ class PackedWeight:
         return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
 
 
+Weight = LinearWeight | PackedWeight
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertsWeight:
     """Weights of a layer's X experts, each a gated MLP of width I: ``gate_up`` [X, 2I, D], a gate's I rows above those
@@ -209,6 +212,11 @@ class LayerKVCache:
     def block_size(self) -> int:
         return self.values.shape[3]
 
+    @property
+    def largest(self) -> Tensor:
+        """The tensor [num_blocks, ...] that takes most of the memory."""
+        return self.values
+
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
@@ -229,6 +237,11 @@ class LayerState:
     """[num_blocks, Hv, Dk, Dv] fp32: a matrix a value head."""
     block_size: int
     """Tokens of a block."""
+
+    @property
+    def largest(self) -> Tensor:
+        """The tensor [num_blocks, ...] that takes most of the memory."""
+        return self.recurrent
 
 
 @dataclass(frozen=True, slots=True)

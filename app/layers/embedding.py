@@ -13,8 +13,8 @@ from torch import Tensor
 
 from app.kernels.collective import Ranks, all_reduce, gather_columns
 from app.kernels.embed import embed
-from app.kernels.gather_lm_head import gather_lm_head, needs_scratch
-from app.kernels.types import Act, LinearWeight, PackedWeight, StepArena
+from app.kernels.gather_lm_head import gather_lm_head, scratch_dtype
+from app.kernels.types import Act, LinearWeight, StepArena, Weight
 from app.quant.destination import Destination, Extent, Part, Tee
 from app.quant.placement import Placement
 
@@ -92,7 +92,7 @@ class LMHead:
         self._ranks = placement.ranks
         self._slice = _Slice(vocab_size, self._ranks)
         if tied is not None and placement.head_shares_table:
-            self.weight: LinearWeight | PackedWeight = LinearWeight(tied.table)
+            self.weight: Weight = LinearWeight(tied.table)
             self._rows: Destination | None = None
             return
         new = placement.new_head(self._slice.width, width)
@@ -120,10 +120,8 @@ class LMHead:
             self._take_parts(arena)
 
     def _take_scratch(self, arena: StepArena, width: int, dtype: torch.dtype) -> Act | None:
-        if not needs_scratch(self.weight):
-            return None
-        dtype = self.weight.data.dtype if isinstance(self.weight, PackedWeight) else dtype
-        return arena.take_act(width, dtype, self.weight.act_format)
+        kept = scratch_dtype(self.weight, dtype)
+        return None if kept is None else arena.take_act(width, kept, self.weight.act_format)
 
     def _take_parts(self, arena: StepArena) -> Tensor:
         """Room for every rank's logits."""

@@ -80,3 +80,8 @@ class BlockTables:
                 end += len(block_ids)
         new_block_loc[len(rows) :] = end
         return end
+
+    def entries(self) -> list[list[int]]:
+        """By slot: its table on the device, once that is through with the steps under way."""
+        rows = self.tables_SW.tolist()
+        return [row[:count] for row, count in zip(rows, self.num_entries, strict=False)]

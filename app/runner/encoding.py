@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.kernels import dispatch
+from app.kernels.backend import choose_backend
 from app.kernels.native.program import Program
 from app.kernels.pool import Mode, pool
 from app.kernels.types import PackedSequences, StepArena
@@ -223,7 +224,7 @@ def make_encoding_runner(config: EngineConfig, progress: Callable[[LoadProgress]
     threads = choose_threads(config.threads)
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
-    config, placement = choose_formats(config, device, model_config)
+    config, placement = choose_formats(config, choose_backend(device), model_config)
     check_encoder_memory(model_config, placement)
     phases.begin("weights")
     model = load_encoder(model_config, config, max_positions=max_len, placement=placement, progress=phases.update)

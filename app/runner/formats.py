@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from app.kernels import dispatch
-from app.kernels.linear.pack import unpackable
-from app.kernels.paged_attention.cpu import can_pack
+from app.kernels.backend import Backend
+from app.kernels.dispatch import Mode
+from app.kernels.pages import KVPages
+from app.kernels.types import ActFormat
 from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.device import choose_dtype
@@ -24,13 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 def choose_formats(
-    config: EngineConfig, device: torch.device, model: ModelConfig | None = None
+    config: EngineConfig, backend: Backend, model: ModelConfig | None = None
 ) -> tuple[EngineConfig, Placement]:
     """The config with every ``auto`` decided, and where its model's tensors go.
 
     On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and int8 pages; a dtype asked for by name
-    means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout. Call it after
-    :func:`app.kernels.dispatch.configure`.
+    means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout.
 
     Args:
         model: whose widths the native kernels have to take; where they do not, linear layers run in plain torch, and
@@ -39,12 +39,13 @@ def choose_formats(
     Raises:
         RunnerError: formats that do not go together, or not here.
     """
-    native = _has_native(config, device)
-    quantization, dtype, weights = wanted = _choose(config, device, {}, native=native)
-    refusals = _refusals(model, config.tensor_parallel_size) if native and model is not None else {}
+    _tell_slow(config, backend)
+    quantization, dtype, weights = wanted = _choose(config, backend, {})
+    packs = backend.packs_weights
+    refusals = _refusals(model, config.tensor_parallel_size, backend) if packs and model is not None else {}
     if refusals:
-        quantization, dtype, weights = _choose(config, device, refusals, native=native)
-    placement = Placement(dtype, device, weights)
+        quantization, dtype, weights = _choose(config, backend, refusals)
+    placement = Placement(dtype, backend.device, weights)
     if wanted != (quantization, dtype, weights):
         _tell_refused(wanted[2], placement, refusals, config)
     dtype_name = str(dtype).removeprefix("torch.")
@@ -52,47 +53,42 @@ def choose_formats(
     if pages == "auto":
         int8 = placement.format is WeightFormat.PACKED_INT8
         pages = "int8" if int8 else "bfloat16" if placement.packed else dtype_name
-    if config.kernels == dispatch.Mode.STRICT.value and native:
-        _check_strict(placement, pages, config, model)
+    if config.kernels == Mode.STRICT.value and packs:
+        _check_strict(placement, pages, config, model, backend)
     chosen = msgspec.structs.replace(
-        config, device=str(device), dtype=dtype_name, quantization=quantization, kv_cache_dtype=pages
+        config, device=str(backend.device), dtype=dtype_name, quantization=quantization, kv_cache_dtype=pages
     )
     return chosen, placement
 
 
-def _has_native(config: EngineConfig, device: torch.device) -> bool:
-    """Whether this is a CPU with native kernels. Says so where the model will run in plain torch though nobody asked.
+def _tell_slow(config: EngineConfig, backend: Backend) -> None:
+    """Says so where the model will run in plain torch though nobody asked.
 
     Raises:
         RunnerError: it will, in strict mode.
     """
-    why = dispatch.unavailable() if device.type == "cpu" else None
-    native = device.type == "cpu" and why is None
-    if native or dispatch.runs_triton_on(device):
-        return native
-    if why is None:
-        why = f"Triton, which runs them on {device}, is not installed"
-    if config.kernels == dispatch.Mode.STRICT.value:
+    why = backend.shortcoming
+    if why is not None and config.kernels == Mode.STRICT.value:
         raise RunnerError(f"kernels = 'strict', but there are none: {why}")
-    if config.kernels == dispatch.Mode.AUTO.value:
+    if why is not None and config.kernels == Mode.AUTO.value:
         _log.warning("no fast kernels, the model runs in plain torch, many times slower: %s", why)
-    return False
 
 
 def _choose(
-    config: EngineConfig, device: torch.device, refusals: Mapping[torch.dtype, str], *, native: bool
+    config: EngineConfig, backend: Backend, refusals: Mapping[torch.dtype, str]
 ) -> tuple[str, torch.dtype, WeightFormat]:
-    """Quantisation, dtype and format of the weights where native layers refuse those dtypes of weights."""
-    quantization = _choose_quantization(config, native=native and torch.int8 not in refusals)
+    """Quantisation, dtype and format of the weights where packed layers refuse those dtypes of weights."""
+    packs = backend.packs_weights
+    quantization = _choose_quantization(config, packs=packs and torch.int8 not in refusals)
     name = config.dtype
-    if name == "auto" and native and quantization == "none" and torch.bfloat16 not in refusals:
+    if name == "auto" and packs and quantization == "none" and torch.bfloat16 not in refusals:
         name = "bfloat16"
-    dtype = choose_dtype(name, device)
-    packs = native and (torch.int8 if quantization == "int8" else torch.bfloat16) not in refusals
-    return quantization, dtype, _weight_format(quantization, dtype, device, native=packs)
+    dtype = choose_dtype(name, backend.device)
+    packs = packs and (torch.int8 if quantization == "int8" else torch.bfloat16) not in refusals
+    return quantization, dtype, _weight_format(quantization, dtype, backend, packs=packs)
 
 
-def _refusals(model: ModelConfig, ranks: int) -> dict[torch.dtype, str]:
+def _refusals(model: ModelConfig, ranks: int, backend: Backend) -> dict[torch.dtype, str]:
     """For each dtype in which native linear layers do not take the weights of a rank's share, why."""
     share = " / tensor_parallel_size" if ranks > 1 else ""
     widths = {("hidden_size", model.hidden_size): None}
@@ -108,7 +104,7 @@ def _refusals(model: ModelConfig, ranks: int) -> dict[torch.dtype, str]:
     refusals: dict[torch.dtype, str] = {}
     for name, width in widths:
         for dtype in (torch.int8, torch.bfloat16):
-            if (why := unpackable(width, dtype)) is not None:
+            if (why := backend.refuses_weights(width, dtype)) is not None:
                 kind = str(dtype).removeprefix("torch.")
                 refusals.setdefault(dtype, f"{kind} weights [N, K] with K = {name} = {width} ({why})")
     return refusals
@@ -126,35 +122,35 @@ def _tell_refused(
     if placement.packed:
         _log.warning("no native linear layer takes %s; weights are kept in bfloat16", why)
         return
-    if config.kernels == dispatch.Mode.STRICT.value:
+    if config.kernels == Mode.STRICT.value:
         raise RunnerError(f"{config.model_dir}: kernels = 'strict', but no native linear layer takes {why}")
     _log.warning("no native linear layer takes %s; linear layers run in plain torch, many times slower", why)
 
 
-def _choose_quantization(config: EngineConfig, *, native: bool) -> str:
+def _choose_quantization(config: EngineConfig, *, packs: bool) -> str:
     asked = config.quantization
     if asked not in QUANTIZATIONS:
         raise RunnerError(f"quantization = {asked!r} is not supported; use one of {', '.join(QUANTIZATIONS)}")
-    if asked == "int8_weight_only" and native:
+    if asked == "int8_weight_only" and packs:
         raise RunnerError("quantization = 'int8_weight_only' is for GPUs; use 'int8' on a CPU")
     if asked == "auto":
-        return "int8" if native and config.dtype == "auto" else "none"
+        return "int8" if packs and config.dtype == "auto" else "none"
     return asked
 
 
-def _weight_format(quantization: str, dtype: torch.dtype, device: torch.device, *, native: bool) -> WeightFormat:
+def _weight_format(quantization: str, dtype: torch.dtype, backend: Backend, *, packs: bool) -> WeightFormat:
     if quantization == "int8_weight_only":
         return WeightFormat.W8A16
     if quantization == "int8":
-        if native:
+        if packs:
             return WeightFormat.PACKED_INT8
-        # A CPU without native kernels computes what they specify.
-        plain_cpu = device.type == "cpu" and not dispatch.runs_triton_on(device)
-        return WeightFormat.INT8 if plain_cpu else WeightFormat.W8A8
-    return WeightFormat.PACKED_BF16 if native and dtype == torch.bfloat16 else WeightFormat.PLAIN
+        return WeightFormat.INT8 if backend.int8_input is ActFormat.INT8 else WeightFormat.W8A8
+    return WeightFormat.PACKED_BF16 if packs and dtype == torch.bfloat16 else WeightFormat.PLAIN
 
 
-def _check_strict(placement: Placement, pages: str, config: EngineConfig, model: ModelConfig | None) -> None:
+def _check_strict(
+    placement: Placement, pages: str, config: EngineConfig, model: ModelConfig | None, backend: Backend
+) -> None:
     if not placement.packed:
         raise RunnerError(
             f"kernels = 'strict' has no native linear layer for weights of {placement.dtype}; "
@@ -169,7 +165,8 @@ def _check_strict(placement: Placement, pages: str, config: EngineConfig, model:
         return
     for attention in dict.fromkeys(model.attentions):
         head_dim, heads_per_kv = attention.head_dim, attention.num_heads // attention.num_kv_heads
-        if not can_pack((1, 2, 1, config.block_size, head_dim), KV_DTYPES[pages], heads_per_kv):
+        shape = KVPages(attention.num_kv_heads, head_dim, KV_DTYPES[pages])
+        if not backend.packs_pages(shape, config.block_size, heads_per_kv=heads_per_kv):
             raise RunnerError(
                 f"{config.model_dir}: kernels = 'strict', but no native attention takes head_dim = {head_dim} "
                 f"in blocks of block_size = {config.block_size}, {heads_per_kv} query heads to a key head"

@@ -19,7 +19,7 @@ from app.kernels.expand_rows import expand_rows
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from app.runner.block_tables import BlockTables
 from app.runner.errors import RunnerError
-from app.runner.graph import Bucket
+from app.runner.execution.buckets import Bucket
 from app.runner.staging import StagedPack
 from app.types import KVCacheGroup, ScheduledRow, SchedulerOutput
 
@@ -160,6 +160,10 @@ class InputBatch:
             expand_rows(rows, group.tables_SW, last_token_S, tokens, meta, block_size=self._block_size)
             tokens = None  # filled
 
+    def tables(self) -> list[list[list[int]]]:
+        """By KV cache group and slot: the entries of the slot's block table."""
+        return [group.entries() for group in self._groups]
+
     def fill(self, step: SchedulerOutput, bucket: Bucket | None = None) -> StepExtent:
         """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.
 
@@ -178,10 +182,7 @@ class InputBatch:
         for group in self._groups:
             end = group.append(rows, self._feed.array, end)
         self._feed_end = end
-        if step.num_tokens == len(rows) == step.num_logit_rows:
-            extent = self._fill_decode(rows)
-        else:
-            extent = self._fill_rows(rows, step.num_logit_rows)
+        extent = self._fill_decode(rows) if step.is_decode else self._fill_rows(rows, step.num_logit_rows)
         if bucket:
             self._pad(step, bucket)
         return extent

@@ -1,59 +1,68 @@
-"""The pages of the paged KV cache."""
+"""What each layer of a model keeps between steps, and its memory."""
 
 from __future__ import annotations
 
 import torch
 
-from app.kernels import dispatch
-from app.kernels.native.library import allocate
-from app.kernels.paged_attention.cpu import can_pack
-from app.kernels.types import LayerKVCache
+from app.kernels.backend import Backend
+from app.kernels.pages import KVPages, Pages, PageShape, StatePages
+from app.layers.config import AttentionConfig, MixerConfig
+from app.models.config import ModelConfig
 from app.runner.device import DTYPES
 from app.runner.errors import RunnerError
-from app.types import KVCacheGroup, KVCacheSpec
+from app.types import EngineConfig, KVCacheSpec
 
 KV_DTYPES = {**DTYPES, "int8": torch.int8}
-SCALE_DTYPE = torch.float16
 
 
-def allocate_kv_cache(
-    spec: KVCacheSpec, device: torch.device, *, heads_per_kv: int, trash: bool = False
-) -> list[LayerKVCache]:
-    """Pages for each layer, uninitialised: no kernel reads a page entry that no token of the sequence has written.
-
-    On a CPU the operating system hands the memory out only as pages are written.
-
-    Args:
-        heads_per_kv: query heads that share a key/value head, of the layer that has most.
-        trash: in each group one block more, the last, for rows that pad a step.
+def kv_cache_dtype(config: EngineConfig) -> str:
+    """Name of the dtype of keys and values; ``auto`` is the model's.
 
     Raises:
-        RunnerError: a group is not one of keys and values.
+        RunnerError: not a dtype that pages can have.
     """
-    by_layer = {
-        layer: pages
-        for group in spec.groups
-        for layer, pages in zip(
-            group.layers, _pages(group, spec.block_size, device, heads_per_kv, trash=trash), strict=True
+    name = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    if name not in KV_DTYPES:
+        raise RunnerError(f"kv_cache_dtype = {name!r} is not supported; use auto or one of {', '.join(KV_DTYPES)}")
+    return name
+
+
+def page_shape(mixer: MixerConfig, config: EngineConfig) -> PageShape:
+    """What a rank keeps of a layer with that mixer.
+
+    Args:
+        config: its dtypes chosen.
+
+    Raises:
+        RunnerError: as :func:`kv_cache_dtype`.
+    """
+    ranks = config.tensor_parallel_size
+    if isinstance(mixer, AttentionConfig):
+        return KVPages(mixer.num_kv_heads // ranks, mixer.head_dim, KV_DTYPES[kv_cache_dtype(config)])
+    channels = 2 * mixer.num_k_heads * mixer.k_dim + mixer.num_v_heads * mixer.v_dim
+    return StatePages(
+        conv_inputs=mixer.conv_width - 1,
+        channels=channels // ranks,
+        num_heads=mixer.num_v_heads // ranks,
+        k_dim=mixer.k_dim,
+        v_dim=mixer.v_dim,
+        dtype=DTYPES[config.dtype],
+    )
+
+
+def allocate_kv_cache(spec: KVCacheSpec, model: ModelConfig, config: EngineConfig, backend: Backend) -> list[Pages]:
+    """Pages of every layer, in order; see :meth:`app.kernels.backend.Backend.allocate_pages`.
+
+    Args:
+        spec: of :mod:`app.runner.kv_plan`, from the same model and config.
+    """
+    num_blocks = {layer: group.num_blocks for group in spec.groups for layer in group.layers}
+    return [
+        backend.allocate_pages(
+            page_shape(mixer, config),
+            num_blocks[index],
+            spec.block_size,
+            heads_per_kv=mixer.num_heads // mixer.num_kv_heads if isinstance(mixer, AttentionConfig) else 1,
         )
-    }
-    return [by_layer[layer] for layer in sorted(by_layer)]
-
-
-def _pages(
-    group: KVCacheGroup, block_size: int, device: torch.device, heads_per_kv: int, *, trash: bool
-) -> list[LayerKVCache]:
-    if group.kind not in ("full", "sliding"):
-        raise RunnerError(f"a KV cache group of {group.kind!r} has no pages of keys and values")
-    scale_shape = (group.num_blocks + trash, 2, group.num_kv_heads, block_size)
-    shape, dtype = (*scale_shape, group.head_dim), KV_DTYPES[group.dtype]
-    packed = device.type == "cpu" and dispatch.unavailable() is None and can_pack(shape, dtype, heads_per_kv)
-
-    def pages() -> LayerKVCache:
-        if packed:
-            scale = allocate(scale_shape, SCALE_DTYPE) if dtype == torch.int8 else None
-            return LayerKVCache(allocate(shape, dtype), scale, packed=True)
-        scale = torch.empty(scale_shape, dtype=SCALE_DTYPE, device=device) if dtype == torch.int8 else None
-        return LayerKVCache(torch.empty(shape, dtype=dtype, device=device), scale)
-
-    return [pages() for _ in range(group.num_layers)]
+        for index, mixer in enumerate(layer.mixer for layer in model.layers)
+    ]

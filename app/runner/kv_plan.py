@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from app.kernels.pages import KVPages, PageShape
 from app.models.config import AttentionConfig, ModelConfig
 from app.runner.errors import RunnerError
-from app.runner.kv_cache import KV_DTYPES, SCALE_DTYPE
+from app.runner.kv_cache import kv_cache_dtype, page_shape
 from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
 
 DEFAULT_MEMORY = 1 << 30
@@ -21,51 +22,34 @@ Counts = tuple[int, ...]
 """Blocks of each group."""
 
 
-def kv_cache_dtype(config: EngineConfig) -> str:
-    """Name of the pages' dtype; ``auto`` is the model's.
-
-    Raises:
-        RunnerError: not a dtype that pages can have.
-    """
-    name = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    if name not in KV_DTYPES:
-        raise RunnerError(f"kv_cache_dtype = {name!r} is not supported; use auto or one of {', '.join(KV_DTYPES)}")
-    return name
-
-
 def kv_groups(model: ModelConfig, config: EngineConfig) -> list[KVCacheGroup]:
-    """What a rank holds of each kind of layers: those of full attention, and those of each window, of one page size.
+    """What a rank holds of each kind of layers: those of full attention, those of each window, those with recurrent
+    state; each of one page size.
 
     A window no shorter than the model's context hides nothing: such layers are of full attention.
 
     Raises:
-        RunnerError: not a dtype that pages can have, or a layer that keeps something else than keys and values.
+        RunnerError: not a dtype that pages can have.
     """
-    name = kv_cache_dtype(config)
-    scale_bytes = SCALE_DTYPE.itemsize if name == "int8" else 0
-    layers_of: dict[tuple[int | None, int, int], list[int]] = {}
+    layers_of: dict[tuple[str, int | None, PageShape], list[int]] = {}
     for index, layer in enumerate(model.layers):
         mixer = layer.mixer
-        if not isinstance(mixer, AttentionConfig):
-            raise RunnerError(f"layer {index} of {model.architecture} keeps neither keys nor values: not supported")
-        hides = mixer.window is not None and mixer.window < model.context_length
-        num_heads = mixer.num_kv_heads // config.tensor_parallel_size
-        layers_of.setdefault((mixer.window if hides else None, num_heads, mixer.head_dim), []).append(index)
-
-    def bytes_of_layer(num_heads: int, head_dim: int) -> int:
-        return 2 * num_heads * config.block_size * (head_dim * KV_DTYPES[name].itemsize + scale_bytes)
-
+        kind, window = "state", None
+        if isinstance(mixer, AttentionConfig):
+            hides = mixer.window is not None and mixer.window < model.context_length
+            kind, window = ("sliding", mixer.window) if hides else ("full", None)
+        layers_of.setdefault((kind, window, page_shape(mixer, config)), []).append(index)
     return [
         KVCacheGroup(
-            kind="full" if window is None else "sliding",
+            kind=kind,
             layers=tuple(layers),
-            num_kv_heads=num_heads,
-            head_dim=head_dim,
-            dtype=name,
-            bytes_per_block=len(layers) * bytes_of_layer(num_heads, head_dim),
+            num_kv_heads=shape.num_heads if isinstance(shape, KVPages) else 0,
+            head_dim=shape.head_dim if isinstance(shape, KVPages) else 0,
+            dtype=kv_cache_dtype(config) if isinstance(shape, KVPages) else config.dtype,
+            bytes_per_block=len(layers) * shape.bytes_per_block(config.block_size),
             window=window,
         )
-        for (window, num_heads, head_dim), layers in layers_of.items()
+        for (kind, window, shape), layers in layers_of.items()
     ]
 
 
@@ -90,7 +74,7 @@ class KVCachePlan:
     @property
     def num_tokens(self) -> int:
         """Tokens that the cache holds, of the sequences that it holds at once."""
-        full = [group.num_blocks for group in self.spec.groups if group.window is None]
+        full = [group.num_blocks for group in self.spec.groups if group.kind == "full"]
         return min(full) * self.spec.block_size if full else self.num_sequences * self.max_model_len
 
     @property
@@ -99,7 +83,7 @@ class KVCachePlan:
         size, longest = self.spec.block_size, self.max_model_len
         return min(
             group.num_blocks * size // longest
-            if group.window is None
+            if group.kind == "full"
             else group.num_blocks // group.most_blocks(longest, size, chunk=size)
             for group in self.spec.groups
         )
@@ -148,16 +132,17 @@ class Sizes:
     def split(self, memory: int) -> Counts:
         """Blocks for each group out of so many bytes, of which :meth:`least` takes no more.
 
-        The shares are those of a typical sequence. A window counts twice, so that the end of an earlier turn of a
-        conversation stays beside the running one. No group gets less than a sequence of the length that was asked for
-        (a typical one, if none was) takes alone: computed by the largest rows if there is room for those.
+        The shares are those of a typical sequence. A window counts twice, likewise a state, so that the end of an
+        earlier turn of a conversation stays beside the running one. No group gets less than a sequence of the length
+        that was asked for (a typical one, if none was) takes alone: computed by the largest rows if there is room for
+        those.
         """
         if len(self.groups) == 1:
             return (memory // self.groups[0].bytes_per_block,)
         typical = min(self._asked or self._context, _TYPICAL_TOKENS)
         length = self._asked or max(1, min(typical, self.longest(memory)))
         shares = [
-            share if group.window is None else min(2 * share, -(-typical // self.block_size))
+            share if group.kind == "full" else min(2 * share, -(-typical // self.block_size))
             for share, group in zip(self.least(typical), self.groups, strict=True)
         ]
         choices = (self.least(length, self._chunk), self.least(length), (0,) * len(self.groups))

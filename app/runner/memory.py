@@ -37,7 +37,7 @@ class Footprint:
     sampling: int
     """Parameters, tables of tokens and workspaces; those that the first request with penalties asks for, too."""
     inputs: int
-    """Token ids, positions, block tables, and where pieces of attention meet."""
+    """Token ids, positions, block tables, where pieces of attention meet, and the blocks of rows that pad a step."""
     graphs: int
     """Recordings of decode steps, all that there may come to be."""
 

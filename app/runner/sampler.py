@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.kernels.sample import MinTokens, Penalties, SampleParams, record_tokens, sample
-from app.kernels.sample.workspace import new_sample_workspace
+from app.kernels.sample.workspace import SampleWorkspace
 from app.runner.errors import RunnerError
 from app.runner.pending_sample import RESULT_BYTES, PendingSample, Reports
 from app.runner.staging import Returns, StagedPack, to_device
@@ -133,11 +133,24 @@ class Sampler:
     whether it was preempted on the way.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, *, on_triton: bool = False) -> None:
-        self._workspace = new_sample_workspace(num_slots, vocab_size, device) if on_triton else None
+    def __init__(
+        self,
+        num_slots: int,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        workspace: SampleWorkspace | None = None,
+        padded: bool = False,
+    ) -> None:
+        """
+        Args:
+            workspace: of :meth:`app.kernels.backend.Backend.sample_workspace`.
+            padded: there is one slot more, the last, of rows that pad a step.
+        """
+        self._workspace = workspace
         self._num_slots = num_slots
-        self.last_token = torch.zeros(num_slots + on_triton, dtype=torch.int64, device=device)
-        """[S]: the token that each slot sampled last; on a GPU one more, for rows that pad a step."""
+        self.last_token = torch.zeros(num_slots + padded, dtype=torch.int64, device=device)
+        """[S]: the token that each slot sampled last, ``padded`` ones included."""
         self._device = device
         self._vocab_size = vocab_size
         self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
@@ -171,6 +184,11 @@ class Sampler:
     def max_samples(self) -> int:
         """Of one step."""
         return self._num_slots
+
+    def last_tokens(self) -> list[int]:
+        """By slot: the token that it sampled last, once the device is through with the steps under way."""
+        tokens: list[int] = self.last_token[: self._num_slots].tolist()
+        return tokens
 
     def bind(self, slots: Sequence[SlotInit]) -> None:
         """Binds slots to new or resumed requests; whatever they held before is gone."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from app.kernels import dispatch
+from app.kernels.backend import choose_backend
 from app.kernels.collective import ONE_RANK, Ranks
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
@@ -63,7 +64,7 @@ def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], 
         model_config, config, max_positions=plan.max_model_len, placement=placement, progress=phases.update
     )
     phases.begin("kv_cache")
-    runner = ModelRunner(model, model_config, plan, config, placement.device)
+    runner = ModelRunner(model, model_config, plan, config, choose_backend(placement.device))
     phases.update(plan.nbytes, plan.nbytes)
     return runner
 
@@ -94,7 +95,7 @@ def _settle(
     threads = max(1, choose_threads(config.threads) // ranks.size)
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
-    config, placement = choose_formats(config, device, model_config)
+    config, placement = choose_formats(config, choose_backend(device), model_config)
     placement = replace(placement, ranks=ranks)
     if has_own_memory(device) and config.num_blocks is None:
         budget = Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
@@ -124,7 +125,7 @@ def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Pla
         model = build_model(model_config, longest, replace(placement, device=META, ranks=ranks))
         sizes = Sizes(model_config, config)
         spec = sizes.plan((1,) * len(sizes.groups)).spec
-        return ModelRunner(model, model_config, KVCachePlan(spec, longest), config, META).footprint()
+        return ModelRunner(model, model_config, KVCachePlan(spec, longest), config, choose_backend(META)).footprint()
 
     return plan_memory(model_config, config, placement, budget, measure)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from app.checkpoints.header import WeightError
 from app.kernels import dispatch
+from app.kernels.backend import choose_backend
 from app.models.config import ConfigError
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
@@ -43,7 +44,7 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         name, directory = locate_config(settings.model, Store(settings.home))
         model = read_model_config(directory, sorted(directory.glob("*.safetensors")))
         dispatch.configure(dispatch.Mode(settings.kernels), threads=1)
-        config, placement = choose_formats(engine_config(settings, directory), torch.device("cuda"))
+        config, placement = choose_formats(engine_config(settings, directory), choose_backend(torch.device("cuda")))
         made = plan_for_gpu(model, config, placement, Budget(memory=memory, reserve=DRIVER_BYTES + MARGIN_BYTES))
     except (StoreError, ConfigError, WeightError, RunnerError) as error:
         raise PlanError(str(error)) from None

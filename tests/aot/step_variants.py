@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from app.kernels.backend import choose_backend
 from app.kernels.gpu.launch import Launch, collecting
 from app.models.architectures import find
 from app.quant.placement import Placement, WeightFormat
@@ -34,6 +35,7 @@ SHAPE: dict[str, Any] = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 14336, "vocab_size": 128256}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "vocab_size": 151936}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 50257}
 WINDOWED = {
     "num_hidden_layers": 2,
     "use_sliding_window": True,
@@ -44,6 +46,8 @@ MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
     ({**QWEN3, **WINDOWED}, WeightFormat.PLAIN, "bfloat16"),
+    (GPT2, WeightFormat.PLAIN, "bfloat16"),
+    (GPT2, WeightFormat.W8A8, "int8"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)
@@ -60,6 +64,7 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
         max_num_seqs=64,
         max_num_batched_tokens=1024,
         max_logit_rows=64,
+        enforce_eager=True,  # each step's own launches, not those of the size that it would be padded to
     )
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps({**SHAPE, **shape}))
@@ -69,7 +74,7 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
     model = find(model_config.architecture).build(
         model_config, max_positions=plan.max_model_len, placement=placement.for_model()
     )
-    return ModelRunner(model, model_config, plan, config, META)
+    return ModelRunner(model, model_config, plan, config, choose_backend(META))
 
 
 def prefill(slot: int, num_groups: int) -> ScheduledRow:

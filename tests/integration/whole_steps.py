@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from app.kernels import dispatch
-from app.kernels.types import StepArena
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
 from app.types import SamplingParams
@@ -39,8 +38,7 @@ def gives_the_tokens_of_the_reference(runner: ModelRunner, num_tokens: int) -> N
     computed, expected = requests(), requests()
     run(runner, computed, num_tokens, chunk=CHUNK)
     dispatch.configure(dispatch.Mode.REFERENCE, threads=1)
-    runner._bucket_graphs = None
-    runner._arena = StepArena(MAX_TOKENS, runner._logits_LV.device)
+    runner.run_eagerly()
     run(runner, expected, num_tokens, chunk=CHUNK)
     assert [sequence.error for sequence in computed] == [None] * 3
     assert [sequence.outputs for sequence in computed] == [sequence.outputs for sequence in expected]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.kernels import dispatch
+from app.kernels.backend import choose_backend
 from app.models.architectures import parse_config
 from app.models.config import ModelConfig
 from app.quant.placement import WeightFormat
@@ -81,7 +82,9 @@ def config_of(**fields: int) -> ModelConfig:
 
 def chosen(model: ModelConfig, **options: Any) -> tuple[str, str, WeightFormat]:
     dispatch.configure(dispatch.Mode(options.get("kernels", "auto")), 1)
-    config, placement = choose_formats(EngineConfig(model_dir="m", **options), torch.device("cpu"), model)
+    config, placement = choose_formats(
+        EngineConfig(model_dir="m", **options), choose_backend(torch.device("cpu")), model
+    )
     return config.dtype, config.quantization, placement.format
 
 

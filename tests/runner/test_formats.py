@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.kernels import dispatch
+from app.kernels.backend import choose_backend
 from app.kernels.dispatch import Mode
 from app.quant.placement import WeightFormat
 from app.runner.errors import RunnerError
@@ -29,7 +30,7 @@ def restored() -> Iterator[None]:
 def chosen(device: torch.device = CPU, **fields: Any) -> tuple[str, str, str, WeightFormat]:
     """Dtype, quantisation, pages and weight format."""
     dispatch.configure(Mode(fields.get("kernels", "auto")), 1)
-    config, placement = choose_formats(EngineConfig(model_dir="m", **fields), device)
+    config, placement = choose_formats(EngineConfig(model_dir="m", **fields), choose_backend(device))
     assert str(placement.dtype) == f"torch.{config.dtype}"
     return config.dtype, config.quantization, config.kv_cache_dtype, placement.format
 
@@ -109,12 +110,12 @@ def test_a_cpu_without_native_kernels_is_told_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dispatch, "unavailable", lambda: "this CPU has no AVX2")
-    config, placement = choose_formats(EngineConfig(model_dir="m", **AUTO), CPU)
+    config, placement = choose_formats(EngineConfig(model_dir="m", **AUTO), choose_backend(CPU))
     assert (config.dtype, config.quantization, placement.format) == ("float32", "none", WeightFormat.PLAIN)
     (record,) = caplog.records
     assert "this CPU has no AVX2" in record.getMessage()
     with pytest.raises(RunnerError, match="this CPU has no AVX2"):
-        choose_formats(EngineConfig(model_dir="m", kernels="strict"), CPU)
+        choose_formats(EngineConfig(model_dir="m", kernels="strict"), choose_backend(CPU))
 
 
 def test_a_gpu_without_triton_is_told_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Models with windows, whose past is given back while they run: transformers' tokens, however they are scheduled."""
+"""Transformers' tokens, however they are scheduled, of models with windows too, whose past is given back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.models.architectures import parse_config
-from app.models.config import DeltaConfig, ModelConfig
+from app.models.config import ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
@@ -32,6 +32,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]]
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
         [("full", (0, 1)), ("sliding", (2,))],
     ),
+    "learned positions": ("gpt2", {}, [("full", (0, 1, 2))]),
 }
 torch.manual_seed(5)
 PREFIX = torch.randint(128, (100,)).tolist()
@@ -95,7 +96,7 @@ def test_layers_form_groups(loaded: Loaded) -> None:
     runner = make_runner(engine_config(loaded.directory), discard)
     groups = runner.info.kv_cache.groups
     assert [(group.kind, group.layers) for group in groups] == loaded.groups
-    assert {group.window for group in groups if group.kind == "sliding"} == {WINDOW}
+    assert all(group.window == (WINDOW if group.kind == "sliding" else None) for group in groups)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -199,13 +200,6 @@ def test_layers_whose_pages_differ_in_size_have_groups_of_their_own() -> None:
         (512, 2, (2,)),
     ]
     assert [group.bytes_per_block for group in groups] == [2 * LAYER_BLOCK, 2 * LAYER_BLOCK, 2 * LAYER_BLOCK]
-
-
-def test_a_layer_without_keys_and_values_is_refused() -> None:
-    delta = DeltaConfig(num_k_heads=1, num_v_heads=1, k_dim=8, v_dim=8, conv_width=4)
-    layers = (GEMMA.layers[0], msgspec.structs.replace(GEMMA.layers[0], mixer=delta))
-    with pytest.raises(RunnerError, match="layer 1 of Qwen2ForCausalLM"):
-        kv_groups(msgspec.structs.replace(GEMMA, layers=layers), config_of())
 
 
 def test_a_long_sequence_takes_a_quarter_of_what_full_attention_would() -> None:

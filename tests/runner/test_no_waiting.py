@@ -21,6 +21,7 @@ ROOMS = ("layers", "models", "runner")
 ALLOWED = {
     ("runner/staging.py", "upload"),  # for the copy two steps ago
     ("runner/staging.py", "arrays"),  # what collect() calls
+    ("runner/snapshot.py", "_copies"),  # on nobody's way
 }
 
 

@@ -40,6 +40,15 @@ LLAMA_8B = {
 }
 
 
+GPT2_XL = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_embd": 1600,
+    "n_head": 25,
+    "n_layer": 48,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
 WINDOW = 1024
 WINDOWED = LLAMA_8B | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -92,6 +101,15 @@ def test_an_8b_model_on_80_gib(llama: Path) -> None:
     parts = ("weights", "activations", "logits", "sampling", "inputs", "graphs", "reserve", "kv_cache")
     assert row["memory"] == 80 * GIB
     assert 0 <= row["memory"] - sum(row[part] for part in parts) < 16 * 131_072
+
+
+def test_a_gpt2_xl(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GPT2_XL))
+    row = row_of(tmp_path, "--gpu-memory", "16GiB")
+    assert row["weights"] == 2 * 1_557_611_200
+    assert row["max_model_len"] == 1024
+    assert row["kv_cache"] == row["kv_cache_tokens"] * 48 * 2 * 1600 * 2
+    assert "context of 1024" in ask(tmp_path, "--gpu-memory", "16GiB", "--max-model-len", "1025").stderr
 
 
 def test_steps_that_are_not_recorded_leave_more_to_the_pages(llama: Path) -> None:
@@ -197,11 +215,11 @@ def test_no_gpu_and_no_size_are_said(llama: Path) -> None:
         assert "--gpu-memory 80GiB" in ask(llama).stderr
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_a_runner_holds_what_was_planned(tmp_path: Path, quantization: str) -> None:
+@pytest.mark.parametrize(("variant", "quantization"), [("qwen3", "none"), ("qwen3", "int8"), ("gpt2", "int8")])
+def test_a_runner_holds_what_was_planned(tmp_path: Path, variant: str, quantization: str) -> None:
     """On a CPU that interprets a GPU's kernels: the same buffers, in memory that can be counted."""
     pytest.importorskip("triton", reason="Triton has no wheel for this machine")
-    checkpoint = save(make_reference("qwen3", num_hidden_layers=2), tmp_path)
+    checkpoint = save(make_reference(variant, num_hidden_layers=2), tmp_path)
     config = engine_config(checkpoint, kernels="interpret", quantization=quantization, kv_cache_dtype="float32")
     runner = make_runner(config, discard)
     sequence = Request(0, [1, 2, 3], [0])

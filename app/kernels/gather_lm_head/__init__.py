@@ -11,7 +11,7 @@ from app.kernels.gather_lm_head.cpu import gather_lm_head_cpu
 from app.kernels.gather_lm_head.reference import gather_lm_head_reference
 from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
 
-__all__ = ["gather_lm_head", "needs_scratch"]
+__all__ = ["gather_lm_head", "needs_scratch", "scratch_dtype"]
 
 _OP = "gather_lm_head"
 
@@ -21,6 +21,14 @@ def needs_scratch(weight: LinearWeight | PackedWeight) -> bool:
     if isinstance(weight, PackedWeight):
         return True
     return weight.act_format is not ActFormat.FLOAT and runs_triton(weight.values)
+
+
+def scratch_dtype(weight: LinearWeight | PackedWeight, dtype: torch.dtype) -> torch.dtype | None:
+    """Of the rows that :func:`gather_lm_head` gathers, for hidden states of ``dtype``, unless they are quantised; None
+    where it needs no room for them."""
+    if not needs_scratch(weight):
+        return None
+    return weight.data.dtype if isinstance(weight, PackedWeight) else dtype
 
 
 def gather_lm_head(

@@ -1,0 +1,40 @@
+"""What the runner asks of whatever runs a step."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple, Protocol
+
+from app.runner.sampler import StagedSamples
+from app.types import SchedulerOutput
+
+
+class Executed(NamedTuple):
+    """A step that was run, or on a GPU launched."""
+
+    replayed: bool
+    """As one call of a recording, not op by op."""
+    kernel_seconds: float
+    """Seconds that its kernels ran; on a GPU, that launching them took."""
+
+
+class Executor(Protocol):
+    """Runs steps whose samples are staged."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that recordings may come to take of a GPU's memory."""
+
+    def run(self, plan: SchedulerOutput, staged: StagedSamples) -> Executed:
+        """Stages the rest of the step and computes it.
+
+        Raises:
+            RunnerError: the step does not fit the buffers.
+        """
+
+    def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
+        """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.
+
+        Raises:
+            RunnerError: steps are not recorded here.
+        """

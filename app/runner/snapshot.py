@@ -1,0 +1,41 @@
+"""What a runner's slots and pages hold, for tests and for whoever looks for a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from app.kernels.pages import Pages
+from app.runner.input_batch import InputBatch
+from app.runner.sampler import Sampler
+from app.types import KVCacheSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSnapshot:
+    """Copies on the host, of what requests may use: no slots and blocks of rows that pad a step."""
+
+    last_tokens: list[int]
+    """By slot: the token that it sampled last."""
+    tables: list[list[list[int]]]
+    """By KV group and slot: the entries of the slot's block table."""
+    pages: list[dict[str, Tensor]]
+    """By layer: each tensor of its pages, [num_blocks, ...], by its name in :class:`~app.kernels.types.LayerKVCache` or
+    :class:`~app.kernels.types.LayerState`."""
+
+
+def take_snapshot(spec: KVCacheSpec, pages: Sequence[Pages], batch: InputBatch, sampler: Sampler) -> RunnerSnapshot:
+    """Copies what has been computed so far."""
+    num_blocks = {layer: group.num_blocks for group in spec.groups for layer in group.layers}
+    return RunnerSnapshot(
+        last_tokens=sampler.last_tokens(),
+        tables=batch.tables(),
+        pages=[_copies(of_layer, num_blocks[layer]) for layer, of_layer in enumerate(pages)],
+    )
+
+
+def _copies(pages: Pages, num_blocks: int) -> dict[str, Tensor]:
+    named = ((field.name, getattr(pages, field.name)) for field in fields(pages))
+    return {name: value[:num_blocks].cpu().clone() for name, value in named if isinstance(value, Tensor)}
