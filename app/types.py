@@ -95,6 +95,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
     """Token budget of one step."""
+    max_queued_encode_tokens: int = 1 << 20
+    """Tokens of all sequences that may wait to be encoded; what comes on top of them is refused."""
     max_logit_rows: int = 256
     """Rows of logits one step may ask for; bounds the [rows, vocab] buffer."""
     enable_prefix_caching: bool = True
@@ -121,7 +123,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 # API process -> engine
 
 
-class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One sequence to generate. ``n`` choices are ``n`` of these, told apart by ``sample_index``."""
 
     request_id: str
@@ -140,6 +142,34 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     """Requests share cached prefixes only under the same salt."""
 
 
+class Pooling(enum.StrEnum):
+    """How the hidden states of a sequence become one vector."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    """That of the first token."""
+    LAST = "last"
+    """That of the last token."""
+    NONE = "none"
+    """Not at all: the hidden state of every token is returned."""
+
+
+class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
+    """One sequence to encode, whole."""
+
+    request_id: str
+    token_ids: list[int]
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = True
+    """The vector is scaled to length 1; without pooling each token's is."""
+    client_index: int = 0
+    priority: int = 0
+    """Lower runs first; equal priorities in order of arrival."""
+    arrival_time: float = 0.0
+    deadline: float | None = None
+    """Instant after which the request is answered with an error instead of more work."""
+
+
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
     """Stop these requests and free what they hold within one step. Unknown ids are ignored: they just finished."""
 
@@ -150,7 +180,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Leave the loop and exit 0."""
 
 
-ClientFrame = EngineRequest | AbortRequests | Shutdown
+ClientFrame = GenerateRequest | EncodeRequest | AbortRequests | Shutdown
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -172,7 +202,7 @@ class EngineError(msgspec.Struct, frozen=True, array_like=True):
     """Why a request ended in :attr:`FinishReason.ERROR`."""
 
     code: str
-    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``,
+    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``overloaded``,
     ``engine_error``, ``engine_restarted``.
     """
     message: str
@@ -205,10 +235,28 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """With the first output and with the last."""
 
 
+class EncodeOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The one answer to an :class:`EncodeRequest`."""
+
+    request_id: str
+    dtype: str = ""
+    """Of the elements of ``data``: ``float32``."""
+    shape: tuple[int, ...] = ()
+    """[D] of a pooled sequence, [tokens, D] without pooling."""
+    data: bytes = b""
+    """The elements, row by row, little-endian; empty where the request ended without a result."""
+    finish_reason: FinishReason = FinishReason.STOP
+    """``STOP`` with a result, ``ABORT`` or ``ERROR`` without."""
+    error: EngineError | None = None
+    timings: RequestTimings | None = None
+    """``first_token`` is None. None altogether where the request was refused."""
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """State after a step; ``*_total`` fields count since the engine process started."""
 
     num_running: int = 0
+    """Sequences that are being computed, to generate or to encode; likewise ``num_waiting``."""
     num_waiting: int = 0
     blocks_used: int = 0
     """Blocks held by requests; cached blocks nobody holds are free. Of the KV cache group of which most is held."""
@@ -221,6 +269,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_total: int = 0
     prefix_query_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
+    encode_tokens_total: int = 0
+    """Tokens of sequences that were encoded."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -236,6 +286,8 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     """Each row computed only what it sampled; otherwise the step read prompts too."""
     replayed: bool
     """Run as one call of a recording, not op by op."""
+    encode: bool = False
+    """A batch of sequences to encode, of which each was computed whole."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -243,6 +295,7 @@ class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
     client_index: int
     outputs: list[EngineOutput]
+    encoded: list[EncodeOutput] = []
     stats: EngineStats
     steps: list[StepRecord] = []
     """Steps since the frame before."""
@@ -344,8 +397,9 @@ class KVCacheSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def dtype(self) -> str:
-        """Of keys and values; of states where there are no others."""
-        return next((group.dtype for group in self.groups if group.kind != "state"), self.groups[0].dtype)
+        """Of keys and values; of states where there are no others; ``none`` where nothing is kept."""
+        kept = [group.dtype for group in self.groups]
+        return next((group.dtype for group in self.groups if group.kind != "state"), kept[0] if kept else "none")
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -375,6 +429,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that are best under way at once."""
     tasks: tuple[str, ...] = ("generate",)
     """What the model can be asked for."""
+    max_encode_len: int = 0
+    """Tokens of the longest sequence that can be encoded; 0: the model does not encode."""
 
     @property
     def kv_cache_dtype(self) -> str:
@@ -459,3 +515,47 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """The step was a recording's, run as one call."""
     kernel_seconds: float = 0.0
     """Time that its kernels ran; on a GPU, that launching them took."""
+
+
+class EncodeBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """Whole sequences to encode at once, packed one behind the other without padding."""
+
+    step: int
+    token_ids: list[int]
+    bounds: list[int]
+    """Sequence i is ``token_ids[bounds[i]:bounds[i + 1]]``, never empty."""
+    pooling: list[Pooling]
+    """Of each sequence, likewise ``normalize``."""
+    normalize: list[bool]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.pooling)
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner says of one sequence, see :class:`EncodeOutput`."""
+
+    shape: tuple[int, ...] = ()
+    data: bytes = b""
+    dtype: str = "float32"
+    error: str | None = None
+    """The sequence alone failed (its numbers are not finite); its neighbours are sound."""
+
+
+class EncodeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of one :class:`EncodeBatch`, one :class:`Encoded` a sequence."""
+
+    sequences: list[Encoded]
+    replayed: bool = False
+    """The batch was a recording's, run as one call."""
+    kernel_seconds: float = 0.0
+    """Time that its kernels ran; on a GPU, that launching them took."""
+
+
+StepPlan = SchedulerOutput | EncodeBatch
+"""What a runner is given to compute."""

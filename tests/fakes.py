@@ -16,9 +16,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from app.types import (
+    EncodeBatch,
+    EncodeResult,
     EngineConfig,
     EngineReady,
-    EngineRequest,
+    GenerateRequest,
     KVCacheGroup,
     KVCacheSpec,
     LoadProgress,
@@ -28,9 +30,11 @@ from app.types import (
     ScheduledRow,
     SchedulerOutput,
     SlotInit,
+    StepPlan,
     StepResult,
     TokenLogprobs,
 )
+from tests.fake_encoder import fake_encode
 from tests.fake_pages import StepContractError, new_pages, require
 
 VOCAB_SIZE = 1000
@@ -79,10 +83,10 @@ def fake_request(
     arrival_time: float = 0.0,
     cache_salt: str = "",
     **sampling: object,
-) -> EngineRequest:
+) -> GenerateRequest:
     """A greedy request."""
     values: dict[str, object] = {"temperature": 0.0, "max_tokens": max_tokens, **sampling}
-    return EngineRequest(
+    return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=list(prompt),
         sampling=SamplingParams(**values),  # type: ignore[arg-type]
@@ -111,7 +115,7 @@ def kv_group(kind: str = "full", num_blocks: int = 64, *, window: int | None = N
 
 def fake_info(groups: Sequence[KVCacheGroup] | None = None, *, block_size: int = 16, **facts: object) -> RunnerInfo:
     """Facts about a model without weights."""
-    groups = list(groups or [kv_group()])
+    groups = [kv_group()] if groups is None else list(groups)
     values: dict[str, object] = {
         "max_model_len": 512,
         "vocab_size": VOCAB_SIZE,
@@ -160,8 +164,8 @@ class _Slot:
 
 @dataclass
 class _Handle:
-    step: SchedulerOutput
-    result: StepResult
+    step: StepPlan
+    result: StepResult | EncodeResult
     fails: bool
 
 
@@ -176,12 +180,14 @@ class FakeRunner:
         block_size: int = 16,
         vocab_size: int = VOCAB_SIZE,
         max_model_len: int = 512,
+        max_encode_len: int = 0,
         next_token: NextToken = hash_token,
         draft: Draft | None = None,
         withhold: Callable[[SchedulerOutput, ScheduledRow], bool] | None = None,
         row_error: Callable[[SchedulerOutput, ScheduledRow], str | None] | None = None,
         fail_submit: Callable[[SchedulerOutput], bool] | None = None,
         fail_collect: Callable[[SchedulerOutput], bool] | None = None,
+        fail_encode: Callable[[EncodeBatch], bool] | None = None,
         delay: float = 0.0,
     ) -> None:
         """
@@ -191,7 +197,7 @@ class FakeRunner:
             draft: guesses for the tokens that follow a context, offered after each sample.
             withhold: rows that sample nothing this time.
             row_error: rows that fail alone, with this message.
-            fail_submit, fail_collect: steps that raise.
+            fail_submit, fail_collect, fail_encode: steps that raise.
             delay: seconds that a step takes.
         """
         if groups is None:
@@ -199,7 +205,14 @@ class FakeRunner:
                 kv_group("full", count) for count in ([num_blocks] if isinstance(num_blocks, int) else num_blocks)
             ]
         groups = list(groups)
-        self.info = fake_info(groups, block_size=block_size, vocab_size=vocab_size, max_model_len=max_model_len)
+        self.info = fake_info(
+            groups,
+            block_size=block_size,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            max_encode_len=max_encode_len,
+        )
+        self.fail_encode = fail_encode
         self.next_token = next_token
         self.draft = draft
         self.withhold = withhold
@@ -208,6 +221,9 @@ class FakeRunner:
         self.fail_collect = fail_collect
         self.delay = delay
         self.steps: list[SchedulerOutput] = []
+        self.batches: list[EncodeBatch] = []
+        self.plans: list[StepPlan] = []
+        """Steps and batches, in order."""
         self.num_computed_tokens = 0
         self.num_accepted_drafts = 0
         self.num_rejected_drafts = 0
@@ -219,7 +235,10 @@ class FakeRunner:
 
     # -- Runner -------------------------------------------------------------------------------------------------
 
-    def submit(self, step: SchedulerOutput) -> _Handle:
+    def submit(self, step: StepPlan) -> _Handle:
+        self.plans.append(step)
+        if isinstance(step, EncodeBatch):
+            return self._encode(step)
         self._check_step(step)
         self.steps.append(step)
         for init in step.slots:
@@ -236,13 +255,22 @@ class FakeRunner:
         self.max_in_flight = max(self.max_in_flight, len(self._in_flight))
         return handle
 
-    def collect(self, handle: _Handle) -> StepResult:
+    def _encode(self, batch: EncodeBatch) -> _Handle:
+        self.batches.append(batch)
+        fails = self.fail_encode is not None and self.fail_encode(batch)
+        handle = _Handle(batch, fake_encode(batch), fails)
+        self._in_flight.append(handle)
+        self.max_in_flight = max(self.max_in_flight, len(self._in_flight))
+        return handle
+
+    def collect(self, handle: _Handle) -> StepResult | EncodeResult:
         if self._in_flight.popleft() is not handle:
             raise StepContractError("steps are collected out of order")
         if self.delay:
             time.sleep(self.delay)
         if handle.fails:
-            self._kill(handle.step)
+            if isinstance(handle.step, SchedulerOutput):
+                self._kill(handle.step)
             raise RuntimeError("fake: collect failed")
         return handle.result
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.types import SamplingParams, ScheduledRow, SchedulerOutput, SlotInit
+from app.types import RowOutput, SamplingParams, ScheduledRow, SchedulerOutput, SlotInit, StepResult
 from tests.fake_pages import StepContractError
 from tests.fakes import FakeRunner, expected_tokens
 
@@ -43,22 +43,28 @@ def step(number: int, *rows: ScheduledRow, slots: tuple[SlotInit, ...] = (), **f
 def started() -> tuple[FakeRunner, int]:
     """A runner after one prompt, and the token that it sampled."""
     runner = FakeRunner(block_size=4)
-    result = runner.collect(runner.submit(step(0, row(blocks=(3, 1)), slots=(init(),))))
-    return runner, result.rows[0].token_ids[0]
+    return runner, collected(runner, runner.submit(step(0, row(blocks=(3, 1)), slots=(init(),)))).token_ids[0]
+
+
+def collected(runner: FakeRunner, handle: Any) -> RowOutput:
+    """The one row of a step."""
+    result = runner.collect(handle)
+    assert isinstance(result, StepResult)
+    return result.rows[0]
 
 
 def test_tokens_come_from_the_host_or_from_the_device() -> None:
     for source in ("host", "device"):
         runner, first = started()
         handle = runner.submit(step(1, row(5, [first] if source == "host" else None)))
-        assert [first, *runner.collect(handle).rows[0].token_ids] == expected_tokens(PROMPT, 2)
+        assert [first, *collected(runner, handle).token_ids] == expected_tokens(PROMPT, 2)
 
 
 def test_right_drafts_are_accepted_and_wrong_ones_are_not() -> None:
     runner, first = started()
     text = expected_tokens(PROMPT, 4)
     handle = runner.submit(step(1, row(5, [first, text[1], 999], num_samples=3, logits_start=0)))
-    assert runner.collect(handle).rows[0].token_ids == text[1:3]
+    assert collected(runner, handle).token_ids == text[1:3]
     assert (runner.num_accepted_drafts, runner.num_rejected_drafts) == (1, 1)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from app.types import EngineError, EngineRequest, SamplingParams
+from app.types import EncodeRequest, EngineError, GenerateRequest, SamplingParams
 
 MAX_LOGPROBS = 1024
 """Alternatives a token; bounds the size of an answer whatever the API process lets through."""
@@ -28,12 +29,16 @@ class _InvalidError(ValueError):
     """One reason to refuse a request."""
 
 
-def check(request: EngineRequest, limits: Limits) -> EngineError | None:
+def check(request: GenerateRequest, limits: Limits) -> EngineError | None:
     """Why ``request`` cannot be served, or None. A request that passes fits the engine when it is alone in it."""
+    if limits.max_model_len == 0:
+        return EngineError("invalid_request", "this model does not generate")
     try:
         _check_tokens(request, limits)
         _check_sampling(request.sampling, limits)
         _check_schedule(request)
+        _require(-(1 << 63) <= request.seed < 1 << 64, "seed must fit in 64 bits")
+        _require(0 <= request.sample_index < 1 << 32, "sample_index must fit in 32 bits")
     except (_InvalidError, TypeError) as error:
         return EngineError("invalid_request", str(error))
     wanted = len(request.prompt_token_ids) + request.sampling.max_tokens
@@ -47,12 +52,33 @@ def check(request: EngineRequest, limits: Limits) -> EngineError | None:
     return None
 
 
+def check_encode(request: EncodeRequest, vocab_size: int, max_len: int) -> EngineError | None:
+    """Why ``request`` cannot be encoded, or None.
+
+    Args:
+        max_len: tokens of the longest sequence; 0: the model does not encode.
+    """
+    if max_len == 0:
+        return EngineError("invalid_request", "this model does not encode")
+    try:
+        _require(bool(request.token_ids), "there is nothing to encode")
+        _check_ids("token_ids", request.token_ids, vocab_size)
+        _check_schedule(request)
+    except (_InvalidError, TypeError) as error:
+        return EngineError("invalid_request", str(error))
+    if len(request.token_ids) > max_len:
+        return EngineError(
+            "context_length_exceeded", f"{len(request.token_ids)} tokens exceed the {max_len} that are encoded at once"
+        )
+    return None
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise _InvalidError(message)
 
 
-def _check_tokens(request: EngineRequest, limits: Limits) -> None:
+def _check_tokens(request: GenerateRequest, limits: Limits) -> None:
     _require(bool(request.prompt_token_ids), "the prompt is empty")
     sampling = request.sampling
     for name, token_ids in (
@@ -61,8 +87,12 @@ def _check_tokens(request: EngineRequest, limits: Limits) -> None:
         ("logit_bias", sampling.logit_bias),
     ):
         if token_ids:
-            low, high = min(token_ids), max(token_ids)
-            _require(low >= 0 and high < limits.vocab_size, f"{name}: token ids go from 0 to {limits.vocab_size - 1}")
+            _check_ids(name, token_ids, limits.vocab_size)
+
+
+def _check_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    low, high = min(token_ids), max(token_ids)
+    _require(low >= 0 and high < vocab_size, f"{name}: token ids go from 0 to {vocab_size - 1}")
 
 
 def _check_sampling(params: SamplingParams, limits: Limits) -> None:
@@ -82,8 +112,6 @@ def _check_sampling(params: SamplingParams, limits: Limits) -> None:
         _require(count is None or 0 <= count <= most, f"{name} must be in [0, {most}]")
 
 
-def _check_schedule(request: EngineRequest) -> None:
-    _require(-(1 << 63) <= request.seed < 1 << 64, "seed must fit in 64 bits")
-    _require(0 <= request.sample_index < 1 << 32, "sample_index must fit in 32 bits")
+def _check_schedule(request: GenerateRequest | EncodeRequest) -> None:
     _require(math.isfinite(request.arrival_time), "arrival_time must be finite")
     _require(request.deadline is None or math.isfinite(request.deadline), "deadline must be finite")

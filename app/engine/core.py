@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.engine.admission import Limits, check
 from app.engine.deadlines import Deadlines
+from app.engine.encoding import EncodeStep, EncodingCore
 from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
 from app.engine.step import PlannedRow, Step
 from app.engine.trace import log_plan
 from app.types import (
+    EncodeOutput,
+    EncodeRequest,
+    EncodeResult,
     EngineConfig,
     EngineError,
     EngineOutput,
-    EngineRequest,
     EngineStats,
     FinishReason,
+    GenerateRequest,
     RequestStatus,
     RowOutput,
     RunnerInfo,
-    SchedulerOutput,
+    StepPlan,
     StepRecord,
     StepResult,
     TokenLogprobs,
@@ -37,9 +43,13 @@ _log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """The tensor side. ``submit`` starts a step, ``collect`` waits for its result; steps are collected in order.
+    """The tensor side. ``submit`` starts what a plan says, ``collect`` waits for its result; plans are collected in
+    order.
 
-    Either may raise: the step's requests then end in an error, and their slots are bound anew before they are used
+    A :class:`~app.types.SchedulerOutput` gives a :class:`~app.types.StepResult`, an :class:`~app.types.EncodeBatch`
+    (only where ``info.max_encode_len`` is above 0) an :class:`~app.types.EncodeResult`.
+
+    Either may raise: the plan's requests then end in an error, and their slots are bound anew before they are used
     again. A row whose token source is the device and whose slot sampled nothing in the step before is void: any
     result will do, it is not read.
     """
@@ -47,12 +57,20 @@ class Runner(Protocol):
     @property
     def info(self) -> RunnerInfo: ...
 
-    def submit(self, step: SchedulerOutput, /) -> Any: ...
-    def collect(self, handle: Any, /) -> StepResult: ...
+    def submit(self, plan: StepPlan, /) -> Any: ...
+    def collect(self, handle: Any, /) -> StepResult | EncodeResult: ...
 
 
 class EngineFailedError(RuntimeError):
     """Step after step fails; only a fresh process can help."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """What was submitted and not yet collected."""
+
+    step: Step | EncodeStep
+    handle: Any
 
 
 class EngineCore:
@@ -67,6 +85,8 @@ class EngineCore:
                 raise ValueError(f"{name} must be at least 1")
         if self._depth < 1:
             raise ValueError("pipeline_depth must be at least 1")
+        if not info.kv_cache.groups and info.max_encode_len < 1:
+            raise ValueError("a model without a KV cache group, which does not encode either")
         self._runner = runner
         self._config = config
         self._clock = clock
@@ -78,7 +98,10 @@ class EngineCore:
         )
         self._limits = Limits(info.vocab_size, info.max_model_len, self._kv.num_tokens)
         self._scheduler = Scheduler(config, self._kv)
-        self._handles: dict[int, Any] = {}
+        self._encoding = EncodingCore(config, vocab_size=info.vocab_size, max_len=info.max_encode_len, clock=clock)
+        self._encodes_next = False
+        """Whose turn it is while there are both rows to generate and sequences to encode."""
+        self._under_way: deque[_UnderWay] = deque()
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
         self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < info.vocab_size]
         self._requests: dict[str, Request] = {}
@@ -105,15 +128,17 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether :meth:`step` has anything to do."""
-        return bool(self._requests or self._scheduler.in_flight or self._outputs)
+        return self._has_requests or bool(self._under_way or self._outputs) or self._encoding.has_outputs
+
+    @property
+    def _has_requests(self) -> bool:
+        return bool(self._requests) or len(self._encoding) > 0
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def add_request(self, source: EngineRequest) -> None:
+    def add_request(self, source: GenerateRequest) -> None:
         """Takes a request, or answers it with an error in the next step's outputs."""
-        error = check(source, self._limits)
-        if error is None and source.request_id in self._requests:
-            error = EngineError("invalid_request", f"request id {source.request_id} is in use")
+        error = check(source, self._limits) or self._check_id(source.request_id)
         if error is not None:
             self.reject(source.request_id, source.client_index, error)
             return
@@ -124,18 +149,38 @@ class EngineCore:
             self._deadlines.watch(request.request_id, request.deadline)
         self._scheduler.add(request)
 
+    def add_encode_request(self, source: EncodeRequest) -> None:
+        """Takes a sequence to encode, or answers it with an error in the next step's outputs."""
+        error = self._check_id(source.request_id)
+        if error is not None:
+            self._encoding.reject(source.request_id, source.client_index, error)
+        else:
+            self._encoding.add(source)
+
+    def _check_id(self, request_id: str) -> EngineError | None:
+        if request_id in self._requests or request_id in self._encoding:
+            return EngineError("invalid_request", f"request id {request_id} is in use")
+        return None
+
     def reject(self, request_id: str, client_index: int, error: EngineError) -> None:
-        """Answers something that never became a request."""
+        """Answers something that never became a request to generate."""
         self._emit(client_index, EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error))
+
+    def reject_encode(self, request_id: str, client_index: int, error: EngineError) -> None:
+        """Answers something that never became a request to encode."""
+        self._encoding.reject(request_id, client_index, error)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends requests; each is confirmed by an output that says so. Unknown ids are ignored."""
+        request_ids = list(request_ids)
+        self._encoding.abort(request_ids)
         for request_id in request_ids:
             request = self._requests.get(request_id)
             if request is not None:
                 self._finish(request, FinishReason.ABORT)
 
     def _expire(self, now: float) -> None:
+        self._encoding.expire(now)
         for request_id in self._deadlines.pop_expired(now):
             request = self._requests[request_id]
             self._fail_request(request, "deadline_exceeded", "the deadline passed before the request was done")
@@ -160,19 +205,29 @@ class EngineCore:
         if self._resumed is None:
             self._resumed = started
         self._expire(started)
-        in_flight = self._scheduler.in_flight
-        planned = self._scheduler.schedule(started)
+        planned = self._plan(started)
         if planned is not None and on_planned is not None:
             on_planned()
         submitted = planned is not None and self._submit(planned)
-        if in_flight and (not submitted or len(in_flight) >= self._depth):
-            self._collect(in_flight[0])
-        elif planned is None and self._requests:
+        if self._under_way and (not submitted or len(self._under_way) >= self._depth):
+            self._collect(self._under_way.popleft())
+        elif planned is None and self._has_requests:
             raise RuntimeError("requests wait, nothing is under way and nothing can be scheduled")
-        if not self._requests and not in_flight:
+        if not self._has_requests and not self._under_way:
             self.pause()
-        if self._config.integrity_checks and not self._requests and not in_flight:
-            self.check_integrity()
+            if self._config.integrity_checks:
+                self.check_integrity()
+
+    def _plan(self, now: float) -> Step | EncodeStep | None:
+        """The next plan, of either kind in turn where there is work of both; None when nothing can be computed now."""
+        planned: Step | EncodeStep | None = None
+        if self._encodes_next:
+            planned = self._encoding.schedule(now) or self._scheduler.schedule(now)
+        else:
+            planned = self._scheduler.schedule(now) or self._encoding.schedule(now)
+        if planned is not None:
+            self._encodes_next = isinstance(planned, Step)
+        return planned
 
     def pause(self) -> None:
         """No step follows at once: the time until the next one is nobody's cost."""
@@ -183,51 +238,70 @@ class EngineCore:
         records, self._records = self._records, []
         return records[-_MAX_RECORDS:]
 
+    def take_encoded(self) -> dict[int, list[EncodeOutput]]:
+        """Answers to requests to encode since the last call, by client index."""
+        return self._encoding.take_outputs()
+
     def take_outputs(self) -> dict[int, list[EngineOutput]]:
         """Outputs since the last call, by client index."""
         outputs, self._outputs = self._outputs, {}
         return outputs
 
-    def _submit(self, step: Step) -> bool:
+    def _submit(self, step: Step | EncodeStep) -> bool:
         try:
             plan = step.snapshot()
             if self._config.trace_step:
                 log_plan(plan)
-            self._handles[step.id] = self._runner.submit(plan)
+            self._under_way.append(_UnderWay(step, self._runner.submit(plan)))
         except Exception as error:  # noqa: BLE001 - whatever the device side raises ends this step's requests only
             self._step_failed(step, error)
             return False
         return True
 
-    def _collect(self, step: Step) -> None:
+    def _collect(self, done: _UnderWay) -> None:
+        step = done.step
         try:
-            result = self._runner.collect(self._handles.pop(step.id))
+            result = self._runner.collect(done.handle)
             _check_result(step, result)
         except Exception as error:  # noqa: BLE001 - as above
             self._step_failed(step, error)
             return
         self._num_failures = 0
         self._num_steps += 1
-        self._scheduler.retire(step)
         now = self._clock()
         self._record(step, result, now)
-        for planned, row_output in zip(step.rows, result.rows, strict=True):
-            self._update(planned, row_output, now)
+        if isinstance(step, EncodeStep) and isinstance(result, EncodeResult):
+            self._encoding.finish(step, result)
+        elif isinstance(step, Step) and isinstance(result, StepResult):
+            self._scheduler.retire(step)
+            for planned, row_output in zip(step.rows, result.rows, strict=True):
+                self._update(planned, row_output, now)
 
-    def _record(self, step: Step, result: StepResult, now: float) -> None:
+    def _record(self, step: Step | EncodeStep, result: StepResult | EncodeResult, now: float) -> None:
         seconds = now - (now if self._resumed is None else self._resumed)
         self._resumed = now
-        decode = all(planned.row.num_tokens == planned.row.num_samples for planned in step.rows)
         self._records.append(
-            StepRecord(step.num_tokens, seconds, result.kernel_seconds, decode=decode, replayed=result.replayed)
+            StepRecord(
+                step.num_tokens,
+                seconds,
+                result.kernel_seconds,
+                decode=isinstance(step, Step) and step.is_decode,
+                replayed=result.replayed,
+                encode=isinstance(step, EncodeStep),
+            )
         )
         if len(self._records) > 2 * _MAX_RECORDS:
             del self._records[:-_MAX_RECORDS]
 
-    def _step_failed(self, step: Step, error: Exception) -> None:
-        _log.error("step %d failed", step.id, exc_info=error)
-        for request in self._scheduler.fail(step):
-            self._fail_request(request, "engine_error", "the step that computed this request failed")
+    def _step_failed(self, step: Step | EncodeStep, error: Exception) -> None:
+        kind = "step" if isinstance(step, Step) else "encode batch"
+        _log.error("%s %d failed", kind, step.id, exc_info=error)
+        message = f"the {kind} that computed this request failed"
+        if isinstance(step, EncodeStep):
+            self._encoding.fail(step, message)
+        else:
+            for request in self._scheduler.fail(step):
+                self._fail_request(request, "engine_error", message)
         self._num_failures += 1
         if self._num_failures >= MAX_CONSECUTIVE_FAILURES:
             message = f"{self._num_failures} steps failed in a row, the last with {_describe(error)}"
@@ -328,8 +402,8 @@ class EngineCore:
         """Counts as they stand now."""
         scheduler, fullest = self._scheduler, self._kv.fullest()
         return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running) + self._encoding.num_running,
+            num_waiting=len(scheduler.waiting) + self._encoding.num_waiting,
             blocks_used=fullest.num_held,
             blocks_total=fullest.num_blocks,
             steps_total=self._num_steps,
@@ -338,6 +412,7 @@ class EngineCore:
             preemptions_total=scheduler.num_preemptions,
             prefix_query_tokens_total=scheduler.num_query_tokens,
             prefix_hit_tokens_total=scheduler.num_hit_tokens,
+            encode_tokens_total=self._encoding.num_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -345,9 +420,13 @@ class EngineCore:
         self._kv.check_integrity(self._scheduler.held_tables())
 
 
-def _check_result(step: Step, result: StepResult) -> None:
-    if len(result.rows) != len(step.rows):
-        raise RuntimeError(f"{len(step.rows)} rows scheduled, {len(result.rows)} returned")
+def _check_result(step: Step | EncodeStep, result: StepResult | EncodeResult) -> None:
+    if isinstance(step, EncodeStep):
+        if not isinstance(result, EncodeResult) or len(result.sequences) != len(step.entries):
+            raise RuntimeError(f"not one result for each of {len(step.entries)} encoded sequences")
+        return
+    if not isinstance(result, StepResult) or len(result.rows) != len(step.rows):
+        raise RuntimeError(f"not one result for each of {len(step.rows)} scheduled rows")
     for planned, output in zip(step.rows, result.rows, strict=True):
         if len(output.token_ids) > planned.row.num_samples:
             raise RuntimeError(f"{planned.row.num_samples} samples asked for, {len(output.token_ids)} returned")

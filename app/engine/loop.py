@@ -19,14 +19,16 @@ from app.ipc import ChannelClosedError, FrameError, ProgressStamp
 from app.types import (
     AbortRequests,
     ClientFrame,
+    EncodeOutput,
+    EncodeRequest,
     EngineConfig,
     EngineError,
     EngineFatal,
     EngineFrame,
     EngineOutput,
     EngineReady,
-    EngineRequest,
     EngineStats,
+    GenerateRequest,
     LoadProgress,
     StepOutputs,
 )
@@ -49,6 +51,8 @@ class BadFrame:
     message: str
     request_id: str | None = None
     client_index: int = 0
+    encodes: bool = False
+    """It would have been an :class:`~app.types.EncodeRequest`."""
 
 
 class Port(Protocol):
@@ -102,7 +106,7 @@ class EngineLoop:
                 try:
                     core.advance(self._report_if_old)
                 finally:  # also when this was the engine's last step
-                    self._send(core.take_outputs())
+                    self._send(core.take_outputs(), core.take_encoded())
 
     def _mark(self, *, has_work: bool) -> None:
         if self._stamp is not None:
@@ -111,28 +115,38 @@ class EngineLoop:
     def _handle(self, frame: ClientFrame | BadFrame) -> bool:
         """Acts on one frame; False when it says to stop."""
         match frame:
-            case EngineRequest():
+            case GenerateRequest() | EncodeRequest():
                 self._clients.add(frame.client_index)
                 try:
-                    self._core.add_request(frame)
+                    self._add(frame)
                 except Exception:  # noqa: BLE001 - a bug that one request meets is that request's error
                     _log.exception("request %s could not be admitted", frame.request_id)
                     error = EngineError("engine_error", "the engine could not take this request")
-                    self._core.reject(frame.request_id, frame.client_index, error)
+                    self._reject(frame.request_id, frame.client_index, error, encodes=isinstance(frame, EncodeRequest))
             case AbortRequests():
                 self._core.abort(frame.request_ids)
             case BadFrame():
                 _log.error("frame dropped: %s", frame.message)
                 if frame.request_id is not None:
                     error = EngineError("invalid_request", frame.message)
-                    self._core.reject(frame.request_id, frame.client_index, error)
+                    self._reject(frame.request_id, frame.client_index, error, encodes=frame.encodes)
             case _:
                 return False
         return True
 
-    def _send(self, outputs: dict[int, list[EngineOutput]]) -> None:
-        if outputs:
-            self._send_frames(outputs, self._core.stats())
+    def _add(self, request: GenerateRequest | EncodeRequest) -> None:
+        if isinstance(request, EncodeRequest):
+            self._core.add_encode_request(request)
+        else:
+            self._core.add_request(request)
+
+    def _reject(self, request_id: str, client_index: int, error: EngineError, *, encodes: bool) -> None:
+        reject = self._core.reject_encode if encodes else self._core.reject
+        reject(request_id, client_index, error)
+
+    def _send(self, outputs: dict[int, list[EngineOutput]], encoded: dict[int, list[EncodeOutput]]) -> None:
+        if outputs or encoded:
+            self._send_frames(self._core.stats(), outputs, encoded)
         else:
             self._report()
 
@@ -144,13 +158,26 @@ class EngineLoop:
         """Lets every client see a state that changed without an output."""
         stats = self._core.stats()
         if stats != self._reported:
-            self._send_frames({client_index: [] for client_index in sorted(self._clients)}, stats)
+            self._send_frames(stats, {client_index: [] for client_index in sorted(self._clients)}, {})
 
-    def _send_frames(self, outputs: dict[int, list[EngineOutput]], stats: EngineStats) -> None:
+    def _send_frames(
+        self,
+        stats: EngineStats,
+        outputs: dict[int, list[EngineOutput]],
+        encoded: dict[int, list[EncodeOutput]],
+    ) -> None:
         self._reported, self._report_time = stats, time.monotonic()
         steps = self._core.take_records()
-        for client_index, client_outputs in outputs.items():
-            self._port.send(StepOutputs(client_index=client_index, outputs=client_outputs, stats=stats, steps=steps))
+        for client_index in outputs | encoded if encoded else outputs:
+            self._port.send(
+                StepOutputs(
+                    client_index=client_index,
+                    outputs=outputs.get(client_index, []),
+                    encoded=encoded.get(client_index, []),
+                    stats=stats,
+                    steps=steps,
+                )
+            )
 
 
 def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:

@@ -26,6 +26,8 @@ from app.ipc import (
 )
 from app.types import (
     ClientFrame,
+    EncodeOutput,
+    EncodeRequest,
     EngineConfig,
     EngineError,
     EngineFatal,
@@ -43,6 +45,8 @@ OUTBOX_BYTES = 8 << 20
 class _Salvaged(msgspec.Struct):
     """What of a malformed request is needed to answer it."""
 
+    type: str | None = None
+    """The tag of its kind."""
     request_id: str | None = None
     client_index: int = 0
 
@@ -97,12 +101,8 @@ class SocketPort:
 
     def _send_in_parts(self, frame: StepOutputs) -> None:
         """An answer too large for one frame goes out in halves; a single output that is too large is an error."""
-        outputs = frame.outputs
-        middle = len(outputs) // 2
-        parts = [outputs[:middle], outputs[middle:]] if middle else [[_too_large(outputs[0])]]
-        for index, part in enumerate(parts):
-            steps = [] if index else frame.steps
-            self.send(StepOutputs(client_index=frame.client_index, outputs=part, stats=frame.stats, steps=steps))
+        for index, part in enumerate(_halves(frame)):
+            self.send(msgspec.structs.replace(part, steps=[] if index else frame.steps))
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -127,16 +127,42 @@ def _decode(payload: bytes) -> ClientFrame | BadFrame:
         salvaged = msgspec.msgpack.decode(payload, type=_Salvaged)
     except msgspec.DecodeError:
         return BadFrame(message)
-    return BadFrame(message, salvaged.request_id, salvaged.client_index)
+    encodes = salvaged.type == EncodeRequest.__struct_config__.tag
+    return BadFrame(message, salvaged.request_id, salvaged.client_index, encodes)
 
 
-def _too_large(output: EngineOutput) -> EngineOutput:
-    return EngineOutput(
-        request_id=output.request_id,
-        finish_reason=FinishReason.ERROR,
-        error=EngineError("engine_error", "the answer is too large for one message"),
-        timings=output.timings,
-    )
+_TOO_LARGE = EngineError("engine_error", "the answer is too large for one message")
+
+
+def _halves(frame: StepOutputs) -> list[StepOutputs]:
+    """The outputs of a frame in two frames, or one output's error in its place."""
+    outputs, encoded = frame.outputs, frame.encoded
+    if outputs and encoded:
+        return [msgspec.structs.replace(frame, encoded=[]), msgspec.structs.replace(frame, outputs=[])]
+    if len(outputs) > 1:
+        middle = len(outputs) // 2
+        return [msgspec.structs.replace(frame, outputs=part) for part in (outputs[:middle], outputs[middle:])]
+    if len(encoded) > 1:
+        middle = len(encoded) // 2
+        return [msgspec.structs.replace(frame, encoded=part) for part in (encoded[:middle], encoded[middle:])]
+    reason = FinishReason.ERROR
+    return [
+        msgspec.structs.replace(
+            frame,
+            outputs=[
+                EngineOutput(
+                    request_id=output.request_id, finish_reason=reason, error=_TOO_LARGE, timings=output.timings
+                )
+                for output in outputs
+            ],
+            encoded=[
+                EncodeOutput(
+                    request_id=output.request_id, finish_reason=reason, error=_TOO_LARGE, timings=output.timings
+                )
+                for output in encoded
+            ],
+        )
+    ]
 
 
 def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStamp | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from app.engine.kv.table import BlockTable
-from app.types import EngineRequest, FinishReason, RequestStatus, RequestTimings, TokenLogprobs
+from app.types import FinishReason, GenerateRequest, RequestStatus, RequestTimings, TokenLogprobs
 
 
 class Request:
@@ -15,7 +15,7 @@ class Request:
     ``num_tokens``, the known tokens plus the ``num_pending`` ones that steps in flight are sampling.
     """
 
-    def __init__(self, source: EngineRequest, sequence: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(self, source: GenerateRequest, sequence: int, eos_token_ids: Collection[int]) -> None:
         self.request_id = source.request_id
         self.client_index = source.client_index
         self.sampling = source.sampling

@@ -49,6 +49,11 @@ class Step:
         """Tokens that the step computes."""
         return sum(planned.row.num_tokens for planned in self.rows)
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether each row computes only what it samples."""
+        return all(planned.row.num_tokens == planned.row.num_samples for planned in self.rows)
+
     def snapshot(self) -> SchedulerOutput:
         """What the runner is told."""
         rows = [planned.row for planned in self.rows]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from app.types import SchedulerOutput
+from app.types import EncodeBatch, SchedulerOutput, StepPlan
 
 _log = logging.getLogger(__name__)
 
 
-def log_plan(plan: SchedulerOutput) -> None:
-    """Logs a step, a line for each of its rows; no token."""
+def log_plan(plan: StepPlan) -> None:
+    """Logs a step, a line for each of its rows, or one for a batch to encode; no token."""
+    if isinstance(plan, EncodeBatch):
+        _log.info("step %d: %d sequences, %d tokens to encode", plan.step, plan.num_sequences, plan.num_tokens)
+        return
     for line in plan_lines(plan):
         _log.info("%s", line)
 

@@ -1,8 +1,8 @@
 """Which code runs a kernel: native on a CPU that has it, Triton on a GPU, else the plain torch of ``reference.py``.
 
-A native kernel is *emitted*: run at once, or appended to the recording under way (:func:`recording`), whose calls
-:mod:`app.runner.graph` replays as one. A Triton kernel lies in the op's ``triton.py``, imported only where it is to
-run. The choice is the process's: :func:`configure` is called once, at its entry.
+A native kernel is *emitted*: run at once, or appended to the recording under way (:func:`recording`), which
+:class:`~app.kernels.recorders.ProgramRecorder` makes one program of. A Triton kernel lies in the op's ``triton.py``,
+imported only where it is to run. The choice is the process's: :func:`configure` is called once, at its entry.
 """
 
 from __future__ import annotations

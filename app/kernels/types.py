@@ -268,6 +268,19 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedSequences:
+    """Whole sequences, one behind the other: sequence r has tokens ``cu_seqlens[r]:cu_seqlens[r + 1]``."""
+
+    cu_seqlens: Tensor
+    """[R + 1] int32, from 0 to T; no sequence is empty."""
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.cu_seqlens.numel() - 1
+
+
+@dataclass(frozen=True, slots=True)
 class StepRows:
     """A step's rows as the host tells of them; all int32.
 

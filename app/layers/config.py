@@ -25,7 +25,7 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttentionConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Causal attention over the keys and values of a sequence."""
+    """Attention over the keys and values of a sequence: causal in a decoder, both ways in an encoder."""
 
     kind: ClassVar[str] = "attention"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from app.models.config_fields import ConfigError
 
 if TYPE_CHECKING:
-    from app.models.base import Decoder
+    from app.models.base import Decoder, Encoder
     from app.models.config import ModelConfig
     from app.models.names import FamilyNames
     from app.quant.placement import Placement
@@ -42,6 +42,13 @@ class BuildModel(Protocol):
         """
 
 
+class BuildEncoder(Protocol):
+    """An encoder family's ``model.build_encoder``."""
+
+    def __call__(self, config: ModelConfig, /, *, max_positions: int, placement: Placement) -> Encoder:
+        """The model, its weights uninitialised; arguments as of :class:`BuildModel`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One family of models."""
@@ -58,6 +65,11 @@ class Architecture:
     """transformers' class of its tokenizer where the files name none, if that class does more than read them."""
 
     @property
+    def generates(self) -> bool:
+        """Whether it is a decoder; otherwise it encodes alone."""
+        return "generate" in self.tasks
+
+    @property
     def read(self) -> ReadConfig:
         """Parses its ``config.json``."""
         return cast("ReadConfig", import_module(f"{self.module}.config").read)
@@ -71,6 +83,11 @@ class Architecture:
     def build(self) -> BuildModel:
         """Builds the model; imports torch."""
         return cast("BuildModel", import_module(f"{self.module}.model").build)
+
+    @property
+    def build_encoder(self) -> BuildEncoder:
+        """Builds the model of a family that encodes; imports torch."""
+        return cast("BuildEncoder", import_module(f"{self.module}.model").build_encoder)
 
 
 ARCHITECTURES = (

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.kernels.types import AttentionMetadata, StepArena
+from app.kernels.types import AttentionMetadata, PackedSequences, StepArena
 from app.layers.blocks import LayerCache
 from app.layers.embedding import LMHead
 from app.quant.destination import Destination
@@ -59,3 +59,17 @@ class Decoder(Model, Protocol):
 
     def reserve(self, arena: StepArena) -> None:
         """Takes every buffer that :meth:`forward` and :meth:`logits` take, so that ``arena`` knows its size."""
+
+
+class Encoder(Model, Protocol):
+    """A model that reads whole sequences, each token seeing those behind it too, and keeps nothing of them."""
+
+    def encode(self, token_ids_T: Tensor, positions_T: Tensor, sequences: PackedSequences, arena: StepArena) -> Tensor:
+        """Final hidden states [T, D] of packed sequences, a buffer of ``arena``.
+
+        Args:
+            token_ids_T: [T] int64.
+            positions_T: [T] int64, from 0 in each sequence.
+            sequences: where each begins and ends.
+            arena: begun with T rows.
+        """

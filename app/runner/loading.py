@@ -17,7 +17,7 @@ from app.checkpoints.dummy import fill_dummy_weights
 from app.checkpoints.loader import load_weights
 from app.checkpoints.tied_head import ties_head
 from app.models.architectures import find, parse_config
-from app.models.base import Decoder
+from app.models.base import Decoder, Encoder, Model
 from app.models.config import AttentionConfig, ConfigError, MlpConfig, ModelConfig
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
@@ -104,6 +104,18 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
         )
 
 
+def check_encoder_memory(model_config: ModelConfig, placement: Placement) -> None:
+    """Checks that an encoder's weights fit before they are filled.
+
+    Raises:
+        RunnerError: they do not fit.
+    """
+    sizes = build_encoder(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
+    weight_bytes, available = sum(weight.nbytes for weight in sizes), available_memory(placement.device)
+    if weight_bytes > available:
+        raise RunnerError(f"weights of {weight_bytes} bytes do not fit into the {available} bytes available")
+
+
 def check_shares(model: ModelConfig, ranks: int) -> None:
     """Checks that a model can be shared out.
 
@@ -149,17 +161,36 @@ def load_model(
     """
     with _one_thread() if placement.packed else contextlib.nullcontext():
         model = build_model(model_config, max_positions, placement)
-        match config.load_format:
-            case "auto":
-                _load(model, config, placement, progress)
-            case "dummy":
-                fill_dummy_weights(model.destinations(), config.seed, placement.device)
-            case other:
-                raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
+        _fill(model, config, placement, progress)
     return model
 
 
-def _load(model: Decoder, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
+def load_encoder(
+    model_config: ModelConfig,
+    config: EngineConfig,
+    *,
+    max_positions: int,
+    placement: Placement,
+    progress: Callable[[int, int], None],
+) -> Encoder:
+    """As :func:`load_model`, of a model that encodes."""
+    with _one_thread() if placement.packed else contextlib.nullcontext():
+        model = build_encoder(model_config, max_positions, placement)
+        _fill(model, config, placement, progress)
+    return model
+
+
+def _fill(model: Model, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
+    match config.load_format:
+        case "auto":
+            _load(model, config, placement, progress)
+        case "dummy":
+            fill_dummy_weights(model.destinations(), config.seed, placement.device)
+        case other:
+            raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
+
+
+def _load(model: Model, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
     files, destinations = [Path(file) for file in config.weights], model.destinations()
     cache = None
     if placement.packed and config.packed_cache is not None:
@@ -195,4 +226,10 @@ def _one_thread() -> Iterator[None]:
 def build_model(model_config: ModelConfig, max_positions: int, placement: Placement) -> Decoder:
     """The model, its weights uninitialised; on the meta device it has shapes alone."""
     build = find(model_config.architecture).build
+    return build(model_config, max_positions=max_positions, placement=placement)
+
+
+def build_encoder(model_config: ModelConfig, max_positions: int, placement: Placement) -> Encoder:
+    """As :func:`build_model`, of a model that encodes."""
+    build = find(model_config.architecture).build_encoder
     return build(model_config, max_positions=max_positions, placement=placement)

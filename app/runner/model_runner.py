@@ -13,6 +13,7 @@ from app.kernels.types import StepArena
 from app.models.base import Decoder
 from app.models.config import ModelConfig
 from app.runner.device import runs_ahead
+from app.runner.errors import RunnerError
 from app.runner.execution.base import Executor
 from app.runner.execution.choose import choose_executor
 from app.runner.execution.eager import EagerExecutor
@@ -26,7 +27,7 @@ from app.runner.pending_sample import PendingSample
 from app.runner.sampler import Sampler
 from app.runner.snapshot import RunnerSnapshot, take_snapshot
 from app.runner.staging import STEPS_UNDER_WAY
-from app.types import EngineConfig, RowOutput, RunnerInfo, SchedulerOutput, StepResult
+from app.types import EncodeBatch, EngineConfig, RowOutput, RunnerInfo, StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +138,14 @@ class ModelRunner:
             graphs=self._executor.nbytes,
         )
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step of at least one row.
 
         Raises:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
         """
+        if isinstance(step, EncodeBatch):
+            raise RunnerError("this model does not encode")
         for index, populator in enumerate(self._populators):
             populator.note(
                 max((max(row.new_block_ids[index], default=0) for row in step.rows if row.new_block_ids), default=0)

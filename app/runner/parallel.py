@@ -11,16 +11,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import torch
 
 from app.kernels.collective import Ranks
+from app.models.architectures import find
+from app.runner.encoding import EncodingRunner, make_encoding_runner
 from app.runner.group import connect
+from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
-from app.types import EngineConfig, LoadProgress, SchedulerOutput, StepResult
+from app.types import EngineConfig, LoadProgress, StepPlan, StepResult
 
 _BLAME_SECONDS = 0.5
 """For news of another rank's end, of which an error of this one may only be the consequence."""
@@ -42,7 +46,7 @@ class ParallelRunner:
         self.close = weakref.finalize(self, others.stop)
         """Ends the other ranks."""
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: StepPlan) -> StepHandle:
         """Starts a step on every rank.
 
         Raises:
@@ -74,7 +78,7 @@ def start_runner(
     config: EngineConfig,
     progress: Callable[[LoadProgress], None],
     on_lost: Callable[[str], None] = lambda _: None,
-) -> ModelRunner | ParallelRunner:
+) -> ModelRunner | ParallelRunner | EncodingRunner:
     """Loads a model onto as many ranks as the config says and makes it ready for its first step.
 
     Args:
@@ -85,6 +89,8 @@ def start_runner(
     Raises:
         ConfigError, WeightError, RunnerError: as ``make_runner``, of any rank; or the model cannot be shared out so.
     """
+    if not find(read_model_config(Path(config.model_dir)).architecture).generates:
+        return make_encoding_runner(config, progress)
     size = config.tensor_parallel_size
     if size == 1:
         return make_runner(config, progress)

@@ -18,7 +18,7 @@ import msgspec
 
 from app.ipc import FrameAssembler, encode, frame_bytes
 from app.runner.errors import RunnerError
-from app.types import EngineConfig, SchedulerOutput
+from app.types import EngineConfig, StepPlan
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class RankProcesses:
         self.check()
         return sum(process.weight_bytes for process in self._processes)
 
-    def send(self, step: SchedulerOutput) -> None:
+    def send(self, step: StepPlan) -> None:
         """Has every rank run a step. Raises :class:`RunnerError` if one is gone."""
         self.check()
         frame = frame_bytes(encode(step))

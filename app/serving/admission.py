@@ -11,11 +11,11 @@ from typing import Self
 
 import msgspec
 
-from app.engine.admission import Limits, check
+from app.engine.admission import Limits, check, check_encode
 from app.errors import RequestError
 from app.serving.engine_client import EngineClient
-from app.serving.types import GenerationRequest
-from app.types import EngineError, EngineRequest
+from app.serving.types import EncodingRequest, GenerationRequest
+from app.types import EncodeRequest, EngineError, GenerateRequest
 
 MAX_RETRY_AFTER = 60.0
 
@@ -23,12 +23,13 @@ MAX_RETRY_AFTER = 60.0
 _STATUS = {
     "invalid_request": 400,
     "context_length_exceeded": 400,
+    "overloaded": 429,
     "slow_consumer": 408,
     "engine_restarted": 503,
     "deadline_exceeded": 504,
     "request_cancelled": 499,
 }
-_RESTART_RETRY_AFTER = 1.0
+_RETRY_AFTER = {"engine_restarted": 1.0, "overloaded": 1.0}
 _serial = itertools.count()
 
 
@@ -109,7 +110,7 @@ class Admission:
 
     def sequences(
         self, request: GenerationRequest, arrival: float, stop_token_ids: Sequence[int] = ()
-    ) -> list[EngineRequest]:
+    ) -> list[GenerateRequest]:
         """The engine requests of a request, one a choice, checked against what the engine can serve.
 
         Args:
@@ -119,8 +120,7 @@ class Admission:
             RequestError: 400 when it can never be served, 503 without an engine, 504 when it has no time left.
         """
         ready = self._client.ready or self._client.check_available()
-        if request.deadline is not None and request.deadline <= arrival:
-            raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+        _check_deadline(request.deadline, arrival)
         if request.n < 1:
             raise RequestError("n must be at least 1.", param="n")
         if "" in request.params.stop:
@@ -132,13 +132,44 @@ class Admission:
             raise request_error(error)
         return sequences
 
+    def encode_sequences(self, request: EncodingRequest, arrival: float) -> list[EncodeRequest]:
+        """The engine requests of a request to encode, one an input, checked against what the engine can serve.
+
+        Raises:
+            RequestError: as :meth:`sequences`.
+        """
+        ready = self._client.ready or self._client.check_available()
+        _check_deadline(request.deadline, arrival)
+        serial = next(_serial)
+        sequences = [
+            EncodeRequest(
+                request_id=f"{request.request_id}#{serial}-{index}",
+                token_ids=token_ids,
+                pooling=request.pooling,
+                normalize=request.normalize,
+                priority=request.priority,
+                arrival_time=arrival,
+                deadline=request.deadline,
+            )
+            for index, token_ids in enumerate(request.inputs)
+        ]
+        for sequence in sequences:
+            if (error := check_encode(sequence, ready.info.vocab_size, ready.info.max_encode_len)) is not None:
+                raise request_error(error)
+        return sequences
+
     def _retry_after(self, excess: int) -> float:
         """Seconds until ``excess`` sequences have ended, at the rate at which they did of late."""
         rate = self._client.completion_rate()
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
 
 
-def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[EngineRequest]:
+def _check_deadline(deadline: float | None, arrival: float) -> None:
+    if deadline is not None and deadline <= arrival:
+        raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
+
+
+def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[int, ...]) -> list[GenerateRequest]:
     """One engine request a choice, told apart by sample index under one seed; they share the prompt's KV blocks."""
     params = request.params
     if stop_token_ids:
@@ -148,7 +179,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
         params = msgspec.structs.replace(params, max_tokens=1, min_tokens=0)
     serial = next(_serial)  # clients choose request ids, and may choose one twice
     return [
-        EngineRequest(
+        GenerateRequest(
             request_id=f"{request.request_id}#{serial}-{index}",
             prompt_token_ids=request.prompt_token_ids,
             # Prompt logprobs are the same for every choice, and bar the sharing of the prompt's blocks.
@@ -167,10 +198,11 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
 def request_error(error: EngineError) -> RequestError:
     """The engine's error as an answer to the client."""
     status = _STATUS.get(error.code, 500)
+    kind = "invalid_request_error" if status < 500 else "server_error"
     return RequestError(
         error.message,
         status=status,
-        type="invalid_request_error" if status < 500 else "server_error",
+        type="overloaded_error" if error.code == "overloaded" else kind,
         code=error.code,
-        retry_after=_RESTART_RETRY_AFTER if error.code == "engine_restarted" else None,
+        retry_after=_RETRY_AFTER.get(error.code),
     )

@@ -12,6 +12,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import msgspec
 
@@ -23,13 +24,14 @@ from app.telemetry.metrics import Metrics
 from app.types import (
     AbortRequests,
     ClientFrame,
+    EncodeOutput,
+    EncodeRequest,
     EngineError,
     EngineFatal,
     EngineOutput,
     EngineReady,
-    EngineRequest,
     EngineStats,
-    FinishReason,
+    GenerateRequest,
     LoadProgress,
     Shutdown,
     StepOutputs,
@@ -86,7 +88,7 @@ class EngineClient:
         self._state = EngineState.LOADING
         self._reason = "the engine is starting"
         self._draining = False
-        self._routes: dict[str, Mailbox] = {}
+        self._routes: dict[str, Mailbox[Any]] = {}
         self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
         self._settled = asyncio.Event()
         self._idle = asyncio.Event()
@@ -193,14 +195,19 @@ class EngineClient:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Sequence[EngineRequest]) -> Mailbox:
+    @overload
+    def submit(self, requests: Sequence[GenerateRequest]) -> Mailbox[EngineOutput]: ...
+    @overload
+    def submit(self, requests: Sequence[EncodeRequest]) -> Mailbox[EncodeOutput]: ...
+    def submit(self, requests: Sequence[GenerateRequest] | Sequence[EncodeRequest]) -> Mailbox[Any]:
         """Sends the sequences of one request; their outputs all come to the mailbox that is returned.
 
         Raises:
             RequestError: 503, there is no engine. Nothing was sent.
         """
         self.check_running()
-        mailbox = Mailbox()
+        encodes = any(isinstance(request, EncodeRequest) for request in requests)
+        mailbox: Mailbox[Any] = Mailbox(EncodeOutput) if encodes else Mailbox(EngineOutput)
         for request in requests:
             self._send(request)
             self._routes[request.request_id] = mailbox
@@ -289,7 +296,7 @@ class EngineClient:
                     await connection.send(frame)
                 except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
                     # It cannot be put into a frame. That must not end the connection for everybody else.
-                    if isinstance(frame, EngineRequest):
+                    if isinstance(frame, GenerateRequest | EncodeRequest):
                         self._end(frame.request_id, EngineError("invalid_request", str(error)))
 
     def _route(self, frame: StepOutputs) -> None:
@@ -297,6 +304,10 @@ class EngineClient:
         self._metrics.observe_step(frame.stats, frame.steps)
         for step in frame.steps:
             self.slowest_token = max(self.slowest_token or 0.0, step.seconds / max(1, step.tokens))
+        for encoded in frame.encoded:
+            if (mailbox := self._routes.get(encoded.request_id)) is not None:
+                mailbox.put(encoded)
+                self._forget(encoded.request_id)
         for output in frame.outputs:
             mailbox = self._routes.get(output.request_id)
             if mailbox is None:
@@ -307,18 +318,18 @@ class EngineClient:
             elif mailbox.tokens > self._max_backlog:
                 self._drop_slow_reader(mailbox)
 
-    def _drop_slow_reader(self, mailbox: Mailbox) -> None:
+    def _drop_slow_reader(self, mailbox: Mailbox[Any]) -> None:
         request_ids = [request_id for request_id, other in self._routes.items() if other is mailbox]
         self.abort(request_ids)
         error = EngineError(
             "slow_consumer", f"The answer was not read for too long: over {self._max_backlog} tokens waited for it."
         )
-        mailbox.put(EngineOutput(request_id=request_ids[0], finish_reason=FinishReason.ERROR, error=error))
+        mailbox.fail(request_ids[0], error)
 
     def _end(self, request_id: str, error: EngineError) -> None:
         mailbox = self._routes.get(request_id)
         if mailbox is not None:
-            mailbox.put(EngineOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error))
+            mailbox.fail(request_id, error)
             self._forget(request_id)
 
     def _forget(self, request_id: str) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from app.errors import RequestError
 from app.serving.admission import Admission, Permit, request_error
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
@@ -20,15 +19,13 @@ from app.serving.mailbox import Arrival, Mailbox
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
-from app.types import EngineError, EngineOutput, EngineRequest, FinishReason, RequestTimings
+from app.types import EngineError, EngineOutput, FinishReason, GenerateRequest, RequestTimings
 
 if TYPE_CHECKING:
     from app.store import ModelFiles
 
 CANCELLED = "request_cancelled"
 """Error code of a request that was cancelled by another one."""
-CLIENT_LEFT = "client_left"
-"""In the ledger, the reason of a request that ended while its prompts were being encoded."""
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
 _DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -70,11 +67,11 @@ class Generation:
     def __init__(
         self,
         request: GenerationRequest,
-        sequences: Sequence[EngineRequest],
+        sequences: Sequence[GenerateRequest],
         choices: Sequence[Choice],
         *,
         client: EngineClient,
-        mailbox: Mailbox,
+        mailbox: Mailbox[EngineOutput],
         tokenizer: Tokenizer,
         entry: LedgerEntry,
     ) -> None:
@@ -174,7 +171,7 @@ class Generation:
         self._deltas.clear()
         self._close(CANCELLED if self.cancelled else None)
 
-    def _absorb(self, arrivals: Sequence[Arrival]) -> None:
+    def _absorb(self, arrivals: Sequence[Arrival[EngineOutput]]) -> None:
         touched: dict[int, Choice] = {}
         for arrival in arrivals:
             output = arrival.output
@@ -191,7 +188,7 @@ class Generation:
                 self._client.abort([output.request_id])  # a stop string: the engine does not know of it
         self._deltas.extend(delta for choice in touched.values() if (delta := choice.take()) is not None)
 
-    def _account(self, choice: Choice, arrival: Arrival) -> None:
+    def _account(self, choice: Choice, arrival: Arrival[EngineOutput]) -> None:
         output = arrival.output
         if count := len(output.new_token_ids):
             self._entry.add_generated(count)
@@ -219,7 +216,7 @@ class Generation:
         cut = FinishReason.ABORT if error_code in (None, CANCELLED) else FinishReason.ERROR
         self._entry.close([choice.finish_reason or cut for choice in self._choices.values()], error_code)
 
-    def _watch_deadline(self, sequence: EngineRequest) -> asyncio.TimerHandle | None:
+    def _watch_deadline(self, sequence: GenerateRequest) -> asyncio.TimerHandle | None:
         if sequence.deadline is None:
             return None
         error = EngineError("deadline_exceeded", "The request was not done when its time was up.")
@@ -320,16 +317,8 @@ class Generator:
         Raises:
             RequestError: 503 (no engine), 429 (full), 400 (more than ever fits).
         """
-        try:
-            with self._admission.permit(n) as permit:
-                yield permit
-        except RequestError as error:
-            self.ledger.refuse(request_id, endpoint, error)
-            raise
-        except asyncio.CancelledError:
-            left = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
-            self.ledger.refuse(request_id, endpoint, left)
-            raise
+        with self.ledger.refusing(request_id, endpoint), self._admission.permit(n) as permit:
+            yield permit
 
     def submit(
         self, permit: Permit, requests: Sequence[GenerationRequest], *, endpoint: str, stream: bool

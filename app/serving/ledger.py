@@ -6,18 +6,23 @@ is never written, only how much of it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 
 import structlog
 
 from app.errors import RequestError
-from app.serving.types import GenerationRequest, RequestRecord, Usage
+from app.serving.types import EncodingRequest, GenerationRequest, RequestRecord, Usage
 from app.telemetry.metrics import Metrics
 from app.types import FinishReason, RequestTimings
 
 _log = structlog.get_logger("tuili.ledger")
 
 OTHER_ERROR = "error"
+CLIENT_LEFT = "client_left"
+"""Reason of a request that ended while its prompts were being encoded."""
 
 
 class LedgerEntry:
@@ -95,11 +100,40 @@ class Ledger:
         )
         return LedgerEntry(self, record, arrival)
 
+    def open_encoding(self, request: EncodingRequest, *, endpoint: str, arrival: float) -> LedgerEntry:
+        """As :meth:`open`, of a request to encode: its tokens are all prompt."""
+        record = RequestRecord(
+            request_id=request.request_id,
+            model=self.metrics.model_name,
+            endpoint=endpoint,
+            stream=False,
+            usage=Usage(prompt_tokens=sum(map(len, request.inputs))),
+            generated_tokens=0,
+            finish_reasons=[],
+            error_code=None,
+            timings=None,
+            n=len(request.inputs),
+        )
+        return LedgerEntry(self, record, arrival)
+
     def refuse(self, request_id: str, endpoint: str, error: RequestError) -> None:
         """Writes down a request that was refused before anything was sent to the engine."""
         reason = error.code or OTHER_ERROR
         self.metrics.observe_refusal(endpoint, reason)
         self._log("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+
+    @contextlib.contextmanager
+    def refusing(self, request_id: str, endpoint: str) -> Iterator[None]:
+        """Writes a request down as refused that an error or its client's leaving ends within the block."""
+        try:
+            yield
+        except RequestError as error:
+            self.refuse(request_id, endpoint, error)
+            raise
+        except asyncio.CancelledError:
+            left = RequestError("The client left before its prompts were encoded.", status=499, code=CLIENT_LEFT)
+            self.refuse(request_id, endpoint, left)
+            raise
 
     def _log(self, event: str, **values: object) -> None:
         if self._log_requests:

@@ -1,37 +1,49 @@
-"""Where the outputs of one request wait for the task that turns them into text."""
+"""Where the outputs of one request wait for the task that reads them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from app.types import EngineOutput
+from app.types import EncodeOutput, EngineError, EngineOutput, FinishReason
+
+OutputT = TypeVar("OutputT", EngineOutput, EncodeOutput)
 
 
-class Arrival(NamedTuple):
+class Arrival(NamedTuple, Generic[OutputT]):
     """An output and the instant it was read."""
 
     time: float
-    output: EngineOutput
+    output: OutputT
 
 
-class Mailbox:
-    """Outputs that wait for the one task that reads them."""
+class Mailbox(Generic[OutputT]):
+    """Outputs that wait for the one task that reads them.
 
-    def __init__(self) -> None:
-        self._waiting: list[Arrival] = []
+    Args:
+        kind: of the outputs.
+    """
+
+    def __init__(self, kind: type[OutputT]) -> None:
+        self._kind: type[OutputT] = kind
+        self._waiting: list[Arrival[OutputT]] = []
         self._filled = asyncio.Event()
         self.tokens = 0
         """Tokens that wait."""
 
-    def put(self, output: EngineOutput) -> None:
+    def put(self, output: OutputT) -> None:
         """Adds an output, stamped with the present instant."""
         self._waiting.append(Arrival(time.monotonic(), output))
-        self.tokens += len(output.new_token_ids)
+        if isinstance(output, EngineOutput):
+            self.tokens += len(output.new_token_ids)
         self._filled.set()
 
-    async def take(self) -> list[Arrival]:
+    def fail(self, request_id: str, error: EngineError) -> None:
+        """Adds the output that ends one of its requests with an error."""
+        self.put(self._kind(request_id=request_id, finish_reason=FinishReason.ERROR, error=error))
+
+    async def take(self) -> list[Arrival[OutputT]]:
         """Everything that waits, oldest first; at least one output."""
         await self._filled.wait()
         arrivals, self._waiting, self.tokens = self._waiting, [], 0

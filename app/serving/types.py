@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.types import FinishReason, RequestTimings, SamplingParams
+from app.types import FinishReason, Pooling, RequestTimings, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,21 @@ class GenerationRequest:
     deadline: float | None = None
     """Instant of ``time.monotonic`` at which the request is given up."""
     cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingRequest:
+    """Sequences to encode, a result each."""
+
+    request_id: str
+    inputs: list[list[int]]
+    """Token ids of each sequence."""
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = True
+    """Vectors are scaled to length 1."""
+    priority: int = 0
+    deadline: float | None = None
+    """Instant of ``time.monotonic`` at which the request is given up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,14 +161,14 @@ class Metrics:
         self._steps = self._tally("tuili_engine_steps", "Steps computed.")
         self._steps_by_kind = self._counter(
             "tuili_engine_steps_by_kind",
-            "Steps that only decoded, or read prompts too; replayed as one call, or eager, op by op.",
+            "Steps that only decoded, read prompts too, or encoded; replayed as one call, or eager, op by op.",
             "kind",
             "run",
         )
-        # By what a record says: decode, replayed.
+        # By what a record says: encode, decode, replayed.
         self._kinds = {
-            (kind == "decode", run == "replayed"): self._steps_by_kind.labels(name, kind, run)
-            for kind in ("decode", "prefill")
+            (kind == "encode", kind == "decode", run == "replayed"): self._steps_by_kind.labels(name, kind, run)
+            for kind in ("decode", "prefill", "encode")
             for run in ("replayed", "eager")
         }
         self._step_tokens = self._histogram("tuili_step_tokens", "Tokens computed in one step.", _STEP_TOKENS)
@@ -191,6 +191,7 @@ class Metrics:
         totals = {
             "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
             "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
+            "encode_tokens_total": ("tuili_engine_encode_tokens", "Tokens of sequences that were encoded."),
             "preemptions_total": ("tuili_preemptions", "Sequences that had to give their KV blocks back."),
             "prefix_query_tokens_total": ("tuili_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             "prefix_hit_tokens_total": ("tuili_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
@@ -273,7 +274,7 @@ class Metrics:
             counter.inc(getattr(stats, field) - getattr(last, field))
         self._steps.inc(max(0, stats.steps_total - last.steps_total))
         for step in steps:
-            self._kinds[step.decode, step.replayed].inc()
+            self._kinds[step.encode, step.decode, step.replayed].inc()
             self._step_tokens.observe(step.tokens)
             self._step_seconds.observe(step.seconds)
             self._kernel_seconds.observe(step.kernel_seconds)

@@ -17,7 +17,7 @@ import numpy as np
 from app.engine.core import EngineCore
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, StepRecord
+from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams, StepRecord
 from benchmarks.gpu.models import MODELS, write_config
 
 MAX_STEP_TOKENS = 8192
@@ -118,7 +118,7 @@ class Session:
         ids = self._rng.integers(10, self._vocab_size, prompt).tolist()
         now = time.monotonic()
         self._engine.add_request(
-            EngineRequest(request_id=name, prompt_token_ids=ids, sampling=sampling, seed=0, arrival_time=now)
+            GenerateRequest(request_id=name, prompt_token_ids=ids, sampling=sampling, seed=0, arrival_time=now)
         )
         return name
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from app.engine.core import EngineCore
-from app.types import EngineOutput, EngineRequest, EngineStats, FinishReason
+from app.types import EngineOutput, EngineStats, FinishReason, GenerateRequest
 from tests.fakes import FakeRunner, fake_config
 
 
@@ -33,7 +33,7 @@ class Harness:
         self.order: list[str] = []
         """Request ids as they finished."""
 
-    def add(self, *requests: EngineRequest) -> None:
+    def add(self, *requests: GenerateRequest) -> None:
         for request in requests:
             self.core.add_request(request)
 

@@ -29,6 +29,7 @@ from app.ipc import (
 )
 from app.types import (
     AbortRequests,
+    EncodeOutput,
     EngineConfig,
     EngineFatal,
     EngineFrame,
@@ -36,11 +37,13 @@ from app.types import (
     EngineReady,
     FinishReason,
     LoadProgress,
+    Pooling,
     SchedulerOutput,
     Shutdown,
     StepOutputs,
 )
 from tests.engine.harness import wait_until
+from tests.fake_encoder import encode_request, expected_vector, floats
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, make_fake_runner
 
 SECONDS = 20
@@ -249,8 +252,8 @@ def test_an_abort_is_confirmed_and_frees() -> None:
     [
         (b"\xc1garbage", False),
         (encode({"type": "nonsense"}), False),
-        (encode({"type": "add", "request_id": "bad", "prompt_token_ids": "text"}), True),
-        (encode({"type": "add", "request_id": "bad", "prompt_token_ids": [1], "sampling": {"top_p": "x"}}), True),
+        (encode({"type": "generate", "request_id": "bad", "prompt_token_ids": "text"}), True),
+        (encode({"type": "generate", "request_id": "bad", "prompt_token_ids": [1], "sampling": {"top_p": "x"}}), True),
     ],
     ids=["garbage", "tag", "prompt", "sampling"],
 )  # fmt: skip
@@ -264,6 +267,43 @@ def test_a_malformed_frame_hurts_nobody_else(payload: bytes, answered: bool, cap
             assert outputs["bad"][0].error is not None
             assert outputs["bad"][0].error.code == "invalid_request"
     assert "frame dropped" in caplog.text
+
+
+def encoded_until(client: Client, *request_ids: str) -> dict[str, EncodeOutput]:
+    """Answers to requests to encode, once all of them are there."""
+    outputs: dict[str, EncodeOutput] = {}
+    while not set(request_ids) <= outputs.keys():
+        frame = client.receive()
+        if isinstance(frame, StepOutputs):
+            outputs |= {output.request_id: output for output in frame.encoded}
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "fields", [{"token_ids": "text"}, {"token_ids": [1], "pooling": "max"}], ids=["ids", "pooling"]
+)
+def test_a_malformed_request_to_encode_is_answered_as_one(fields: dict[str, object]) -> None:
+    with engine_thread(FakeRunner(max_encode_len=100)) as engine:
+        engine.client.ready()
+        engine.client.send(encode({"type": "encode", "request_id": "bad", **fields}), encode_request("good", [1, 2]))
+        outputs = encoded_until(engine.client, "good", "bad")
+        assert floats(outputs["good"].data) == expected_vector([1, 2])
+        assert outputs["bad"].error is not None
+        assert outputs["bad"].error.code == "invalid_request"
+
+
+def test_encoded_answers_larger_than_a_frame_are_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FrameChannel", partial(FrameChannel, max_frame_bytes=2_000))
+    with engine_thread(FakeRunner(max_encode_len=600), max_num_batched_tokens=1024) as engine:
+        engine.client.ready()
+        long = [encode_request(f"ok{i}", [i] * 100, pooling=Pooling.NONE) for i in range(4)]
+        engine.client.send(
+            *long, encode_request("large", [9] * 600, pooling=Pooling.NONE), fake_request("text", [1], 5)
+        )
+        outputs = encoded_until(engine.client, "large", *(f"ok{i}" for i in range(4)))
+        assert all(floats(outputs[f"ok{i}"].data) == (float(i),) * 100 for i in range(4))
+        assert outputs["large"].error is not None
+        assert max(engine.client.sizes) <= 2_000
 
 
 def test_a_client_that_does_not_read_stops_the_steps_but_not_its_aborts(monkeypatch: pytest.MonkeyPatch) -> None:

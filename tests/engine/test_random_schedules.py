@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.types import EngineRequest, FinishReason, KVCacheGroup, ScheduledRow, SchedulerOutput
+from app.types import FinishReason, GenerateRequest, KVCacheGroup, ScheduledRow, SchedulerOutput
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_request, hash_token, kv_group
 
@@ -50,7 +50,7 @@ class Job:
     prompt_logprobs: bool
     tenant: bool
 
-    def request(self, index: int) -> EngineRequest:
+    def request(self, index: int) -> GenerateRequest:
         return fake_request(
             str(index),
             PREFIX[: self.shared] + [index % VOCAB] * self.own,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.types import SchedulerOutput, StepResult
+from app.types import StepPlan, StepResult
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, fake_request
 
@@ -14,12 +14,14 @@ class TimedRunner(FakeRunner):
 
     harness: Harness
 
-    def submit(self, step: SchedulerOutput) -> Any:
+    def submit(self, step: StepPlan) -> Any:
         self.harness.now += 3.0
         return super().submit(step)
 
     def collect(self, handle: Any) -> StepResult:
-        return StepResult(rows=super().collect(handle).rows, replayed=True, kernel_seconds=2.0)
+        result = super().collect(handle)
+        assert isinstance(result, StepResult)
+        return StepResult(rows=result.rows, replayed=True, kernel_seconds=2.0)
 
 
 def test_a_record_for_each_step() -> None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from app.engine.core import EngineCore
-from app.types import EngineConfig, EngineRequest, SamplingParams
+from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.fakes import FakeRunner
 
 
@@ -16,7 +16,7 @@ def lines(caplog: pytest.LogCaptureFixture, *, trace_step: bool) -> list[str]:
     core = EngineCore(FakeRunner(), EngineConfig(model_dir="m", max_num_batched_tokens=20, trace_step=trace_step))
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     prompt = list(range(100, 130))
-    core.add_request(EngineRequest(request_id="r", prompt_token_ids=prompt, sampling=sampling, seed=0))
+    core.add_request(GenerateRequest(request_id="r", prompt_token_ids=prompt, sampling=sampling, seed=0))
     while core.has_work:
         core.step()
         core.take_outputs()

@@ -11,7 +11,7 @@ from app.engine.core import EngineCore
 from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.runner.start import make_runner
 from app.store import ModelFiles
-from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams
+from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 
@@ -47,12 +47,14 @@ def _ignore(progress: LoadProgress) -> None:
     del progress
 
 
-def request(request_id: str, prompt: Sequence[int], params: SamplingParams = GREEDY, **fields: Any) -> EngineRequest:
+def request(request_id: str, prompt: Sequence[int], params: SamplingParams = GREEDY, **fields: Any) -> GenerateRequest:
     """A request with a fixed seed."""
-    return EngineRequest(request_id=request_id, prompt_token_ids=list(prompt), sampling=params, **{"seed": 7, **fields})
+    return GenerateRequest(
+        request_id=request_id, prompt_token_ids=list(prompt), sampling=params, **{"seed": 7, **fields}
+    )
 
 
-def run(engine: EngineCore, requests: Sequence[EngineRequest], *, max_steps: int = 20_000) -> dict[str, list[int]]:
+def run(engine: EngineCore, requests: Sequence[GenerateRequest], *, max_steps: int = 20_000) -> dict[str, list[int]]:
     """Adds all requests at once and steps until the engine is idle.
 
     Returns:

@@ -20,7 +20,7 @@ from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
-from app.types import EngineRequest, SamplingParams
+from app.types import GenerateRequest, SamplingParams
 from tests.integration.whole_steps import (
     MAX_TOKENS,
     gives_the_same_in_a_batch_alone_and_on_a_prefix,
@@ -77,7 +77,7 @@ def served(directory: Path, device: str, **options: Any) -> tuple[list[list[int]
         name = f"request-{index}"
         outputs[name] = list[int]()
         engine.add_request(
-            EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, seed=index, arrival_time=0.0)
+            GenerateRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, seed=index, arrival_time=0.0)
         )
     while engine.has_work:
         for output in engine.step():

@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.core import EngineCore
 from app.store import ModelFiles
-from app.types import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
+from app.types import EngineOutput, GenerateRequest, SamplingParams, TokenLogprobs
 from tests.integration.engines import isas, make_engine, request, step_until_idle
 
 pytestmark = pytest.mark.skipif(not isas(), reason="no native kernels here")
@@ -39,7 +39,7 @@ def settings(request: pytest.FixtureRequest, packed_cache: Path) -> dict[str, An
     return {**request.param, "kernels": "strict", "packed_cache": str(packed_cache), "threads": 1}
 
 
-def asked(prompt_ids: dict[str, list[int]], **fields: Any) -> list[EngineRequest]:
+def asked(prompt_ids: dict[str, list[int]], **fields: Any) -> list[GenerateRequest]:
     """Half of the prompts greedily, half of them sampled, all with the log-probabilities of three alternatives."""
     requests = []
     for index, (name, ids) in enumerate(prompt_ids.items()):
@@ -56,7 +56,7 @@ def answers_of(outputs: Sequence[EngineOutput]) -> Answers:
     return answers
 
 
-def run(engine: EngineCore, requests: Sequence[EngineRequest]) -> Answers:
+def run(engine: EngineCore, requests: Sequence[GenerateRequest]) -> Answers:
     for item in requests:
         engine.add_request(item)
     return answers_of(step_until_idle(engine))

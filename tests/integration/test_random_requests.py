@@ -15,7 +15,7 @@ import pytest
 
 from app.engine.core import EngineCore
 from app.runner.start import make_runner
-from app.types import EngineConfig, EngineOutput, EngineRequest, LoadProgress, SamplingParams, TokenLogprobs
+from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams, TokenLogprobs
 from tests.integration.engines import isas
 from tests.models.tiny import make_reference, save
 
@@ -91,14 +91,14 @@ def draw_sampling(rng: random.Random) -> SamplingParams:
     )
 
 
-def draw_requests(rng: random.Random) -> list[EngineRequest]:
+def draw_requests(rng: random.Random) -> list[GenerateRequest]:
     shared = rng.choices(range(VOCAB), k=60)
     requests = []
     for index in range(rng.randint(3, 10)):
         length = rng.choice([1, 2, 15, 16, 17, 31, 32, 33, 60])
         kept = rng.choice([0, length - 1, rng.randint(0, length)])
         requests.append(
-            EngineRequest(
+            GenerateRequest(
                 request_id=str(index),
                 prompt_token_ids=shared[:kept] + rng.choices(range(VOCAB), k=length - kept),
                 sampling=draw_sampling(rng),
@@ -111,7 +111,7 @@ def draw_requests(rng: random.Random) -> list[EngineRequest]:
     return requests
 
 
-def answers_of(engine: EngineCore, requests: Sequence[EngineRequest], rng: random.Random) -> dict[str, Answer]:
+def answers_of(engine: EngineCore, requests: Sequence[GenerateRequest], rng: random.Random) -> dict[str, Answer]:
     """Lets the requests come up to three a step."""
     answers = {request.request_id: Answer() for request in requests}
     waiting = list(requests)

@@ -9,7 +9,7 @@ import pytest
 
 from app.engine.core import EngineCore
 from app.store import ModelFiles
-from app.types import EngineRequest, SamplingParams
+from app.types import GenerateRequest, SamplingParams
 from tests.integration.engines import collect_tokens, isas, make_engine, request, run, step_until_idle
 
 Tokens = dict[str, list[int]]
@@ -29,7 +29,7 @@ FORMATS = {
 SEEDS = {"story": 7, "python": 2**64 - 1, "sql": -1, "chinese": 0}
 
 
-def seeded(prompt_ids: Tokens, name: str, **fields: Any) -> EngineRequest:
+def seeded(prompt_ids: Tokens, name: str, **fields: Any) -> GenerateRequest:
     """The request called ``name``, 24 tokens long, with a cache of its own unless ``fields`` say otherwise."""
     params = msgspec.structs.replace(SAMPLINGS[name], max_tokens=NUM_TOKENS, ignore_eos=True)
     return request(name, prompt_ids[name], params, **{"seed": SEEDS[name], "cache_salt": name, **fields})

@@ -205,7 +205,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     tape = Tape()
     monkeypatch.setattr("app.kernels.dispatch.best_isa", lambda: "avx2")
     monkeypatch.setattr("app.kernels.dispatch.Program", tape.program())
-    monkeypatch.setattr("app.runner.graph.Program", tape.program())
+    monkeypatch.setattr("app.kernels.recorders.Program", tape.program())
     checkpoint = save(make_reference(variant), tmp_path / "checkpoint")
     limits = {"num_blocks": 12, "max_num_seqs": 3, "max_num_batched_tokens": 32, "max_logit_rows": 32}
     runner = make_runner(engine_config(checkpoint, kernels="strict", threads=2, **formats, **limits), discard)

@@ -10,7 +10,16 @@ from typing import Any
 from app.engine.core import Runner
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import EngineConfig, LoadProgress, RowOutput, SamplingParams, ScheduledRow, SlotInit, TokenLogprobs
+from app.types import (
+    EngineConfig,
+    LoadProgress,
+    RowOutput,
+    SamplingParams,
+    ScheduledRow,
+    SlotInit,
+    StepResult,
+    TokenLogprobs,
+)
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 
 
@@ -119,5 +128,6 @@ def run(
             for s in active
         ]
         result = runner.collect(runner.submit(step_of(rows, slots)))
+        assert isinstance(result, StepResult)
         for sequence, output in zip(active, result.rows, strict=True):
             sequence.take(output)

@@ -18,7 +18,7 @@ from app.models.config import ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
-from app.types import EngineConfig, EngineRequest, SamplingParams
+from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.models.tiny import CONTEXT, make_reference, reference_logits, save
 from tests.runner.driver import discard, engine_config
 
@@ -75,9 +75,9 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded(request.param, tmp_path_factory.mktemp("model"))
 
 
-def request_of(name: str, prompt: list[int], **fields: Any) -> EngineRequest:
+def request_of(name: str, prompt: list[int], **fields: Any) -> GenerateRequest:
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
-    return EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=params, seed=0, **fields)
+    return GenerateRequest(request_id=name, prompt_token_ids=prompt, sampling=params, seed=0, **fields)
 
 
 def answers(engine: EngineCore, prompts: dict[str, list[int]], **fields: Any) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from app.models.names import DecoderNames
 from app.runner.formats import choose_formats
 from app.runner.kv_plan import kv_groups, plan_kv_cache
 from app.runner.model_runner import ModelRunner
-from app.types import EngineConfig, EngineRequest, SamplingParams
+from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.kernels.delta import native_isas
 from tests.runner.driver import engine_config
 
@@ -99,7 +99,7 @@ def engine_of(directory: Path, **changes: Any) -> EngineCore:
 def answers(engine: EngineCore, prompts: dict[str, list[int]], num_tokens: int) -> dict[str, list[int]]:
     for name, prompt in prompts.items():
         sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        engine.add_request(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, seed=0))
+        engine.add_request(GenerateRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, seed=0))
     tokens: dict[str, list[int]] = {name: [] for name in prompts}
     while engine.has_work:
         for output in engine.step():

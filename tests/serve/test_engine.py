@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "enable_prefix_caching": False,
     "pipeline_depth": 2,
     "enforce_eager": True,
+    "trace_step": True,
     "tensor_parallel_size": 2,
     "threads": 5,
     "kernels": "strict",

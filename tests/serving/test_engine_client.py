@@ -70,7 +70,7 @@ def step(*outputs: EngineOutput, **stats: int) -> StepOutputs:
 
 
 async def test_a_mailbox_hands_out_all_that_waits() -> None:
-    mailbox = Mailbox()
+    mailbox = Mailbox(EngineOutput)
     taking = asyncio.create_task(mailbox.take())
     await asyncio.sleep(0)
     assert not taking.done()

@@ -120,7 +120,8 @@ def test_each_step_is_counted_by_what_it_did_and_how() -> None:
     metrics = filled()
     decode = StepRecord(tokens=2, seconds=0.005, kernel_seconds=0.0048, decode=True, replayed=True)
     eager = StepRecord(tokens=2, seconds=0.02, kernel_seconds=0.03, decode=True, replayed=False)
-    metrics.observe_step(msgspec.structs.replace(STATS, steps_total=4), [decode, decode, eager])
+    encode = StepRecord(tokens=0, seconds=0.0, kernel_seconds=0.0, decode=False, replayed=True, encode=True)
+    metrics.observe_step(msgspec.structs.replace(STATS, steps_total=4), [decode, decode, eager, encode])
     samples = page(metrics)
     kinds = {(s["kind"], s["run"]): value for s, value in samples["tuili_engine_steps_by_kind_total"]}
     assert kinds == {
@@ -128,13 +129,15 @@ def test_each_step_is_counted_by_what_it_did_and_how() -> None:
         ("decode", "eager"): 1,
         ("prefill", "replayed"): 1,
         ("prefill", "eager"): 0,
+        ("encode", "replayed"): 1,
+        ("encode", "eager"): 0,
     }
     assert samples["tuili_step_tokens_sum"][0][1] == 28
     assert samples["tuili_step_kernel_seconds_sum"][0][1] == pytest.approx(0.0092 + 2 * 0.0048 + 0.03)
     host = samples["tuili_step_host_seconds_sum"][0][1]
     assert host == pytest.approx(0.0008 + 2 * 0.0002), "never less than nothing"
     buckets = {s["le"]: value for s, value in samples["tuili_step_host_seconds_bucket"]}
-    assert (buckets["5e-05"], buckets["0.00075"], buckets["0.001"], buckets["+Inf"]) == (1, 3, 4, 4)
+    assert (buckets["5e-05"], buckets["0.00075"], buckets["0.001"], buckets["+Inf"]) == (2, 4, 5, 5)
 
 
 def test_http_is_counted_under_bounded_labels() -> None:

@@ -62,11 +62,9 @@ class KVManager:
             identity: names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes.
 
         Raises:
-            ValueError: there is no group, or one that the engine does not know.
+            ValueError: there is a group that the engine does not know.
         """
         self.block_size = spec.block_size
-        if not spec.groups:
-            raise ValueError("a model without a KV cache group")
         self._policies = [_policy(group, spec.block_size) for group in spec.groups]
         self._pools = [BlockPool(group.num_blocks) for group in spec.groups]
         self._chain = PrefixChain(spec.block_size, identity)
@@ -81,10 +79,12 @@ class KVManager:
         """Published in the step that is being filled, of groups whose rows do not see each other."""
         self.can_rewind = all(policy.can_rewind for policy in self._policies)
         """Whether a sequence can go back by some tokens and go on from there."""
-        self.num_tokens = spec.block_size * min(policy.capacity(max_model_len) for policy in self._policies)
-        """Tokens of the longest sequence that every group can hold."""
+        self.num_tokens = spec.block_size * min(
+            (policy.capacity(max_model_len) for policy in self._policies), default=0
+        )
+        """Tokens of the longest sequence that every group can hold; 0 without groups, where nothing is generated."""
         tokens = config.max_num_batched_tokens
-        self.max_chunk = min(policy.max_chunk(tokens, max_model_len) for policy in self._policies)
+        self.max_chunk = min((policy.max_chunk(tokens, max_model_len) for policy in self._policies), default=tokens)
         """Tokens of a row, at most: what a small pool of a group that gives back can take beside the window."""
         self._most = {"chunk": self.max_chunk, "steps": pipeline_depth}
 
@@ -97,7 +97,7 @@ class KVManager:
 
     def fullest(self) -> BlockPool:
         """The pool of which the largest share is held."""
-        return max(self._pools, key=lambda pool: pool.num_held / max(1, pool.num_blocks))
+        return max(self._pools, key=lambda pool: pool.num_held / max(1, pool.num_blocks), default=BlockPool(0))
 
     def covers(self, request: Request, end: int) -> bool:
         """Whether the request's tables reach to position ``end``: nothing is missing then."""

@@ -395,4 +395,28 @@ typedef struct {
     int32_t width, gate_stride;
 } TuiliSigmoidMulArgs;
 
+// See app/kernels/packed_attention.
+typedef struct {
+    const void* qkv;  // [T, (h + 2g) * e]
+    const int32_t* cu_seqlens;  // [R + 1]
+    void* out;  // [T, h * e]
+    int32_t dtype;  // of qkv: F32 or BF16
+    int32_t out_dtype;  // F32 or BF16
+    int32_t h, g, e;
+    int32_t window;  // positions seen to either side; -1 for all
+    float scale;
+    int32_t reserved;
+} TuiliPackedAttentionArgs;
+
+// See app/kernels/pool. Counted by ROWS.
+typedef struct {
+    const void* hidden;  // [T, width]
+    const int32_t* cu_seqlens;  // [R + 1]
+    const int32_t* modes;  // [R]: TuiliPooling, + TUILI_NORMALIZE
+    float* out;  // [R, width]
+    int32_t dtype;  // of hidden: F32 or BF16
+    int32_t width;
+} TuiliPoolArgs;
+enum TuiliPooling : int32_t { TUILI_POOL_MEAN = 0, TUILI_POOL_FIRST = 1, TUILI_POOL_LAST = 2, TUILI_NORMALIZE = 4 };
+
 }  // extern "C"

@@ -241,6 +241,21 @@ class SigmoidMulArgs(ctypes.Structure):
     _fields_: ClassVar[list[Any]] = _args("x gate out out_scale", "dtype out_dtype width gate_stride")
 
 
+class PackedAttentionArgs(ctypes.Structure):
+    """TuiliPackedAttentionArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("qkv cu_seqlens out", "dtype out_dtype h g e window", "scale"),
+        ("reserved", c_int32),
+    ]
+
+
+class PoolArgs(ctypes.Structure):
+    """TuiliPoolArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("hidden cu_seqlens modes out", "dtype width")
+
+
 ARGS: dict[str, type[ctypes.Structure]] = {
     "embed": EmbedArgs,
     "add_norm": AddNormArgs,
@@ -263,4 +278,6 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "gated_delta": GatedDeltaArgs,
     "gated_norm": GatedNormArgs,
     "sigmoid_mul": SigmoidMulArgs,
+    "packed_attention": PackedAttentionArgs,
+    "pool": PoolArgs,
 }

@@ -58,7 +58,7 @@ def stream(threads: int) -> None:
     from app.engine.core import EngineCore
     from app.runner.start import make_runner
     from app.store import SilentProgress, Store, pull
-    from app.types import EngineConfig, EngineRequest, SamplingParams
+    from app.types import EngineConfig, GenerateRequest, SamplingParams
 
     files = pull("smollm2-135m", Store(), SilentProgress())
     config = EngineConfig(
@@ -79,7 +79,7 @@ def stream(threads: int) -> None:
         )
         prompt = [(7 * index + position) % 40_000 + 100 for position in range(5 + index)]
         engine.add_request(
-            EngineRequest(
+            GenerateRequest(
                 request_id=str(index),
                 prompt_token_ids=prompt,
                 sampling=sampling,
