@@ -96,13 +96,12 @@ ARCHITECTURES = (
     Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
     Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",), tokenizer="Qwen2Tokenizer"),
     Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",), tokenizer="Qwen2Tokenizer"),
-    # One package, and two generations of it that differ in their tokenizers.
-    Architecture(module="app.models.qwen3_next", hf=("Qwen3NextForCausalLM",), tokenizer="Qwen2Tokenizer"),
+    # Qwen3.5 has a tokenizer class of its own, which brings the same tokens.
     Architecture(
         module="app.models.qwen3_next",
-        hf=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+        hf=("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
         gguf=("qwen35",),
-        tokenizer="Qwen3_5Tokenizer",
+        tokenizer="Qwen2Tokenizer",
     ),
     Architecture(module="app.models.gpt2", hf=("GPT2LMHeadModel",), gguf=("gpt2",), tokenizer="GPT2Tokenizer"),
 )

@@ -63,6 +63,6 @@ def test_a_familys_files_are_short(row: Architecture) -> None:
 
 def test_there_is_one_row_for_each_family_and_one_for_each_name() -> None:
     packages = [f"app.models.{module.name}" for module in pkgutil.iter_modules(app.models.__path__) if module.ispkg]
-    assert sorted(packages) == sorted({row.module for row in ARCHITECTURES})
+    assert sorted(packages) == sorted(row.module for row in ARCHITECTURES)
     for names in ([name for row in ARCHITECTURES for name in row.hf], [n for row in ARCHITECTURES for n in row.gguf]):
         assert max(Counter(names).values()) == 1
