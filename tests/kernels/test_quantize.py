@@ -10,8 +10,8 @@ import torch
 from app.kernels import dispatch
 from app.kernels.int8 import quantize_groups, quantize_tokens
 from app.kernels.quantize import quantize
-from app.kernels.types import ACT_GROUP, Act, num_groups
-from tests.kernels.util import poisoned, randn
+from app.kernels.types import Act, num_groups
+from tests.kernels.util import dequantize, poisoned, randn, steps
 
 
 @pytest.fixture(autouse=True, params=[dispatch.Mode.AUTO, dispatch.Mode.REFERENCE])
@@ -30,9 +30,8 @@ def test_every_value_is_the_nearest_of_its_scale(shape: tuple[int, int], dtype: 
         quantize(x, out)
         assert out.scale is not None
         torch.testing.assert_close(out.scale, specification(x)[1])
-        steps = out.scale.repeat_interleave(ACT_GROUP if scales > 1 else shape[1], dim=1)[:, : shape[1]]
         # Natively it is a product with the inverse: what lies half way may go either way.
-        assert ((out.values * steps - x.float()).abs() <= 0.5001 * steps).all()
+        assert ((dequantize(out) - x).abs() <= 0.5001 * steps(out)).all()
 
 
 @pytest.mark.parametrize(
