@@ -54,6 +54,8 @@ class Architecture:
     """What ``general.architecture`` of its GGUF files says; empty: none are read."""
     tasks: tuple[str, ...] = ("generate",)
     """What it can be asked for."""
+    tokenizer: str | None = None
+    """transformers' class of its tokenizer where the files name none, if that class does more than read them."""
 
     @property
     def read(self) -> ReadConfig:
@@ -75,8 +77,9 @@ ARCHITECTURES = (
     Architecture(module="app.models.llama", hf=("LlamaForCausalLM",), gguf=("llama",)),
     # transformers makes the second of a Mistral with layer_types. GGUF files of either say "llama".
     Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
-    Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",)),
-    Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",)),
+    Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",), tokenizer="Qwen2Tokenizer"),
+    Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",), tokenizer="Qwen2Tokenizer"),
+    Architecture(module="app.models.gpt2", hf=("GPT2LMHeadModel",), gguf=("gpt2",), tokenizer="GPT2Tokenizer"),
 )
 
 

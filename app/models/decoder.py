@@ -94,11 +94,14 @@ class Parts:
             table = self._ropes[rope] = rope_table(rope, self._max_positions, self.placement.device)
         return table
 
-    def attention(self, config: MixerConfig, *, plus_one: bool = False) -> SelfAttention:
+    def attention(
+        self, config: MixerConfig, *, plus_one: bool = False, kind: type[SelfAttention] = SelfAttention
+    ) -> SelfAttention:
         """An attention sublayer.
 
         Args:
             plus_one: as of :meth:`rms_norm`, of the norms of its heads.
+            kind: the class of a family whose checkpoints keep its tensors in another form.
 
         Raises:
             TypeError: the config is of another kind of mixer.
@@ -112,17 +115,20 @@ class Parts:
                 self.rms_norm(config.head_dim, plus_one=plus_one),
             )
         rope_PE = self.rope(config.rope)
-        return SelfAttention(config, self.config.hidden_size, rope_PE=rope_PE, norms=norms, placement=self.placement)
+        return kind(config, self.config.hidden_size, rope_PE=rope_PE, norms=norms, placement=self.placement)
 
-    def mlp(self, config: FeedForwardConfig) -> Mlp:
+    def mlp(self, config: FeedForwardConfig, *, kind: type[Mlp] = Mlp) -> Mlp:
         """A dense feed-forward sublayer.
+
+        Args:
+            kind: as of :meth:`attention`.
 
         Raises:
             TypeError: the config is of another kind.
         """
         if not isinstance(config, MlpConfig):
             raise TypeError(f"a feed-forward part of kind {config.kind!r} is not dense")
-        return Mlp(config, self.config.hidden_size, placement=self.placement)
+        return kind(config, self.config.hidden_size, placement=self.placement)
 
     def experts(self, config: FeedForwardConfig) -> Experts:
         """A mixture of experts.

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from app.models.architectures import ARCHITECTURES
 from app.store.errors import StoreError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -104,8 +105,6 @@ _CLASSES = {
     ),
 }
 """Those that models of the served architectures come with; every other one takes ``tokenizer.json`` as it is."""
-_CLASS_OF_MODEL = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
-"""By ``model_type``, when the files name no class."""
 
 
 class _Padding(msgspec.Struct):
@@ -189,13 +188,20 @@ def _tokenizer_class(files: TokenizerFiles) -> _TokenizerClass | None:
     """The class that transformers' ``AutoTokenizer`` takes, if it is one that does more than read the files."""
     model = files.config.get("model_type")
     name = files.tokenizer_config.get("tokenizer_class") or files.config.get("tokenizer_class")
-    usual = _CLASS_OF_MODEL.get(model) if isinstance(model, str) else None
     if not isinstance(name, str) or model == "qwen2":  # whatever the files of a Qwen2 model name
+        usual = _usual_class(files.config)
         return _CLASSES[usual] if usual else None
     name = name.removesuffix("Fast")
     if model == "mistral" or (name == "LlamaTokenizer" and b'"ByteLevel"' in (files.definition or b"")):
         return None
     return _CLASSES.get(name)
+
+
+def _usual_class(config: Mapping[str, Any]) -> str | None:
+    """The class of a family whose files name none; transformers knows the family by its ``model_type``."""
+    if not isinstance(config.get("model_type"), str) or not isinstance(names := config.get("architectures"), list):
+        return None
+    return next((row.tokenizer for row in ARCHITECTURES if any(name in names for name in row.hf)), None)
 
 
 def _fields(files: TokenizerFiles) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,12 +16,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from app.models.architectures import ARCHITECTURES, parse_config
 from app.models.config import ConfigError
 from app.models.config_fields import NEUTRAL, is_neutral
+from app.models.gpt2 import config as gpt2
 from app.models.reading import FIELDS_READ
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
-from tests.models.test_config import LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
+from tests.models.test_config import GPT2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
 from tests.runner.driver import runner_of
 
-FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
+FAMILIES = {
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), FIELDS_READ),
+    "gpt2": gpt2.FIELDS_READ,
+}
+"""transformers' name -> the fields that are read here."""
 SHARED = ("modeling_rope_utils", "masking_utils")
 PACKAGE = Path(transformers.__file__).parent
 
@@ -35,6 +40,16 @@ HARMLESS = {
     "standardize_rope_params": "a method",
     "validate_rope": "a method",
     "default_theta": "of the class",
+    "attn_pdrop": "of training, likewise the other dropouts",
+    "embd_pdrop": "of training",
+    "resid_pdrop": "of training",
+    **dict.fromkeys(("num_labels", "problem_type", "classifier_dropout", "hidden_dropout"), "of classifiers"),
+    "summary_activation": "of a second head, likewise the rest of the summary",
+    "summary_first_dropout": "of a second head",
+    "summary_last_dropout": "of a second head",
+    "summary_proj_to_labels": "of a second head",
+    "summary_type": "of a second head",
+    "summary_use_proj": "of a second head",
 }
 """Read by transformers' models or declared by their configs, without any effect on the numbers."""
 DECLARED_HARMLESS = {
@@ -45,7 +60,6 @@ DECLARED_HARMLESS = {
     "chunk_size_feed_forward",
     "id2label",
     "label2id",
-    "problem_type",
     "bos_token_id",
     "eos_token_id",
     "pretraining_tp",
@@ -72,29 +86,32 @@ def family_source(family: str) -> str:
     return (PACKAGE / "models" / family / f"modeling_{family}.py").read_text()
 
 
-def is_known(field: str) -> bool:
-    return field in FIELDS_READ or field in NEUTRAL or field in HARMLESS
+def unknown(fields: set[str], read: frozenset[str] = FIELDS_READ) -> set[str]:
+    """Those that are neither read here nor refused nor harmless."""
+    return {field for field in fields if field not in read and field not in NEUTRAL and field not in HARMLESS}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_familys_model_reads_is_read_here_or_harmless(family: str) -> None:
     read = fields_of(family_source(family))
-    assert {"hidden_size", "rope_parameters"} <= read
-    assert {field for field in read if not is_known(field)} == set()
+    assert "hidden_size" in read
+    assert "rope_parameters" in read or family == "gpt2"
+    assert unknown(read, FAMILIES[family]) == set()
 
 
 @pytest.mark.parametrize("module", SHARED)
 def test_what_its_masks_and_angles_read_is_read_here_or_harmless(module: str) -> None:
     read = fields_of((PACKAGE / f"{module}.py").read_text())
     assert read
-    assert {field for field in read if not is_known(field)} == set()
+    assert unknown(read) == set()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_familys_config_declares_is_read_here_or_harmless(family: str) -> None:
-    declared = {field.name for field in dataclasses.fields(transformers.AutoConfig.for_model(family))}
+    config = transformers.AutoConfig.for_model(family)
+    declared = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
     assert "hidden_size" in declared
-    assert {field for field in declared if not is_known(field) and field not in DECLARED_HARMLESS} == set()
+    assert unknown(declared, FAMILIES[family]) - DECLARED_HARMLESS == set()
 
 
 def test_factors_and_caps_of_all_other_decoders_are_refused() -> None:
@@ -169,7 +186,7 @@ def test_a_long_value_is_cut() -> None:
     assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("config", [SMOLLM2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3])
+@pytest.mark.parametrize("config", [SMOLLM2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, GPT2])
 def test_what_published_configs_carry_beside_is_no_error(config: dict[str, Any]) -> None:
     beside = {
         "_name_or_path": "x/y",
@@ -200,7 +217,7 @@ def test_fields_that_a_family_does_not_read_change_nothing() -> None:
 
 @pytest.mark.parametrize("architecture", [name for row in ARCHITECTURES for name in row.hf])
 def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
-    family = architecture.removesuffix("ForCausalLM").lower()
+    family = re.sub("(ForCausalLM|LMHeadModel)$", "", architecture).lower()
     given = {
         "architectures": [architecture],
         "hidden_size": 4096,
@@ -212,14 +229,14 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
     }
     theirs, ours = transformers.AutoConfig.for_model(family, **given), parse_config(given)
     attention = ours.attentions[0]
-    assert attention.num_kv_heads == theirs.num_key_value_heads
+    assert attention.num_kv_heads == getattr(theirs, "num_key_value_heads", 32)
     assert attention.head_dim == (getattr(theirs, "head_dim", None) or 128)
-    assert ours.norm_eps == theirs.rms_norm_eps
-    assert attention.rope is not None
-    assert attention.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.norm_eps == getattr(theirs, "rms_norm_eps", None) or theirs.layer_norm_epsilon
+    rope = getattr(theirs, "rope_parameters", None)
+    assert (attention.rope and attention.rope.theta) == (rope and rope["rope_theta"])
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     sliding = getattr(theirs, "sliding_window", None)
-    types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 30
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"] * 30
     assert windows_of(ours) == tuple(sliding if kind == "sliding_attention" else None for kind in types)
 
 
@@ -237,6 +254,12 @@ BY_LAYER = ["full_attention", "sliding_attention", "attention"]
         ("qwen3", {"layer_types": None, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}),
         ("llama", {"pretraining_tp": 4, "attention_dropout": 0.5, "hidden_act": "swish"}),
         ("qwen2", {"attention_bias": False}),
+        *(("gpt2", {"activation_function": name}) for name in ("gelu", "gelu_fast", "gelu_accurate", "relu2")),
+        *(("gpt2", {"activation_function": f"gelu_{name}"}) for name in ("pytorch_tanh", "python", "python_tanh")),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"reorder_and_upcast_attn": True, "n_ctx": 64, "num_key_value_heads": 2, "attn_pdrop": 0.5}),
+        ("gpt2_scales", {"activation_function": "gelu_new", "layer_norm_epsilon": 0.5}),
     ],
 )
 def test_edited_configs_mean_the_same_to_both(tmp_path: Path, variant: str, config: dict[str, Any]) -> None:

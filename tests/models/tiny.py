@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     LlamaConfig,
     MinistralConfig,
     MistralConfig,
@@ -65,6 +66,7 @@ _LAYER_TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _SLIDING = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _HEAD_10 = {"hidden_size": 60}
 _HEAD_16 = {"head_dim": 16}
+_NORMS = ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
 Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
 """transformers' config of a family, and its fields beside those of every tiny model."""
 VARIANTS: dict[str, Variant] = {
@@ -80,6 +82,20 @@ VARIANTS: dict[str, Variant] = {
     "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
     "qwen3": (Qwen3Config, _HEAD_16),
     "qwen3_biases": (Qwen3Config, {**_HEAD_16, "attention_bias": True, "tie_word_embeddings": True}),
+    "gpt2": (GPT2Config, {"num_attention_heads": 4, "tie_word_embeddings": True}),
+    # Heads of five; scores that hang on the layer alone.
+    "gpt2_scales": (
+        GPT2Config,
+        {
+            "hidden_size": 30,
+            "n_inner": 52,
+            "activation_function": "gelu",
+            "layer_norm_epsilon": 0.01,
+            "scale_attn_weights": False,
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+        },
+    ),
 }
 
 
@@ -87,14 +103,16 @@ def make_reference(variant: str | Variant, **overrides: object) -> PreTrainedMod
     """transformers' model of a variant, or of the one of that name; random weights, biases and norms included, the same
     in every call."""
     config_class, changes = VARIANTS[variant] if isinstance(variant, str) else variant
-    config = config_class(**{**_SHAPE, **changes, **overrides})
+    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    shape = {name: value for name, value in _SHAPE.items() if name in known}
+    config = config_class(**{**shape, **changes, **overrides})
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
-            elif name.endswith("norm.weight"):
+            elif name.endswith(_NORMS):
                 parameter.uniform_(0.5, 1.5)
     return model.eval()
 

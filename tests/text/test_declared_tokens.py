@@ -12,6 +12,7 @@ import pytest
 import transformers
 from tokenizers import processors
 from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from app.store import ModelFiles, StoreError
 from app.store.files import read_model
@@ -48,7 +49,7 @@ TEXTS = [
 
 def config_of(model_type: str) -> dict[str, Any]:
     """A config.json of a family."""
-    return CONFIG | {"model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"]}
+    return CONFIG | {"model_type": model_type, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]}
 
 
 def definition(kind: str, own: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def test_a_class_that_reads_the_vocabulary_alone_takes_no_other_list(tmp_path: P
 
 
 @pytest.mark.parametrize(("own_class", "added"), [("PreTrainedTokenizerFast", True), ("Qwen2Tokenizer", False)])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "gpt2"])
 @pytest.mark.parametrize("named", [True, False])
 def test_which_class_counts(tmp_path: Path, own_class: str, added: bool, model_type: str, named: bool) -> None:
     config: dict[str, Any] = {"added_tokens_decoder": {}} | ({"tokenizer_class": own_class} if named else {})
