@@ -34,6 +34,7 @@ SHAPE: dict[str, Any] = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 14336, "vocab_size": 128256}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "vocab_size": 151936}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 50257}
 WINDOWED = {
     "num_hidden_layers": 2,
     "use_sliding_window": True,
@@ -44,6 +45,8 @@ MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
     ({**QWEN3, **WINDOWED}, WeightFormat.PLAIN, "bfloat16"),
+    (GPT2, WeightFormat.PLAIN, "bfloat16"),
+    (GPT2, WeightFormat.W8A8, "int8"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)

@@ -26,6 +26,7 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
         "_expand_rows",
         "_embed",
         "_add_norm",
+        "_layer_norm",
         "_quantize",
         "_gemm",
         "_qk_norm_rope_kv_write",

@@ -25,8 +25,6 @@ from app.kernels.sample.scaled import from_ordered, ordered, row_peak, scaled_pi
 from app.kernels.sample.workspace import KEPT, PIECE, SampleWorkspace, num_pieces
 
 _DIGITS: tl.constexpr = tl.constexpr(16)
-_STEP = 1024
-"""Logits that the search among all takes at once, 16 counts each."""
 _LEVELS: tl.constexpr = tl.constexpr(8)
 """Below the largest logit, by 0.5 to 32."""
 
@@ -247,11 +245,13 @@ def thresholds_triton(
     if params.top_k is not None or params.top_p is not None:
         shape = launch_shape("sample_piece")
         launch(_list_largest, (count, pieces), {**rows, **cuts, **listed}, {**cut, "PIECE": PIECE}, **shape)
+    shape = launch_shape("sample_row", vocab_size=vocab_size)
+    step = shape.pop("STEP")  # logits that the search among all takes at once, 16 counts each
     launch(
         _thresholds,
         (count,),
         {**rows, **cuts, **listed, "min_p": params.min_p, "thresholds": workspace.thresholds},
-        {**cut, "STEPS": triton.cdiv(vocab_size, _STEP), "STEP": _STEP},
-        **launch_shape("sample_row"),
+        {**cut, "STEPS": triton.cdiv(vocab_size, step), "STEP": step},
+        **shape,
     )
     return workspace.thresholds
