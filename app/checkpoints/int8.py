@@ -1,14 +1,14 @@
 """Writes a checkpoint with int8 weights, in the layout that compressed-tensors gave W8A8 models.
 
-Linear layers of the decoder's blocks become int8 with an fp32 scale for each output; embeddings, the output head, norms
-and biases stay as they are.
+Linear layers of the decoder's blocks become int8 with an fp32 scale for each output; embeddings, the output head,
+norms, biases and the routers of experts stay as they are.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from app.checkpoints.header import WeightError
 from app.checkpoints.loader import iter_weights
 from app.kernels.int8 import quantize
 
-_QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+_QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp|mlp\.experts\.\d+)\.\w+_proj\.weight")
 _SHARD_BYTES = 1 << 30
 _INDEX = "model.safetensors.index.json"
 _SCHEME = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -28,7 +28,7 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
     "quantization_status": "compressed",
-    "ignore": ["lm_head"],
+    "ignore": ["lm_head", r"re:.*\.mlp\.gate$"],  # the router of experts
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
@@ -46,6 +46,7 @@ def write_int8_checkpoint(
     directory: Path,
     *,
     progress: Callable[[int, int], None],
+    stacks: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Quantises the tensors of ``files`` into ``directory``, a shard of 1 GiB at a time.
 
@@ -53,6 +54,7 @@ def write_int8_checkpoint(
         config: the model's ``config.json``.
         directory: exists; gains ``config.json`` and the weights.
         progress: called with bytes read so far and in all.
+        stacks: as of :func:`app.checkpoints.loader.iter_weights`; each expert's tensors are written.
 
     Returns:
         Bytes of the weights written.
@@ -61,7 +63,7 @@ def write_int8_checkpoint(
         WeightError: a tensor cannot be read, or there is none to quantise.
         OSError: a file cannot be written.
     """
-    stored = list(iter_weights(files))
+    stored = list(iter_weights(files, stacks))
     if not any(_QUANTIZED.fullmatch(tensor.name) for tensor in stored):
         raise WeightError(f"{files[0]}: no linear layers that can be quantised, or their names are not known")
     total, done = sum(tensor.nbytes for tensor in stored), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ import torch
 from app.checkpoints.base import StoredTensor
 from app.checkpoints.formats import format_of
 from app.checkpoints.header import WeightError
+from app.checkpoints.stacks import unstacked
 from app.quant.destination import Destination, Part
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
@@ -18,15 +19,19 @@ __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
 _NAMES_SHOWN: Final = 5
 
 
-def iter_weights(files: Sequence[Path]) -> Iterator[StoredTensor]:
+def iter_weights(files: Sequence[Path], stacks: Mapping[str, Sequence[str]] | None = None) -> Iterator[StoredTensor]:
     """Lists the tensors of ``files``, each of a format of :mod:`app.checkpoints.formats`; headers are checked, data is
     not yet read.
+
+    Args:
+        stacks: see :attr:`app.models.names.DecoderNames.stacks`; each expert's tensors are listed in place of those.
 
     Raises:
         WeightError: another format, or a file that is unreadable, truncated or malformed.
     """
     for file in files:
-        yield from format_of(file).tensors(file)
+        for stored in format_of(file).tensors(file):
+            yield from unstacked(stored, stacks or {})
 
 
 def load_weights(
@@ -36,6 +41,7 @@ def load_weights(
     ignore: Callable[[str], bool],
     progress: Callable[[int, int], None],
     twins: Mapping[str, Sequence[str]] | None = None,
+    stacks: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
 
@@ -46,11 +52,12 @@ def load_weights(
         ignore: tells which left-over names are no error (tied or computed tensors).
         progress: called with bytes of the files that are done and in all.
         twins: names of destinations -> tensors that go there where the files lack that one, the first that they have.
+        stacks: as of :func:`iter_weights`.
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
     """
-    wanted = _match(destinations, files, ignore, twins or {})
+    wanted = _match(destinations, files, iter_weights(files, stacks), ignore, twins or {})
     total = sum(stored.nbytes for stored in wanted.values())
     done = 0
     progress(done, total)
@@ -68,12 +75,13 @@ def load_weights(
 def _match(
     destinations: Mapping[str, Destination],
     files: Sequence[Path],
+    stored_tensors: Iterable[StoredTensor],
     ignore: Callable[[str], bool],
     twins: Mapping[str, Sequence[str]],
 ) -> dict[str, StoredTensor]:
     """The tensor of every destination."""
     in_files: dict[str, StoredTensor] = {}
-    for stored in iter_weights(files):
+    for stored in stored_tensors:
         if stored.name in in_files and not ignore(stored.name):
             raise WeightError(f"{stored.file}: tensor {stored.name!r} is also in {in_files[stored.name].file}")
         in_files[stored.name] = stored

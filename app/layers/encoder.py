@@ -48,6 +48,7 @@ class PackedSelfAttention:
             qkv_size=self.qkv_proj.out_features,
             q_size=self.o_proj.in_features,
             attended_format=self.o_proj.act_format,
+            output_gate=False,
             dtype=placement.dtype,
         )
 

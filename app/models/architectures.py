@@ -96,6 +96,9 @@ ARCHITECTURES = (
     Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
     Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",), tokenizer="Qwen2Tokenizer"),
     Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",), tokenizer="Qwen2Tokenizer"),
+    Architecture(
+        module="app.models.qwen3moe", hf=("Qwen3MoeForCausalLM",), gguf=("qwen3moe",), tokenizer="Qwen2Tokenizer"
+    ),
     # Qwen3.5 has a tokenizer class of its own, which brings the same tokens.
     Architecture(
         module="app.models.qwen3_next",

@@ -17,9 +17,18 @@ from torch import Tensor
 
 from app.kernels.types import Act, AttentionMetadata, StepArena
 from app.layers.blocks import FeedForward, LayerCache, Layout, Mixer, Mlp, SelfAttention
-from app.layers.config import AttentionConfig, DeltaConfig, FeedForwardConfig, MixerConfig, MlpConfig, Rope
+from app.layers.config import (
+    AttentionConfig,
+    DeltaConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    MixerConfig,
+    MlpConfig,
+    Rope,
+)
 from app.layers.delta import GatedDelta
 from app.layers.embedding import Embedding, LMHead
+from app.layers.experts import Experts
 from app.layers.norm import LayerNorm, Norm, RMSNorm
 from app.layers.rotary import rope_table
 from app.models.config import ModelConfig
@@ -143,6 +152,20 @@ class Parts:
         if not isinstance(config, MlpConfig):
             raise TypeError(f"a feed-forward part of kind {config.kind!r} is not dense")
         return kind(config, self.config.hidden_size, placement=self.placement)
+
+    def experts(self, config: FeedForwardConfig) -> Experts:
+        """A mixture of experts.
+
+        Raises:
+            TypeError: the config is of another kind.
+        """
+        if not isinstance(config, ExpertsConfig):
+            raise TypeError(f"a feed-forward part of kind {config.kind!r} is no mixture of experts")
+        return Experts(config, self.config.hidden_size, placement=self.placement)
+
+    def feed_forward(self, config: FeedForwardConfig) -> FeedForward:
+        """A feed-forward sublayer of the config's kind."""
+        return self.experts(config) if isinstance(config, ExpertsConfig) else self.mlp(config)
 
 
 class DecoderStack:

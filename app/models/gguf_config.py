@@ -69,17 +69,20 @@ class GGUFReader:
         return self.error(f"{self.header.architecture}.{key} = {value!r} is of the wrong type")
 
 
-def gated_decoder_json(reader: GGUFReader, architecture: str, *, partial: bool = False) -> dict[str, Any]:
+def gated_decoder_json(
+    reader: GGUFReader, architecture: str, *, partial: bool = False, experts: bool = False
+) -> dict[str, Any]:
     """``config.json`` of a decoder with rotary attention and a SiLU-gated MLP in every layer, none of which slides.
 
     Args:
         partial: a part of each head is rotated, of which ``rope.dimension_count`` says how much.
+        experts: the family reads the metadata of experts itself.
 
     Raises:
         ConfigError: a field is missing, malformed or not supported.
     """
     header, name = reader.header, reader.header.architecture
-    if reader.integer("expert_count", 0):
+    if not experts and reader.integer("expert_count", 0):
         raise reader.error("mixture-of-experts models of this architecture are not supported")
     heads, hidden = reader.integer("attention.head_count"), reader.integer("embedding_length")
     if heads <= 0 or hidden <= 0:

@@ -119,6 +119,13 @@ LAYER_PARTS: Mapping[str, str] = {
     "ffn_down": "mlp.down_proj",
 }
 """Of most decoders."""
+EXPERT_PARTS: Mapping[str, str] = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{expert}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{expert}.up_proj",
+    "ffn_down_exps": "mlp.experts.{expert}.down_proj",
+}
+"""Of layers with experts, beside those."""
 
 
 def unpermuted(heads_key: str) -> Undo:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from app.models.gguf_names import GGUFNames
 
 
+EXPERT_STACKS: Mapping[str, tuple[str, ...]] = {
+    "mlp.experts.gate_up_proj": ("mlp.experts.{expert}.gate_proj.weight", "mlp.experts.{expert}.up_proj.weight"),
+    "mlp.experts.down_proj": ("mlp.experts.{expert}.down_proj.weight",),
+}
+"""As transformers 5 keeps experts in memory; most checkpoints have a tensor for each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderNames:
     """Modules of a decoder as its checkpoints call them; the defaults are those of most."""
@@ -35,6 +42,9 @@ class DecoderNames:
     mlp: str = "mlp"
     mlp_post_norm: str = "post_feedforward_layernorm"
     """Of layers that norm what the feed-forward part made."""
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensors [X, N, K] that checkpoints may hold of all X experts of a layer -> the tensors of an ``{expert}`` that
+    are meant, which share its N rows in equal parts."""
     computed: tuple[str, ...] = (".rotary_emb.inv_freq",)
     """Ends of the names of tensors that checkpoints may hold and nothing reads."""
     beside: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from app.models.config_rope import read_rope
 
 Positive = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 """Configs come from strangers: beyond this nothing could be served, and products of sizes would overflow in torch."""
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 NumLayers = Annotated[int, msgspec.Meta(gt=0, le=1 << 12)]
 Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -262,20 +263,20 @@ def gated_decoder(
     o_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
-    implied: frozenset[str] = frozenset(),
+    reads: frozenset[str] = FIELDS_READ,
 ) -> ModelConfig:
     """Rotary attention and a SiLU-gated MLP in every layer, alike but for their windows.
 
     Args:
         windows: of each layer.
-        implied: fields that, of this family, say what is so anyway.
+        reads: fields that the family reads, or that say of it what is so anyway.
 
     Raises:
         ConfigError: rotary settings that are malformed or not supported, another activation, or a field that nothing
             reads although it changes what the model computes.
     """
     activation = activation_of(fields.hidden_act, "hidden_act", SILU)
-    refuse_number_changing(config, FIELDS_READ | implied, head_dim)
+    refuse_number_changing(config, reads, head_dim)
     rope = read_rope(config, fields.max_position_embeddings, head_dim)
     attention = AttentionConfig(
         num_heads=fields.num_attention_heads,

@@ -11,6 +11,7 @@ import click
 
 from app.checkpoints.header import WeightError
 from app.checkpoints.int8 import write_int8_checkpoint
+from app.models.architectures import find, parse_config
 from app.quality.report import Row, compare
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
 from app.store.files import find_weights, read_model
@@ -69,7 +70,10 @@ def write(files: ModelFiles, directory: Path) -> ModelFiles:
         if (files.directory / name).is_file():
             shutil.copyfile(files.directory / name, directory / name)
     shutil.copyfile(files.tokenizer_file, directory / "tokenizer.json")
-    nbytes = write_int8_checkpoint(files.config, files.weights, directory, progress=lambda _done, _total: None)
+    stacks = find(parse_config(files.config).architecture).names.checkpoint.stacks
+    nbytes = write_int8_checkpoint(
+        files.config, files.weights, directory, stacks=stacks, progress=lambda _done, _total: None
+    )
     click.echo(f"{directory}: {nbytes / 1e6:.1f} MB; serve it with: tuili serve --model {directory}")
     return read_model(directory.name, directory, find_weights(directory))
 

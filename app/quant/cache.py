@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.kernels.types import PackedWeight
-from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Part, Stack, Tee, View
+from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Part, Tee, View
 from app.quant.packed import PackedBias, PackedRows
 
 _MAGIC = b"tuili packed\n"
@@ -143,7 +143,7 @@ def _buffers_of(destination: Destination) -> Iterable[Tensor]:
             yield destination
         case View():
             yield destination.memory
-        case Tee() | Interleaved() | Stack():
+        case Tee() | Interleaved():
             for part in destination.parts:
                 yield from _buffers_of(part)
         case Part() | Adapted():

@@ -54,28 +54,6 @@ class Tee:
             part.copy_(source)
 
 
-class Stack:
-    """One tensor of a checkpoint whose first dimension counts what goes to different places, say experts."""
-
-    def __init__(self, parts: Sequence[Destination]) -> None:
-        self.parts = tuple(parts)
-        self.shape: Sequence[int] = (len(self.parts), *self.parts[0].shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts)
-
-    def numel(self) -> int:
-        """Elements of the checkpoint's tensor."""
-        return math.prod(self.shape)
-
-    def copy_(self, source: Tensor, /) -> None:
-        """Stores each part's share."""
-        for part, share in zip(self.parts, source, strict=True):
-            part.copy_(share)
-
-
 class Extent(NamedTuple):
     """Indices ``start`` to ``stop`` of a tensor's dimension ``dim``, all of its others."""
 

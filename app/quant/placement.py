@@ -37,6 +37,7 @@ _INT8_INPUTS = {
     WeightFormat.W8A8: ActFormat.INT8_TOKEN,
     WeightFormat.W8A16: ActFormat.FLOAT,
 }
+_FLOATING = {WeightFormat.PACKED_INT8: WeightFormat.PACKED_BF16, WeightFormat.PACKED_BF16: WeightFormat.PACKED_BF16}
 _FLOATING_HEADS = (WeightFormat.PLAIN, WeightFormat.W8A8, WeightFormat.W8A16)
 
 
@@ -87,6 +88,10 @@ class Placement:
             return self
         return replace(self, workspace=SplitKWorkspace.new(self.device))
 
+    def floating(self) -> Placement:
+        """For layers that stay floating whatever the format is; their inputs are of :attr:`table_dtype`."""
+        return replace(self, format=_FLOATING.get(self.format, WeightFormat.PLAIN))
+
     @property
     def packed(self) -> bool:
         """Whether weights are in the layout of the native kernels."""
@@ -94,7 +99,7 @@ class Placement:
 
     @property
     def table_dtype(self) -> torch.dtype:
-        """Of the token embedding; the native kernel widens bf16 as it looks up."""
+        """Of what is floating in every format: the token embedding, which a native kernel widens as it looks up."""
         return torch.bfloat16 if self.packed else self.dtype
 
     @property

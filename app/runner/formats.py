@@ -20,6 +20,8 @@ from app.runner.kv_cache import KV_DTYPES
 from app.types import EngineConfig
 
 QUANTIZATIONS = ("auto", "none", "int8", "int8_weight_only")
+WIDTH_FIELDS = {"mlp": "intermediate_size", "experts": "moe_intermediate_size"}
+"""What a config calls the width of a feed-forward part, by kind; for messages."""
 _PACKED_PAGES = ("bfloat16", "int8")
 _log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ def _refusals(model: ModelConfig, ranks: int, backend: Backend) -> dict[torch.dt
                 widths[f"num_attention_heads * head_dim{share}", heads * head_dim // ranks] = None
             case DeltaConfig(num_v_heads=heads, v_dim=head_dim):
                 widths[f"linear_num_value_heads * linear_value_head_dim{share}", heads * head_dim // ranks] = None
-        widths[f"intermediate_size{share}", layer.mlp.width // ranks] = None
+        widths[f"{WIDTH_FIELDS[layer.mlp.kind]}{share}", layer.mlp.width // ranks] = None
         if isinstance(layer.mlp, ExpertsConfig) and layer.mlp.shared_width is not None:
             widths["shared_expert_intermediate_size", layer.mlp.shared_width] = None
     refusals: dict[torch.dtype, str] = {}

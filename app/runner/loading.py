@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from app.checkpoints.loader import load_weights
 from app.checkpoints.tied_head import ties_head
 from app.models.architectures import find, parse_config
 from app.models.base import Decoder, Encoder, Model
-from app.models.config import AttentionConfig, ConfigError, MlpConfig, ModelConfig
+from app.models.config import AttentionConfig, ConfigError, ModelConfig
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
 from app.runner.device import available_memory
 from app.runner.errors import RunnerError
+from app.runner.formats import WIDTH_FIELDS
 from app.runner.kv_plan import KVCachePlan
 from app.types import EngineConfig, LoadProgress
 
@@ -125,10 +126,10 @@ def check_shares(model: ModelConfig, ranks: int) -> None:
     sizes: dict[tuple[str, int], None] = {}
     for layer in dict.fromkeys(model.layers):
         mixer, mlp = layer.mixer, layer.mlp
-        if isinstance(mixer, AttentionConfig) and isinstance(mlp, MlpConfig):
+        if isinstance(mixer, AttentionConfig):
             sizes["num_attention_heads", mixer.num_heads] = None
             sizes["num_key_value_heads", mixer.num_kv_heads] = None
-            sizes["intermediate_size", mlp.width] = None
+            sizes[WIDTH_FIELDS[mlp.kind], mlp.width] = None
         elif ranks > 1:
             raise RunnerError(f"tensor_parallel_size = {ranks}: ranks cannot share the layers of {model.architecture}")
     uneven = [f"{name} = {size}" for name, size in sizes if size % ranks]
@@ -161,7 +162,7 @@ def load_model(
     """
     with _one_thread() if placement.packed else contextlib.nullcontext():
         model = build_model(model_config, max_positions, placement)
-        _fill(model, config, placement, progress)
+        _fill(model, config, placement, progress, find(model_config.architecture).names.checkpoint.stacks)
     return model
 
 
@@ -176,21 +177,33 @@ def load_encoder(
     """As :func:`load_model`, of a model that encodes."""
     with _one_thread() if placement.packed else contextlib.nullcontext():
         model = build_encoder(model_config, max_positions, placement)
-        _fill(model, config, placement, progress)
+        _fill(model, config, placement, progress, {})
     return model
 
 
-def _fill(model: Model, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
+def _fill(
+    model: Model,
+    config: EngineConfig,
+    placement: Placement,
+    progress: Callable[[int, int], None],
+    stacks: Mapping[str, Sequence[str]],
+) -> None:
     match config.load_format:
         case "auto":
-            _load(model, config, placement, progress)
+            _load(model, config, placement, progress, stacks)
         case "dummy":
             fill_dummy_weights(model.destinations(), config.seed, placement.device)
         case other:
             raise RunnerError(f"load_format = {other!r} is not supported; use 'auto' or 'dummy'")
 
 
-def _load(model: Model, config: EngineConfig, placement: Placement, progress: Callable[[int, int], None]) -> None:
+def _load(
+    model: Model,
+    config: EngineConfig,
+    placement: Placement,
+    progress: Callable[[int, int], None],
+    stacks: Mapping[str, Sequence[str]],
+) -> None:
     files, destinations = [Path(file) for file in config.weights], model.destinations()
     cache = None
     if placement.packed and config.packed_cache is not None:
@@ -203,7 +216,7 @@ def _load(model: Model, config: EngineConfig, placement: Placement, progress: Ca
         if cache.restore(destinations):
             progress(total, total)
             return
-    load_weights(destinations, files, ignore=model.ignores, twins=model.twins(), progress=progress)
+    load_weights(destinations, files, ignore=model.ignores, twins=model.twins(), stacks=stacks, progress=progress)
     if cache is not None:
         cache.save(destinations)
 

@@ -18,7 +18,7 @@ from app.kernels import dispatch
 from app.kernels.add_norm import add_norm
 from app.kernels.embed import embed
 from app.kernels.expand_rows import expand_rows
-from app.kernels.experts import experts, take_experts_scratch
+from app.kernels.experts import ExpertsScratchLayout, experts
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.layer_norm import layer_norm
 from app.kernels.linear import Activation, linear, scratch_width
@@ -134,7 +134,7 @@ def run_experts(place: Place, rows: int, fmt: str) -> list[Tensor]:
     arena = StepArena(rows, place.device)
     arena.begin(rows)
     out, residual = place.empty(rows, width), place.randn(rows, width)
-    scratch = take_experts_scratch(arena, weight, chosen, place.dtype)
+    scratch = ExpertsScratchLayout.of(weight, chosen, place.dtype).take(arena)
     experts(x, weight, routing, out, scratch, residual=residual)
     return [out]
 

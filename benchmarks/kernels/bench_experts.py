@@ -13,7 +13,7 @@ import torch
 from app.kernels import dispatch
 from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim
-from app.kernels.experts import experts, take_experts_scratch
+from app.kernels.experts import ExpertsScratchLayout, experts
 from app.kernels.linear.cpu import linear_call
 from app.kernels.linear.pack import new_packed_weight
 from app.kernels.native.program import Program
@@ -79,7 +79,7 @@ def expert_calls(name: str, weight: PackedExperts, tokens: int, used: int) -> li
     dtype = weight.down[0].data.dtype
     arena = StepArena(tokens, CPU)
     arena.begin(tokens)
-    scratch = take_experts_scratch(arena, weight, chosen, torch.float32)
+    scratch = ExpertsScratchLayout.of(weight, chosen, torch.float32).take(arena)
     out = torch.empty(tokens, width)
     with dispatch.recording() as calls:
         for _ in range(used):

@@ -8,22 +8,16 @@ import torch
 
 from app.kernels.gpu.launch import Launch, collecting
 from app.kernels.route import Scoring
-from app.kernels.types import Act, ActFormat, StepArena
+from app.kernels.types import Act, StepArena
+from app.layers.config import ExpertsConfig
 from app.layers.experts import Experts
 from app.quant.placement import Placement, WeightFormat
 from tests.aot import compiling
 
 META = torch.device("meta")
-COUNT, CHOSEN, INNER, WIDTH = 128, 8, 768, 2048
+SHAPE, WIDTH = ExpertsConfig(count=128, chosen=8, width=768), 2048
 FORMATS = (WeightFormat.PLAIN, WeightFormat.W8A8, WeightFormat.W8A16)
 TOKENS = (1, 64, 1024)
-
-
-def act(tokens: int, fmt: ActFormat) -> Act:
-    if fmt is ActFormat.FLOAT:
-        return Act(torch.empty(tokens, WIDTH, dtype=torch.bfloat16, device=META))
-    scale = torch.empty(tokens, 1, dtype=torch.float32, device=META)
-    return Act(torch.empty(tokens, WIDTH, dtype=torch.int8, device=META), scale)
 
 
 def launches() -> list[Launch]:
@@ -32,11 +26,10 @@ def launches() -> list[Launch]:
         for fmt, tokens in itertools.product(FORMATS, TOKENS):
             scoring = dict(zip(FORMATS, Scoring, strict=True))[fmt]
             placement = Placement(torch.bfloat16, META, fmt).for_model()
-            layer = Experts(COUNT, CHOSEN, INNER, WIDTH, placement=placement, normalise=True, scoring=scoring)
+            layer = Experts(SHAPE, WIDTH, placement=placement, scoring=scoring)
             arena = StepArena(tokens, META)
             arena.begin(tokens)
-            acts = layer.take(arena, torch.bfloat16)
-            layer(act(tokens, layer.act_format), arena.take(WIDTH, torch.bfloat16), acts)
+            layer(layer.layout.take(arena), Act(arena.take(WIDTH, torch.bfloat16)))
     return collected
 
 

@@ -36,6 +36,18 @@ SHAPE: dict[str, Any] = {
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 14336, "vocab_size": 128256}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "vocab_size": 151936}
 GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 50257}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "num_key_value_heads": 4,
+    "vocab_size": 151936,
+}
 WINDOWED = {
     "num_hidden_layers": 2,
     "use_sliding_window": True,
@@ -60,6 +72,8 @@ MODELS = [
     (QWEN3, WeightFormat.W8A8, "int8"),
     ({**QWEN3, **WINDOWED}, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3_5, WeightFormat.W8A8, "bfloat16"),
+    (QWEN3_MOE, WeightFormat.PLAIN, "bfloat16"),
+    (QWEN3_MOE, WeightFormat.W8A8, "int8"),
     (GPT2, WeightFormat.PLAIN, "bfloat16"),
     (GPT2, WeightFormat.W8A8, "int8"),
 ]

@@ -38,6 +38,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "float16": ("llama_biases", {"dtype": "float16"}),
     "int8 pages": ("qwen3", {"dtype": "bfloat16", "kv_cache_dtype": "int8"}),
     "W8A8, int8 pages": ("llama_biases", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
+    "experts": ("qwen3moe", {"dtype": "float32"}),
+    "experts, W8A8": ("qwen3moe", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
     "W8A16": ("qwen3", {"dtype": "float16", "quantization": "int8_weight_only"}),
     "learned positions": ("gpt2", {"dtype": "bfloat16"}),
     "learned positions, W8A8": ("gpt2", {"dtype": "bfloat16", "quantization": "int8"}),

@@ -32,6 +32,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two KV groups": ("qwen2_sliding", {}),
     "recurrent states": ("qwen3_5", {}),
     "recurrent states, W8A8": ("qwen3_next", {"quantization": "int8"}),
+    "experts": ("qwen3moe", {}),
+    "experts, W8A8": ("qwen3moe", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "learned positions": ("gpt2", {}),
     "learned positions, W8A8": ("gpt2", {"quantization": "int8"}),
 }
@@ -55,7 +57,7 @@ def test_a_sequence_is_the_same_in_a_batch_alone_and_on_a_prefix(runner: ModelRu
     gives_the_same_in_a_batch_alone_and_on_a_prefix(runner, NUM_TOKENS)
 
 
-@pytest.mark.parametrize("runner", ["int8 pages"], indirect=True)
+@pytest.mark.parametrize("runner", ["int8 pages", "experts, W8A8"], indirect=True)
 def test_decodes_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRunner) -> None:
     """Three rows in a bucket of four: a row too many writes to the trash block and samples for no slot."""
     sequences = [Request(slot, [slot + 1] * 3, [slot], GREEDY) for slot in range(3)]

@@ -57,7 +57,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     return Ran(monkeypatch)
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2"])
+CHECKPOINTS = ["qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2", "qwen3moe"]
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen3 in all but size: heads of 128, four to a key/value head, normed queries and keys; and other shapes."""
     shape = SHAPE if request.param.startswith("qwen3") else {"hidden_size": 64 if request.param == "gpt2" else 96}
@@ -104,6 +107,17 @@ def test_every_step_is_one_call_of_the_ops_that_run_eagerly(ran: Ran, runner: Mo
     assert [name for names in whole for name in names] == [n for names in ran.take() for n in names if n != "logprobs"]
     assert set(whole[0]) >= {"embed", "linear", "rope_kv", "attention", "sample", "record"}
     assert {"add_norm", "layer_norm"} & set(whole[0])
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3moe"], indirect=True)
+def test_a_step_routes_within_its_one_call(ran: Ran, runner: ModelRunner) -> None:
+    ran.take()
+    steps(runner, requests())
+    for names in ran.take():
+        if names != ["logprobs"]:
+            layer = names[names.index("route") : names.index("route") + 4]
+            assert [name for name in layer if name != "quantize"][:2] == ["route", "group_slots"]
+            assert names.count("route") == 2
 
 
 def test_a_step_without_logits_is_replayed_too(runner: ModelRunner) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.activation import Activation
-from app.kernels.experts import ExpertsScratch, experts, take_experts_scratch
+from app.kernels.experts import ExpertsScratch, ExpertsScratchLayout, experts
 from app.kernels.int8 import quantize
 from app.kernels.route import Scoring, route
 from app.kernels.types import (
@@ -116,7 +116,7 @@ def run_with_scratch(
     tokens, chosen = routing.experts.shape
     arena = StepArena(max(tokens, 1), CPU)
     arena.begin(tokens)
-    scratch = take_experts_scratch(arena, weight, chosen, dtype)
+    scratch = ExpertsScratchLayout.of(weight, chosen, dtype).take(arena)
     for buffer in (scratch.hidden.values, scratch.hidden.scale, scratch.products):
         if buffer is not None:
             buffer.fill_(float("nan") if buffer.is_floating_point() else 99)

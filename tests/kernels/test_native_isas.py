@@ -27,11 +27,12 @@ from app.kernels.native.program import Program
 from app.kernels.norm_add_norm import norm_add_norm
 from app.kernels.paged_attention import paged_attention
 from app.kernels.types import Act, StepArena
+from app.layers.config import ExpertsConfig
 from app.layers.experts import Experts
 from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
 from app.types import SamplingParams
-from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, quantized, randn
+from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -186,13 +187,14 @@ def run_experts(weight_format: WeightFormat) -> None:
     int8 = weight_format is WeightFormat.PACKED_INT8
     dtype = torch.float32 if int8 else torch.bfloat16
     placement = Placement(dtype, torch.device("cpu"), weight_format)
-    layer = Experts(5, 2, 36, 72, placement=placement, normalise=True)
+    layer = Experts(ExpertsConfig(count=5, chosen=2, width=36), 72, placement=placement)
     for seed, destination in enumerate(layer.destinations("").values()):
         destination.copy_(randn(*destination.shape, seed=seed) / 8)
     arena = StepArena(9, placement.device)
     arena.begin(9)
-    acts, x = layer.take(arena, dtype), randn(9, 72)
-    layer(quantized(x) if int8 else Act(x.to(dtype)), torch.empty(9, 72, dtype=dtype), acts)
+    buffers = layer.layout.take(arena)
+    buffers.x.values.copy_(randn(9, 72))
+    layer(buffers, Act(torch.empty(9, 72, dtype=dtype)))
 
 
 @needs_compiler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 
 from app.kernels import dispatch
 from app.kernels.collective import Ranks
-from app.kernels.int8 import quantize_groups
-from app.kernels.types import Act, ActFormat, StepArena
-from app.layers.experts import Experts, Stored
+from app.kernels.types import Act, StepArena
+from app.layers.config import ExpertsConfig
+from app.layers.experts import Experts
 from app.quant.placement import Placement, WeightFormat
 from tests.kernels.util import poisoned, randn, relative_error
 
@@ -26,8 +27,9 @@ NATIVE = [WeightFormat.PACKED_INT8, WeightFormat.PACKED_BF16]
 needs_kernels = pytest.mark.skipif(dispatch.unavailable() is not None, reason="no native kernels here")
 
 
-def make_layer(placement: Placement, *, normalise: bool = True) -> Experts:
-    return Experts(COUNT, CHOSEN, INNER, WIDTH, placement=placement, normalise=normalise)
+def make_layer(placement: Placement, *, normalise: bool = True, **changes: Any) -> Experts:
+    shape = {"count": COUNT, "chosen": CHOSEN, "width": INNER, "normalise": normalise, **changes}
+    return Experts(ExpertsConfig(**shape), WIDTH, placement=placement)
 
 
 def reference(*, normalise: bool) -> Qwen3MoeSparseMoeBlock:
@@ -45,22 +47,17 @@ def reference(*, normalise: bool) -> Qwen3MoeSparseMoeBlock:
     return block
 
 
-def tensors(block: Qwen3MoeSparseMoeBlock, stored: Stored) -> dict[str, Tensor]:
-    """The block's weights as a checkpoint that stores them so."""
-    gate_up, down = block.experts.gate_up_proj.data, block.experts.down_proj.data
+def tensors(block: Qwen3MoeSparseMoeBlock) -> dict[str, Tensor]:
+    """The block's weights as checkpoints hold them."""
+    gate, up = block.experts.gate_up_proj.data.chunk(2, dim=1)
+    parts = {"gate_proj": gate, "up_proj": up, "down_proj": block.experts.down_proj.data}
+    each = itertools.product(range(COUNT), parts.items())
     named = {"mlp.gate.weight": block.gate.weight.data}
-    if stored is Stored.FUSED:
-        return named | {"mlp.experts.gate_up_proj": gate_up, "mlp.experts.down_proj": down}
-    gate, up = gate_up.chunk(2, dim=1)
-    parts = {"gate_proj": gate, "up_proj": up, "down_proj": down}
-    if stored is Stored.STACKED:
-        return named | {f"mlp.experts.{name}.weight": part for name, part in parts.items()}
-    each = itertools.product(parts.items(), range(COUNT))
-    return named | {f"mlp.experts.{i}.{name}.weight": part[i] for (name, part), i in each}
+    return named | {f"mlp.experts.{i}.{name}.weight": part[i] for i, (name, part) in each}
 
 
-def fill(layer: Experts, block: Qwen3MoeSparseMoeBlock, stored: Stored = Stored.EACH) -> Experts:
-    destinations, source = layer.destinations("mlp", stored), tensors(block, stored)
+def fill(layer: Experts, block: Qwen3MoeSparseMoeBlock) -> Experts:
+    destinations, source = layer.destinations("mlp"), tensors(block)
     assert destinations.keys() == source.keys()
     for name, destination in destinations.items():
         assert tuple(destination.shape) == tuple(source[name].shape)
@@ -71,14 +68,14 @@ def fill(layer: Experts, block: Qwen3MoeSparseMoeBlock, stored: Stored = Stored.
 
 def call(layer: Experts, x_TD: Tensor, dtype: torch.dtype = torch.float32, shared: Tensor | None = None) -> Tensor:
     arena = StepArena(x_TD.shape[0] + 3, CPU)
-    layer.take(arena, dtype)
+    layer.layout.take(arena)
     reserved = arena.nbytes()
     arena.begin(x_TD.shape[0])
-    acts = layer.take(arena, dtype)
+    buffers = layer.layout.take(arena)
     assert arena.nbytes() == reserved
-    x = Act(*quantize_groups(x_TD)) if layer.act_format is ActFormat.INT8 else Act(x_TD.to(dtype))
+    buffers.x.values.copy_(x_TD)
     out = poisoned(*x_TD.shape, dtype=dtype)
-    layer(x, out, acts, shared=shared)
+    layer(buffers, Act(out), shared=shared)
     return out
 
 
@@ -104,29 +101,29 @@ def test_native_layers_stay_close(weight_format: WeightFormat) -> None:
     assert (errors < 5e-2).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("stored", [Stored.FUSED, Stored.STACKED])
-@pytest.mark.parametrize("weight_format", [WeightFormat.PLAIN, WeightFormat.INT8, *NATIVE])
-def test_however_a_checkpoint_stores_them_they_are_the_same(weight_format: WeightFormat, stored: Stored) -> None:
-    if weight_format in NATIVE and dispatch.unavailable() is not None:
-        pytest.skip("no native kernels here")
-    dtype = torch.bfloat16 if weight_format is WeightFormat.PACKED_BF16 else torch.float32
-    block, placement = reference(normalise=True), Placement(dtype, CPU, weight_format)
-    each, other = fill(make_layer(placement), block), fill(make_layer(placement), block, stored)
-    x = randn(7, WIDTH, seed=9)
-    assert call(other, x, dtype).equal(call(each, x, dtype))
+@needs_kernels
+@pytest.mark.parametrize("weight_format", NATIVE)
+def test_the_router_stays_floating(weight_format: WeightFormat) -> None:
+    """Its logits are those of inputs and weights that are rounded to bf16 and no further."""
+    block, x = reference(normalise=True), randn(50, WIDTH, seed=9)
+    layer = fill(make_layer(Placement(torch.float32, CPU, weight_format)), block)
+    arena = StepArena(50, CPU)
+    arena.begin(50)
+    buffers = layer.layout.take(arena)
+    buffers.x.values.copy_(x)
+    layer(buffers, Act(torch.empty(50, WIDTH)))
+    expected = x.bfloat16().double() @ block.gate.weight.data.bfloat16().double().T
+    assert relative_error(buffers.logits, expected) < 1e-6
 
 
 @pytest.mark.parametrize("weight_format", list(WeightFormat))
 def test_its_size_is_known_before_anything_is_allocated(weight_format: WeightFormat) -> None:
-    layer = make_layer(Placement(torch.bfloat16, torch.device("meta"), weight_format))
+    destinations = make_layer(Placement(torch.bfloat16, torch.device("meta"), weight_format)).destinations("mlp")
     expected = {WeightFormat.PLAIN: 2, WeightFormat.PACKED_BF16: 2}.get(weight_format, 1)
     scales = 4 * COUNT * (2 * INNER + WIDTH) if expected == 1 else 0
-    for stored in Stored:
-        destinations = layer.destinations("mlp", stored)
-        router = destinations.pop("mlp.gate.weight").nbytes
-        assert router > 0
-        total = sum(destination.nbytes for destination in destinations.values())
-        assert total == expected * COUNT * 3 * INNER * WIDTH + scales
+    assert destinations.pop("mlp.gate.weight").nbytes == 2 * COUNT * WIDTH
+    total = sum(destination.nbytes for destination in destinations.values())
+    assert total == expected * COUNT * 3 * INNER * WIDTH + scales
 
 
 def test_adds_what_a_shared_expert_made() -> None:
@@ -135,7 +132,36 @@ def test_adds_what_a_shared_expert_made() -> None:
     torch.testing.assert_close(call(layer, x, shared=shared), alone + shared)
 
 
-def test_ranks_cannot_share_it() -> None:
-    two = replace(PLAIN, ranks=Ranks(0, 2))
-    with pytest.raises(ValueError, match="several ranks"):
-        make_layer(two)
+class Sum:
+    """Of two ranks whose results come one after the other."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+
+    def all_reduce(self, values: Tensor) -> None:
+        self.total = self.total + values
+        values.copy_(self.total)
+
+    def all_gather(self, parts: Tensor) -> None:
+        raise NotImplementedError
+
+
+def test_ranks_share_every_experts_width() -> None:
+    block, x, meeting = reference(normalise=True), randn(5, WIDTH, seed=9), Sum()
+    expected = call(fill(make_layer(PLAIN), block), x)
+    for rank in range(2):
+        ranks = Ranks(rank, 2)
+        ranks.join(meeting)
+        layer = fill(make_layer(replace(PLAIN, ranks=ranks)), block)
+        assert layer.weight.inner == INNER // 2
+        out = call(layer, x)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"activation": "gelu"}, "'gelu'"), ({"shared_width": 8}, "shared expert"), ({"count": 1025}, "1025 experts")],
+)
+def test_what_no_kernel_computes_is_an_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_layer(PLAIN, **changes)

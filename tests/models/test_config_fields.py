@@ -18,6 +18,7 @@ from app.models.config import ConfigError
 from app.models.config_fields import NEUTRAL, is_neutral
 from app.models.gpt2 import config as gpt2
 from app.models.qwen3_next import config as qwen3_next
+from app.models.qwen3moe import config as qwen3moe
 from app.models.reading import FIELDS_READ
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
 from tests.models.test_config import GPT2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
@@ -32,6 +33,7 @@ FAMILIES = {
     "qwen3_next": qwen3_next.FIELDS | EXPERTS,
     "qwen3_5": qwen3_next.FIELDS,
     "gpt2": gpt2.FIELDS_READ,
+    "qwen3_moe": qwen3moe.FIELDS_READ,
 }
 """transformers' name -> the fields that are read here."""
 SHARED = ("modeling_rope_utils", "masking_utils")
@@ -41,14 +43,14 @@ HARMLESS = {
     "_attn_implementation": "how attention is computed, not what",
     "attention_dropout": "of training",
     "initializer_range": "of training",
-    "output_router_logits": "of training",
-    "router_aux_loss_coef": "of training",
     "pad_token_id": "the embedding row that training leaves alone",
     "use_cache": "of the caller",
     "get_text_config": "a method",
     "standardize_rope_params": "a method",
     "validate_rope": "a method",
     "default_theta": "of the class",
+    "output_router_logits": "of training, likewise the loss of the router",
+    "router_aux_loss_coef": "of training",
     "attn_pdrop": "of training, likewise the other dropouts",
     "embd_pdrop": "of training",
     "resid_pdrop": "of training",
@@ -234,16 +236,13 @@ def test_fields_that_a_family_does_not_read_change_nothing() -> None:
     assert parse_config(windowless) == parse_config(SMOLLM2)
 
 
-FAMILY_OF = {
-    "Qwen3NextForCausalLM": "qwen3_next",
-    "Qwen3_5ForCausalLM": "qwen3_5_text",
-    "Qwen3_5ForConditionalGeneration": "qwen3_5_text",
-}
+CONFIG_OF = dict.fromkeys(("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), "Qwen3_5TextConfig")
 
 
 @pytest.mark.parametrize("architecture", [name for row in ARCHITECTURES for name in row.hf])
 def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
-    family = FAMILY_OF.get(architecture) or re.sub("(ForCausalLM|LMHeadModel)$", "", architecture).lower()
+    default = re.sub("(ForCausalLM|LMHeadModel)$", "Config", architecture)
+    theirs_of = getattr(transformers, CONFIG_OF.get(architecture, default))
     given = {
         "architectures": [architecture],
         "hidden_size": 4096,
@@ -253,9 +252,9 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
         "num_hidden_layers": 30,
         "vocab_size": 128,
     }
-    if family == "qwen3_next":
+    if architecture == "Qwen3NextForCausalLM":
         given["num_experts"] = 0
-    theirs, ours = transformers.AutoConfig.for_model(family, **given), parse_config(given)
+    theirs, ours = theirs_of(**given), parse_config(given)
     attention = ours.attentions[0]
     assert attention.num_kv_heads == getattr(theirs, "num_key_value_heads", 32)
     assert attention.head_dim == (getattr(theirs, "head_dim", None) or 128)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2Config,
     Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
 )
 
@@ -83,6 +84,18 @@ _DELTA: dict[str, Any] = {
 }
 _NEXT = {**_DELTA, "num_experts": 0}
 _NORMS = ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+_MOE = {"num_experts": 9, "num_experts_per_tok": 3, "moe_intermediate_size": 36}
+_MOE_MIXED = {
+    "num_hidden_layers": 5,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [3],
+    "num_experts_per_tok": 2,
+    "attention_bias": True,
+    "use_sliding_window": True,
+    "sliding_window": 24,
+    "tie_word_embeddings": True,
+}
+"""Experts in the second layer alone, their weights not normalised."""
 Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
 """transformers' config of a family, and its fields beside those of every tiny model."""
 VARIANTS: dict[str, Variant] = {
@@ -97,6 +110,8 @@ VARIANTS: dict[str, Variant] = {
     "qwen2": (Qwen2Config, {**_HEAD_10, "tie_word_embeddings": True}),
     "qwen2_sliding": (Qwen2Config, {**_HEAD_10, **_SLIDING}),
     "qwen3": (Qwen3Config, _HEAD_16),
+    "qwen3moe": (Qwen3MoeConfig, {**_HEAD_16, **_MOE, "norm_topk_prob": True}),
+    "qwen3moe_mixed": (Qwen3MoeConfig, {**_HEAD_16, **_MOE, **_MOE_MIXED}),
     "qwen3_biases": (Qwen3Config, {**_HEAD_16, "attention_bias": True, "tie_word_embeddings": True}),
     "qwen3_next": (Qwen3NextConfig, _NEXT),
     "qwen3_next_biases": (Qwen3NextConfig, {**_NEXT, "attention_bias": True}),
@@ -146,9 +161,16 @@ def save(reference: PreTrainedModel, directory: Path) -> Path:
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, ModelConfig]:
     """The served model out of a checkpoint directory, by the way the runner takes."""
     config = parse_config(json.loads((directory / "config.json").read_text()))
-    model = find(config.architecture).build(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
-    files = sorted(directory.glob("*.safetensors"))
-    load_weights(model.destinations(), files, ignore=model.ignores, twins=model.twins(), progress=_no_progress)
+    family = find(config.architecture)
+    model = family.build(config, max_positions=CONTEXT, placement=Placement(dtype, CPU))
+    load_weights(
+        model.destinations(),
+        sorted(directory.glob("*.safetensors")),
+        ignore=model.ignores,
+        twins=model.twins(),
+        stacks=family.names.checkpoint.stacks,
+        progress=_no_progress,
+    )
     return model, config
 
 

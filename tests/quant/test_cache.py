@@ -17,7 +17,7 @@ from app.kernels.linear.pack import unpack
 from app.kernels.types import PackedExperts, PackedWeight
 from app.quant import cache as cache_module
 from app.quant.cache import PackedCache
-from app.quant.destination import Destination, Stack, Tee
+from app.quant.destination import Destination, Tee
 from app.quant.placement import Placement, WeightFormat
 
 N, K = 70, 24
@@ -51,7 +51,7 @@ class Model:
             "gate": self.layer.rows(0, N),
             "gate.bias": bias,
             "up": self.layer.rows(N, 2 * N),
-            "experts": Stack([self.experts.gate_up(i, 0, 40) for i in range(3)]),
+            **{f"gate_up.{i}": self.experts.gate_up(i, 0, 40) for i in range(3)},
             **{f"down.{i}": self.experts.down(i) for i in range(3)},
             "norm": self.norm,
         }

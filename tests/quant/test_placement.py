@@ -18,7 +18,7 @@ from app.layers.linear import Linear
 from app.models.architectures import find
 from app.models.config import ModelConfig
 from app.models.decoder import DecoderLayer, DecoderStack
-from app.quant.destination import Elsewhere, Extent, Part, Stack, Tee
+from app.quant.destination import Elsewhere, Extent, Part, Tee
 from app.quant.placement import NewWeight, Placement, WeightFormat
 from tests.models.tiny import CPU, PagedExecution, load, make_reference, reference_logits, save
 
@@ -62,16 +62,6 @@ def test_a_tee_fills_both() -> None:
     assert table.eq(0.5).all()
     assert copy.eq(0.5).all()
     assert (tuple(tee.shape), tee.numel(), tee.nbytes) == ((3, 4), 12, 12 * 6)
-
-
-def test_a_stack_hands_its_parts_on() -> None:
-    parts = [torch.empty(2, 4) for _ in range(3)]
-    stack = Stack(parts)
-    stack.copy_(torch.arange(24.0).view(3, 2, 4))
-    assert torch.stack(parts).flatten().tolist() == list(range(24))
-    assert (tuple(stack.shape), stack.numel(), stack.nbytes) == ((3, 2, 4), 24, 96)
-    with pytest.raises(ValueError):
-        stack.copy_(torch.zeros(2, 2, 4))
 
 
 def test_a_part_keeps_its_extent_of_a_whole_tensor() -> None:

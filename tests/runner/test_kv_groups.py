@@ -32,6 +32,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]]
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
         [("full", (0, 1)), ("sliding", (2,))],
     ),
+    "experts": ("qwen3moe", {}, [("full", (0, 1, 2))]),
+    "some experts, all slide": ("qwen3moe_mixed", {}, [("sliding", (0, 1, 2, 3, 4))]),
     "learned positions": ("gpt2", {}, [("full", (0, 1, 2))]),
 }
 torch.manual_seed(5)

@@ -18,6 +18,7 @@ from app.quant.placement import Placement, WeightFormat
 from app.runner.loading import read_model_config
 from app.runner.memory import Budget
 from app.runner.start import make_runner, plan_for_gpu
+from tests.models.test_config import QWEN3_MOE
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -110,6 +111,16 @@ def test_a_gpt2_xl(tmp_path: Path) -> None:
     assert row["max_model_len"] == 1024
     assert row["kv_cache"] == row["kv_cache_tokens"] * 48 * 2 * 1600 * 2
     assert "context of 1024" in ask(tmp_path, "--gpu-memory", "16GiB", "--max-model-len", "1025").stderr
+
+
+def test_all_experts_are_held(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_MOE))
+    row = row_of(tmp_path, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    assert row["weights"] == 2 * 30_532_122_624 + 8192 * 128 * 4
+    # The router stays in bf16 like embedding and head; a scale for each output.
+    int8 = row_of(tmp_path, "--gpu-memory", "80GiB", "--max-model-len", "8192", "--quantization", "int8")
+    floating = 2 * 151936 * 2048 + 48 * 128 * 2048
+    assert int8["weights"] == pytest.approx(30_532_122_624 + floating, rel=0.01)
 
 
 def test_steps_that_are_not_recorded_leave_more_to_the_pages(llama: Path) -> None:

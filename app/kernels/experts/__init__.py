@@ -23,7 +23,7 @@ from app.kernels.types import (
     num_scales,
 )
 
-__all__ = ["ExpertsScratch", "experts", "take_experts_scratch"]
+__all__ = ["ExpertsScratch", "ExpertsScratchLayout", "experts"]
 
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 _MAX_WIDTH = 1 << 16
@@ -32,7 +32,7 @@ _MAX_WIDTH = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ExpertsScratch:
-    """What lies between the kernels of a call; made by :func:`take_experts_scratch`. S = T * k slots."""
+    """What lies between the kernels of a call; made by :class:`ExpertsScratchLayout`. S = T * k slots."""
 
     hidden: Act
     """[S, I], what the down projections multiply. Natively an int8 one's scale is [S, 2 * groups], with their sums."""
@@ -40,22 +40,41 @@ class ExpertsScratch:
     """[S, I or D], floating, on a GPU: before it is quantised, and each expert's result."""
 
 
-def take_experts_scratch(
-    arena: StepArena, weight: ExpertsWeight | PackedExperts, chosen: int, dtype: torch.dtype
-) -> ExpertsScratch:
-    """The scratch for tokens that choose ``chosen`` experts each, from a step's arena; ``dtype`` is that of ``out``."""
-    fmt, inner, width = weight.act_format, weight.inner, weight.width
-    packed = isinstance(weight, PackedExperts)
-    kept = torch.int8 if fmt is not ActFormat.FLOAT else torch.bfloat16 if packed else dtype
-    values = arena.take(chosen * inner, kept).view(-1, inner)
-    scale = products = None
-    if fmt is not ActFormat.FLOAT:
-        scales = 2 * num_groups(inner) if packed else num_scales(inner, fmt)
-        scale = arena.take(chosen * scales, torch.float32).view(-1, scales)
-    if not isinstance(weight, PackedExperts) and runs_triton(weight.down):
-        most = max(inner, width) if kept is torch.int8 else width
-        products = arena.take(chosen * most, dtype).view(-1, most)
-    return ExpertsScratch(Act(values, scale), products)
+@dataclass(frozen=True, slots=True)
+class ExpertsScratchLayout:
+    """Widths and dtypes of an :class:`ExpertsScratch`, which layers of one shape use in turn."""
+
+    chosen: int
+    inner: int
+    hidden_dtype: torch.dtype
+    scales: int
+    """Of a slot's hidden; 0 of floating ones."""
+    products: int
+    """Width of the products; 0: there are none."""
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: ExpertsWeight | PackedExperts, chosen: int, dtype: torch.dtype) -> ExpertsScratchLayout:
+        """For tokens that choose ``chosen`` experts each; ``dtype`` is that of ``out``."""
+        fmt, inner, width = weight.act_format, weight.inner, weight.width
+        packed = isinstance(weight, PackedExperts)
+        kept = torch.int8 if fmt is not ActFormat.FLOAT else torch.bfloat16 if packed else dtype
+        scales = products = 0
+        if fmt is not ActFormat.FLOAT:
+            scales = 2 * num_groups(inner) if packed else num_scales(inner, fmt)
+        if not isinstance(weight, PackedExperts) and runs_triton(weight.down):
+            products = max(inner, width) if kept is torch.int8 else width
+        return cls(chosen, inner, kept, scales, products, dtype)
+
+    def take(self, arena: StepArena) -> ExpertsScratch:
+        """The scratch of a step."""
+        values = arena.take(self.chosen * self.inner, self.hidden_dtype).view(-1, self.inner)
+        scale = products = None
+        if self.scales:
+            scale = arena.take(self.chosen * self.scales, torch.float32).view(-1, self.scales)
+        if self.products:
+            products = arena.take(self.chosen * self.products, self.dtype).view(-1, self.products)
+        return ExpertsScratch(Act(values, scale), products)
 
 
 def experts(

@@ -14,7 +14,11 @@ from app.kernels.types import ACT_GROUP, Act, LinearWeight
 def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, activation: Activation) -> None:
     if weight.scale is None and activation is Activation.NONE and _matmul_into(x.values, weight, out, residual):
         return
-    y_TN = matmul_fp32(x, weight)
+    if weight.scale is None and out.values.dtype is torch.float32:
+        # A product of bf16 would be rounded to bf16 before it is widened.
+        y_TN = torch.mm(x.values.float(), weight.values.float().t())
+    else:
+        y_TN = matmul_fp32(x, weight)
     if weight.bias is not None:
         y_TN = y_TN + weight.bias.float()
     if activation.gated:

@@ -1,4 +1,4 @@
-"""Llama-shaped decoders: pre-norm layers of rotary grouped-query attention and a gated MLP."""
+"""Llama-shaped decoders: pre-norm layers of rotary grouped-query attention, and a gated MLP or experts."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def _layer(parts: Parts, config: LayerConfig) -> DecoderLayer:
         mixer_norm=parts.rms_norm(),
         mixer=parts.attention(config.mixer),
         mlp_norm=parts.rms_norm(),
-        mlp=parts.mlp(config.mlp),
+        mlp=parts.feed_forward(config.mlp),
     )

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.models.config import ModelConfig
-from app.models.reading import DecoderFields, gated_decoder, head_dim_of, kv_heads_of, later_windows, read_fields
+from app.models.reading import (
+    FIELDS_READ,
+    DecoderFields,
+    gated_decoder,
+    head_dim_of,
+    kv_heads_of,
+    later_windows,
+    read_fields,
+)
 
-_IMPLIED = frozenset({"use_qk_norm", "qk_layernorm"})
+IMPLIED = frozenset({"use_qk_norm", "qk_layernorm"})
+"""Fields that say what is so anyway."""
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
@@ -25,5 +34,5 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         qk_norm=True,
-        implied=_IMPLIED,
+        reads=FIELDS_READ | IMPLIED,
     )

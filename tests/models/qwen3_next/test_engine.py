@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine.core import EngineCore
-from app.types import EngineRequest, SamplingParams
+from app.types import GenerateRequest, SamplingParams
 from tests.models.tiny import make_reference, reference_logits, save
 from tests.runner.driver import engine_config, runner_of
 
@@ -37,7 +37,7 @@ def engine_of(checkpoint: Path, **changes: Any) -> EngineCore:
 def answers(engine: EngineCore, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
     sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     for index, prompt in enumerate(prompts):
-        engine.add_request(EngineRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, seed=0))
+        engine.add_request(GenerateRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, seed=0))
     tokens: list[list[int]] = [[] for _ in prompts]
     while engine.has_work:
         for output in engine.step():
