@@ -77,6 +77,10 @@ ARCHITECTURES = (
     Architecture(module="app.models.mistral", hf=("MistralForCausalLM", "MinistralForCausalLM")),
     Architecture(module="app.models.qwen2", hf=("Qwen2ForCausalLM",), gguf=("qwen2",)),
     Architecture(module="app.models.qwen3", hf=("Qwen3ForCausalLM",), gguf=("qwen3",)),
+    # The second sees images too, but for its text part.
+    Architecture(
+        module="app.models.gemma3", hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), gguf=("gemma3",)
+    ),
 )
 
 

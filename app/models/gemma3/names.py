@@ -1,0 +1,73 @@
+"""What a Gemma 3's files call things (torch-free)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from app.models.gguf_config import GGUFReader, gated_decoder_json
+from app.models.gguf_names import LAYER_PARTS, MODEL_PARTS, GGUFNames, GGUFTensor, less_one
+from app.models.names import DecoderNames, FamilyNames
+
+_PERIOD, _LOCAL_THETA = 6, 1e4
+"""Layers from one that sees all positions to the next, and the base of those between: files need not say."""
+_LAYERS_27B: Final = 62
+"""By which llama.cpp knows the one whose attention is scaled by the width a head has of the stream's."""
+
+
+def _config(reader: GGUFReader) -> dict[str, Any]:
+    config = gated_decoder_json(reader, "Gemma3ForCausalLM")
+    num_layers, head_dim = config["num_hidden_layers"], config["head_dim"]
+    window = reader.integer("attention.sliding_window", 0)
+    shared = config["hidden_size"] / config["num_attention_heads"]
+    full = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base", 1e6)}
+    sliding = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", _LOCAL_THETA)}
+    for name in ("hidden_act", "rope_theta"):
+        del config[name]
+    return {
+        **config,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": shared if num_layers == _LAYERS_27B else head_dim,
+        "final_logit_softcapping": reader.number("final_logit_softcapping", 0.0) or None,
+        "sliding_window": window or None,
+        "layer_types": _layer_types(reader, num_layers) if window else ["full_attention"] * num_layers,
+        "rope_parameters": {"full_attention": full | (config.pop("rope_scaling") or {}), "sliding_attention": sliding},
+    }
+
+
+def _layer_types(reader: GGUFReader, num_layers: int) -> list[str]:
+    """By the file's pattern: a period, or for each layer whether it slides."""
+    pattern = reader.values("attention.sliding_window_pattern")
+    if pattern is None:
+        pattern = _PERIOD
+    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
+        pattern = [bool((i + 1) % pattern) for i in range(num_layers)]
+    if not isinstance(pattern, list) or len(pattern) != num_layers:
+        raise reader.error("gemma3.attention.sliding_window_pattern is neither a period nor a list for all layers")
+    return ["sliding_attention" if slides else "full_attention" for slides in pattern]
+
+
+def _norm(name: str) -> GGUFTensor:
+    return GGUFTensor(name, less_one)
+
+
+NAMES = FamilyNames(
+    checkpoint=DecoderNames(
+        base="model.",
+        other_base="language_model.model.",
+        mlp_norm="pre_feedforward_layernorm",
+        beside=("vision_tower.", "multi_modal_projector."),
+    ),
+    gguf=GGUFNames(
+        model={**MODEL_PARTS, "output_norm": _norm("model.norm")},
+        layer={
+            **LAYER_PARTS,
+            "attn_norm": _norm("input_layernorm"),
+            "attn_q_norm": _norm("self_attn.q_norm"),
+            "attn_k_norm": _norm("self_attn.k_norm"),
+            "post_attention_norm": _norm("post_attention_layernorm"),
+            "ffn_norm": _norm("pre_feedforward_layernorm"),
+            "post_ffw_norm": _norm("post_feedforward_layernorm"),
+        },
+    ),
+    gguf_config=_config,
+)
