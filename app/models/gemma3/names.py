@@ -16,21 +16,20 @@ _LAYERS_27B: Final = 62
 
 def _config(reader: GGUFReader) -> dict[str, Any]:
     config = gated_decoder_json(reader, "Gemma3ForCausalLM")
-    num_layers, head_dim = config["num_hidden_layers"], config["head_dim"]
-    window = reader.integer("attention.sliding_window", 0)
-    shared = config["hidden_size"] / config["num_attention_heads"]
-    full = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base", 1e6)}
+    full = config.pop("rope_scaling") or {"rope_type": "default"}
+    full["rope_theta"] = reader.number("rope.freq_base", 1e6)
     sliding = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", _LOCAL_THETA)}
-    for name in ("hidden_act", "rope_theta"):
-        del config[name]
+    num_layers, window = config["num_hidden_layers"], reader.integer("attention.sliding_window", 0)
+    shared = config["hidden_size"] / config["num_attention_heads"]
+    del config["hidden_act"], config["rope_theta"]
     return {
         **config,
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": shared if num_layers == _LAYERS_27B else head_dim,
+        "query_pre_attn_scalar": shared if num_layers == _LAYERS_27B else config["head_dim"],
         "final_logit_softcapping": reader.number("final_logit_softcapping", 0.0) or None,
         "sliding_window": window or None,
         "layer_types": _layer_types(reader, num_layers) if window else ["full_attention"] * num_layers,
-        "rope_parameters": {"full_attention": full | (config.pop("rope_scaling") or {}), "sliding_attention": sliding},
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
     }
 
 
@@ -70,4 +69,5 @@ NAMES = FamilyNames(
         },
     ),
     gguf_config=_config,
+    gguf_end_tokens=("<end_of_turn>",),
 )
