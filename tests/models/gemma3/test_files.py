@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from app.models.architectures import find, parse_config
 from app.models.config import ModelConfig
 from app.models.gemma3.names import NAMES
 from app.quant.placement import Placement
+from app.runner.loading import read_model_config
 from app.store import Store, resolve
 from app.store.errors import StoreError
+from app.store.files import read_model
 from app.store.gguf_config import config_json
 from tests.models.parity import SHUFFLED_BLOCKS, TOKENS, close
 from tests.models.tiny import CONTEXT, CPU, PagedExecution, load, make_reference, reference_logits
+from tests.store.tiny import write_json, write_tokenizer
 
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "  "]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -196,6 +200,23 @@ def test_the_text_part_of_a_model_that_sees_images(seeing: tuple[PreTrainedModel
     with torch.no_grad():
         expected = reference(torch.tensor([tokens]), use_cache=False).logits[0]
     close(PagedExecution(model, config).sequence(tokens, [60, 40], SHUFFLED_BLOCKS), expected)
+
+
+def test_that_images_are_not_served_is_said(
+    seeing: tuple[PreTrainedModel, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    read_model_config(seeing[1])
+    assert "images are not" in caplog.text
+
+
+def test_an_eos_token_that_only_the_tokenizers_files_name(seeing: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    """A token's id is held against the vocabulary of the text part."""
+    for file in seeing[1].iterdir():
+        shutil.copy(file, tmp_path)
+    write_tokenizer(tmp_path / "tokenizer.json")
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "<beyond>"})
+    with pytest.raises(StoreError, match="'<beyond>' is not in the vocabulary"):
+        read_model("m", tmp_path, [])
 
 
 def test_what_is_neither_text_part_nor_vision_is_left_over(seeing: tuple[PreTrainedModel, Path]) -> None:
