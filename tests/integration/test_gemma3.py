@@ -96,7 +96,9 @@ def weights_of(files: ModelFiles) -> dict[str, Tensor]:
     found = {}
     for tensor in gguf.GGUFReader(files.weights[0]).tensors:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        layer, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name).groups()
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
+        assert match is not None
+        layer, part = match.groups()
         name = f"{PARTS[part]}.weight" if layer is None else f"model.layers.{layer}.{PARTS[part]}.weight"
         found[name] = values - 1 if "norm" in part else values
     return found

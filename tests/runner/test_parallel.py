@@ -45,7 +45,9 @@ def answer(runner: ModelRunner | ParallelRunner) -> Answer:
     return Answer([request.outputs for request in requests], runner.info)
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama_biases", "mistral", "qwen2", "qwen2_sliding", "qwen3_biases"])
+@pytest.mark.parametrize(
+    "variant", ["gemma3", "llama", "llama_biases", "mistral", "qwen2", "qwen2_sliding", "qwen3_biases"]
+)
 def test_ranks_sample_the_tokens_of_one(variant: str, tmp_path: Path) -> None:
     directory = save(make_reference(variant), tmp_path)
     whole = answer(runner_of(directory))
