@@ -27,22 +27,18 @@ def _config(reader: GGUFReader) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": shared if num_layers == _LAYERS_27B else config["head_dim"],
         "final_logit_softcapping": reader.number("final_logit_softcapping", 0.0) or None,
-        "sliding_window": window or None,
-        "layer_types": _layer_types(reader, num_layers) if window else ["full_attention"] * num_layers,
         "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+        **(_windows(reader, window) if window else {"sliding_window": None, "sliding_window_pattern": 1}),
     }
 
 
-def _layer_types(reader: GGUFReader, num_layers: int) -> list[str]:
+def _windows(reader: GGUFReader, window: int) -> dict[str, Any]:
     """By the file's pattern: a period, or for each layer whether it slides."""
     pattern = reader.values("attention.sliding_window_pattern")
-    if pattern is None:
-        pattern = _PERIOD
-    if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
-        pattern = [bool((i + 1) % pattern) for i in range(num_layers)]
-    if not isinstance(pattern, list) or len(pattern) != num_layers:
-        raise reader.error("gemma3.attention.sliding_window_pattern is neither a period nor a list for all layers")
-    return ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    if isinstance(pattern, list):
+        types = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+        return {"sliding_window": window, "layer_types": types}
+    return {"sliding_window": window, "sliding_window_pattern": _PERIOD if pattern is None else pattern}
 
 
 def _norm(name: str) -> GGUFTensor:

@@ -47,7 +47,11 @@ def shape(name: str, **changes: Any) -> PreTrainedModel:
 
 
 def write_gguf(path: Path, reference: PreTrainedModel, **metadata: Any) -> Path:
-    """As llama.cpp's converter writes it: its names, and norms as they are multiplied with."""
+    """As llama.cpp's converter writes it: its names, and norms as they are multiplied with.
+
+    Args:
+        metadata: beside the usual, ``__`` for a dot.
+    """
     config = reference.config
     writer = gguf.GGUFWriter(path, "gemma3")
     writer.add_context_length(config.max_position_embeddings)
@@ -78,7 +82,7 @@ def write_gguf(path: Path, reference: PreTrainedModel, **metadata: Any) -> Path:
     writer.add_add_space_prefix(False)
     for key, value in metadata.items():
         writer.add_key_value(f"gemma3.{key.replace('__', '.')}", value, gguf.GGUFValueType.get_type(value))
-    names = gguf.get_tensor_name_map(MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(MODEL_ARCH.GEMMA3, len(reference.model.layers))
     for name, values in reference.state_dict().items():
         if name != "lm_head.weight":
             stored = values + 1 if name.endswith("norm.weight") else values
@@ -120,6 +124,20 @@ def test_a_gguf_file_is_the_model_it_was_written_of(tmp_path: Path, store: Store
     close(logits_of(config, file), reference_logits(reference, TOKENS))
 
 
+def test_a_file_whose_layers_all_see_everything(tmp_path: Path) -> None:
+    reference = shape("gemma3")
+    reference.config.sliding_window = 0
+    config = parse_config(config_json(read_gguf_header(write_gguf(tmp_path / "m.gguf", reference))))
+    assert [attention.window for attention in config.attentions] == [None] * 4
+
+
+def test_more_layers_than_there_can_be_are_refused(tmp_path: Path, store: Store) -> None:
+    reference = shape("gemma3")
+    reference.config.num_hidden_layers = (1 << 32) - 1
+    with pytest.raises(StoreError, match="num_hidden_layers"):
+        resolve(str(write_gguf(tmp_path / "m.gguf", reference)), store)
+
+
 def test_what_a_file_says_goes_before_what_is_usual(tmp_path: Path) -> None:
     changes = {"attention__sliding_window_pattern": 2, "rope__freq_base_swa": 77.0}
     file = write_gguf(tmp_path / "m.gguf", shape("gemma3"), **changes)
@@ -138,7 +156,8 @@ def test_attention_of_the_27b_is_scaled_by_its_share_of_the_stream(tmp_path: Pat
     ("metadata", "message"),
     [
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-        ({"attention__sliding_window_pattern": [True, False]}, "sliding_window_pattern"),
+        ({"attention__sliding_window_pattern": [True, False]}, "layer_types has 2 entries"),
+        ({"attention__sliding_window_pattern": -1}, "sliding_window_pattern"),
     ],
 )
 def test_metadata_that_is_refused(tmp_path: Path, store: Store, metadata: dict[str, Any], message: str) -> None:
