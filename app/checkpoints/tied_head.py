@@ -35,7 +35,8 @@ def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> b
     for file in files:
         if format_of(file) is SAFETENSORS:
             found |= {entry.name: (file, entry) for entry in read_safetensors_header(file)}
-    embedding = found.get(names.embedding_weight) or found.get(names.embedding_weight.removeprefix(names.base))
+    other_name = names.other_base + names.embedding_weight.removeprefix(names.base)
+    embedding = found.get(names.embedding_weight) or found.get(other_name)
     head = found.get(names.head_weight)
     if embedding is None or head is None:
         return configured

@@ -232,7 +232,8 @@ class DecoderStack:
 
     def ignores(self, name: str, /) -> bool:
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
-        return name in self._stored_otherwise or name.endswith(self._names.computed)
+        names = self._names
+        return name in self._stored_otherwise or name.endswith(names.computed) or name.startswith(names.beside)
 
     def twins(self) -> dict[str, list[str]]:
         """See :meth:`app.models.base.Model.twins`."""
@@ -243,7 +244,7 @@ class DecoderStack:
         twins: dict[str, list[str]] = {}
         if names.base:
             own = [name for name in self.destinations() if name.startswith(names.base)]
-            twins = {name: [name.removeprefix(names.base)] for name in own}
+            twins = {name: [names.other_base + name.removeprefix(names.base)] for name in own}
         if self._config.tie_word_embeddings:
             twins.setdefault(names.embedding_weight, []).append(names.head_weight)
         return twins

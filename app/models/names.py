@@ -23,7 +23,9 @@ class DecoderNames:
     """Modules of a decoder as its checkpoints call them; the defaults are those of most."""
 
     base: str = ""
-    """Prefix of all but the head, dot included, that some of the family's checkpoints leave out."""
+    """Prefix of all but the head, dot included, for which some of the family's checkpoints have another."""
+    other_base: str = ""
+    """That one; empty where they leave it out."""
     embedding: str = "model.embed_tokens"
     positions: str = "model.embed_positions"
     """The table of learned positions, of a model that has one."""
@@ -45,6 +47,8 @@ class DecoderNames:
     are meant, which share its N rows in equal parts."""
     computed: tuple[str, ...] = (".rotary_emb.inv_freq",)
     """Ends of the names of tensors that checkpoints may hold and nothing reads."""
+    beside: tuple[str, ...] = ()
+    """Prefixes, dot included, of what checkpoints may hold beside the decoder: what sees images, drafts tokens, …"""
 
     @property
     def embedding_weight(self) -> str:
@@ -70,3 +74,5 @@ class FamilyNames:
     Raises:
         ConfigError: a field is missing, malformed or not supported.
     """
+    gguf_end_tokens: tuple[str, ...] = ()
+    """Control tokens that end an answer although GGUF files need not say so."""

@@ -91,6 +91,21 @@ def read_fields(
     return fields
 
 
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a ``config.json`` says of the decoder, where that stands in a ``text_config`` beside what sees images.
+
+    Raises:
+        ConfigError: ``text_config`` is not an object.
+    """
+    if "text_config" not in config:
+        return config
+    text = config["text_config"]
+    if not isinstance(text, dict):
+        raise ConfigError(f"text_config = {shown(text)} is not an object")
+    outside = {name: config.get(name) for name in ("architectures", "quantization_config")}
+    return {**text, **outside, "tie_word_embeddings": config.get("tie_word_embeddings")}
+
+
 def activation_of(value: object, field: str, accepted: Mapping[str, Activation]) -> Activation:
     """The activation that a field names.
 

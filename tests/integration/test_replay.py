@@ -57,7 +57,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     return Ran(monkeypatch)
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen3_biases", "llama_biases", "mistral", "gpt2", "qwen3moe"])
+@pytest.fixture(
+    scope="module", params=["qwen3", "qwen3_biases", "llama_biases", "mistral", "gpt2", "qwen3moe", "gemma3_256"]
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen3 in all but size: heads of 128, four to a key/value head, normed queries and keys; and other shapes."""
     shape = SHAPE if request.param.startswith("qwen3") else {"hidden_size": 64 if request.param == "gpt2" else 96}
@@ -81,10 +83,10 @@ def requests() -> list[Request]:
 
 def steps(runner: ModelRunner, sequences: Sequence[Request]) -> list[StepResult]:
     """All sequences together, the prompts in chunks of eleven tokens; so that most steps decode and prefill."""
-    results = []
+    results, num_groups = [], len(runner.info.kv_cache.groups)
     while active := [s for s in sequences if len(s.outputs) < NUM_TOKENS]:
         slots = [init for s in active for init in s.bind()]
-        rows = [s.next_row(11, from_device=s.num_computed >= len(s.prompt)) for s in active]
+        rows = [s.next_row(11, from_device=s.num_computed >= len(s.prompt), num_groups=num_groups) for s in active]
         results.append(runner.collect(runner.submit(step_of(rows, slots))))
         for sequence, output in zip(active, results[-1].rows, strict=True):
             sequence.take(output)
@@ -118,7 +120,7 @@ def test_a_step_routes_within_its_one_call(ran: Ran, runner: ModelRunner) -> Non
 
 
 def test_a_step_without_logits_is_replayed_too(runner: ModelRunner) -> None:
-    sequence = requests()[1]
-    result = runner.collect(runner.submit(step_of([sequence.next_row(11)], sequence.bind())))
+    sequence, num_groups = requests()[1], len(runner.info.kv_cache.groups)
+    result = runner.collect(runner.submit(step_of([sequence.next_row(11, num_groups=num_groups)], sequence.bind())))
     assert result.replayed
     assert result.rows[0].token_ids == []
