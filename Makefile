@@ -9,12 +9,13 @@ PORT   ?=
 MODEL  ?=
 ARGS   ?=
 
-.PHONY: help serve test lint format fuzz fuzz-quick triton-3.6 race-check clean
+.PHONY: help serve test test-slow lint format fuzz fuzz-quick triton-3.6 race-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve [PORT=8000] [MODEL=smollm2-135m] [ARGS=...]   install, fetch the model, serve it"
-	@echo "make test                                                install what tests need, run them all"
+	@echo "make test                                                install what tests need, run them all but the slow ones"
+	@echo "make test-slow                                           those: more trained models, minutes each"
 	@echo "make lint                                                ruff, mypy, import-linter"
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
@@ -45,7 +46,11 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tuili serve $(if $(HOST),--host "$(HOST)") $(if $(PORT),--port "$(PORT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+
+# One after the other: each takes all cores, and gigabytes.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # Its interpreter uses what newer versions of numpy warn of, or no longer have.
 $(VENV)/triton-3.6: $(VENV)/.test

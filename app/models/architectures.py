@@ -107,6 +107,13 @@ ARCHITECTURES = (
         tokenizer="Qwen2Tokenizer",
     ),
     Architecture(module="app.models.gpt2", hf=("GPT2LMHeadModel",), gguf=("gpt2",), tokenizer="GPT2Tokenizer"),
+    # The second sees images too, but for its text part.
+    Architecture(
+        module="app.models.gemma3",
+        hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        gguf=("gemma3",),
+        tokenizer="GemmaTokenizer",
+    ),
 )
 
 

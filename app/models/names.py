@@ -74,3 +74,5 @@ class FamilyNames:
     Raises:
         ConfigError: a field is missing, malformed or not supported.
     """
+    gguf_end_tokens: tuple[str, ...] = ()
+    """Control tokens that end an answer although GGUF files need not say so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from app.runner.kv_plan import KVCachePlan
 from app.types import EngineConfig, LoadProgress
 
 Progress = Callable[[LoadProgress], None]
+
+_log = logging.getLogger(__name__)
 
 _REPORT_INTERVAL = 0.1
 """Seconds: a model has hundreds of tensors, nobody reads hundreds of lines."""
@@ -56,6 +59,8 @@ def read_model_config(model_dir: Path, weights: Sequence[Path] = ()) -> ModelCon
         model = parse_config(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    if config.get("vision_config"):
+        _log.warning("%s: only the text part of %s is served, images are not", path, model.architecture)
     tied = ties_head(model.tie_word_embeddings, weights, find(model.architecture).names.checkpoint)
     return msgspec.structs.replace(model, tie_word_embeddings=tied)
 

@@ -88,7 +88,7 @@ def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
         StoreError: a token that is not in the vocabulary, or a default that is no number.
     """
     metadata = header.metadata
-    ids = {_token_id(header, name) for name in _END_TOKENS}
+    ids = {_token_id(header, name) for name in _END_TOKENS} | _silent_end_tokens(header)
     config: dict[str, Any] = {"eos_token_id": sorted(token_id for token_id in ids if token_id is not None)}
     for key, ours in _SAMPLING.items():
         value = metadata.get(key)
@@ -98,6 +98,17 @@ def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
             raise StoreError(f"{header.path}: {key} is not a finite number")
         config[ours] = value
     return config
+
+
+def _silent_end_tokens(header: GGUFHeader) -> set[int]:
+    """Those that the family knows of, if they are control tokens here."""
+    tokens, types = _tokens(header.metadata), header.metadata.get("tokenizer.ggml.token_type")
+    try:
+        names = find_gguf(header.architecture).names.gguf_end_tokens
+    except ConfigError as error:
+        raise StoreError(f"{header.path}: {error}") from None
+    found = {tokens.index(name) for name in names if name in tokens}
+    return {index for index in found if isinstance(types, list) and types[index : index + 1] == [TokenType.CONTROL]}
 
 
 def _vocab_size(header: GGUFHeader) -> int:

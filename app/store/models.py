@@ -116,7 +116,7 @@ def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[
         with progress.task(f"Reading {weights.name}"):
             derive_from_gguf(weights, directory)
         read_model(entry.name, directory, [weights])
-        return Manifest(name=entry.name, source=entry.requirement, weights=[weights.name], licence=entry.licence)
+        return Manifest(name=entry.name, source=entry.source, weights=[weights.name], licence=entry.licence)
 
     return build
 

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from app.models.architectures import ARCHITECTURES
-from app.models.reading import text_part
+from app.models.architectures import ARCHITECTURES, parse_config
 from app.store.errors import StoreError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -181,7 +180,7 @@ def eos_token_ids(
     if not text or files.definition is None:
         return tuple(sorted(ids))
     token_id = _token_id(text, files.definition, declared)
-    if token_id is None or (text in declared.invented and token_id >= text_part(files.config)["vocab_size"]):
+    if token_id is None or (text in declared.invented and token_id >= parse_config(files.config).vocab_size):
         raise StoreError(f"{directory}: the EOS token {text!r} is not in the vocabulary")
     return tuple(sorted(ids | {token_id}))
 

@@ -1,4 +1,4 @@
-"""The launches of whole steps of 8B models, as the runner makes them; see ``compiling``."""
+"""The launches of whole steps of large models, as the runner makes them; see ``compiling``."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ QWEN3_5 = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "sliding_window": 256,
+    "sliding_window_pattern": 2,
+    "tie_word_embeddings": True,
+}
 MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
@@ -76,6 +90,8 @@ MODELS = [
     (QWEN3_MOE, WeightFormat.W8A8, "int8"),
     (GPT2, WeightFormat.PLAIN, "bfloat16"),
     (GPT2, WeightFormat.W8A8, "int8"),
+    (GEMMA3, WeightFormat.PLAIN, "bfloat16"),
+    (GEMMA3, WeightFormat.W8A8, "int8"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)

@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "experts, W8A8": ("qwen3moe", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "learned positions": ("gpt2", {}),
     "learned positions, W8A8": ("gpt2", {"quantization": "int8"}),
+    "Gemma 3": ("gemma3", {"dtype": "bfloat16"}),
+    "Gemma 3, W8A8": ("gemma3", {"quantization": "int8"}),
 }
 """Model (six heads on two, with biases; or with normed queries and keys) and formats."""
 

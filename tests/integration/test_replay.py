@@ -57,7 +57,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     return Ran(monkeypatch)
 
 
-CHECKPOINTS = ["qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2", "qwen3moe"]
+CHECKPOINTS = ["qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2", "qwen3moe", "gemma3_256"]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -121,8 +121,7 @@ def test_a_step_routes_within_its_one_call(ran: Ran, runner: ModelRunner) -> Non
 
 
 def test_a_step_without_logits_is_replayed_too(runner: ModelRunner) -> None:
-    sequence = requests()[1]
-    row = sequence.next_row(11, num_groups=len(runner.info.kv_cache.groups))
-    result = runner.collect(runner.submit(step_of([row], sequence.bind())))
+    sequence, num_groups = requests()[1], len(runner.info.kv_cache.groups)
+    result = runner.collect(runner.submit(step_of([sequence.next_row(11, num_groups=num_groups)], sequence.bind())))
     assert result.replayed
     assert result.rows[0].token_ids == []

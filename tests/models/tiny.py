@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MinistralConfig,
@@ -96,9 +97,29 @@ _MOE_MIXED = {
     "tie_word_embeddings": True,
 }
 """Experts in the second layer alone, their weights not normalised."""
+_GEMMA3 = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 24,
+    "sliding_window_pattern": 2,
+    "tie_word_embeddings": True,
+}
+_GEMMA3_256 = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 128,
+    "sliding_window_pattern": 3,
+    "attention_bias": True,
+    "rope_parameters": {"full_attention": _LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
+}
 Variant = tuple[type[PreTrainedConfig], dict[str, Any]]
 """transformers' config of a family, and its fields beside those of every tiny model."""
 VARIANTS: dict[str, Variant] = {
+    "gemma3": (Gemma3TextConfig, _GEMMA3),
+    "gemma3_256": (Gemma3TextConfig, {**_GEMMA3, **_GEMMA3_256}),
     "llama": (LlamaConfig, {**_HEAD_10, "tie_word_embeddings": True}),
     "llama_biases": (LlamaConfig, {**_HEAD_10, "attention_bias": True, "mlp_bias": True}),
     "llama_linear": (LlamaConfig, {**_HEAD_10, "rope_parameters": _LINEAR}),

@@ -27,6 +27,7 @@ WINDOW = 24
 MODELS: dict[str, tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]] = {
     "all slide": ("mistral", {}, [("sliding", (0, 1, 2))]),
     "some slide": ("qwen2_sliding", {}, [("full", (0,)), ("sliding", (1, 2))]),
+    "Gemma 3": ("gemma3", {}, [("sliding", (0, 2)), ("full", (1, 3))]),
     "heads of 16": (
         "qwen3",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
@@ -129,6 +130,27 @@ def test_preempted_and_resumed(loaded: Loaded) -> None:
     assert engine.stats().preemptions_total > 0
 
 
+def test_turns_of_a_conversation_hit_all_but_what_is_new(tmp_path: Path) -> None:
+    """Far behind the window too, of which half of the layers keep no more."""
+    directory = save(make_reference("gemma3", max_position_embeddings=1024), tmp_path)
+    config = engine_config(directory, integrity_checks=True, max_num_batched_tokens=48, num_blocks=(16, 64))
+    engine = EngineCore(make_runner(config, discard), config)
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    conversation, hits, asked = [PREFIX[i % 100] for i in range(400)], [], []
+    for turn in range(10):
+        before = engine.stats().prefix_hit_tokens_total
+        engine.add_request(msgspec.structs.replace(request_of(str(turn), conversation), sampling=params))
+        asked.append(len(conversation))
+        while engine.has_work:
+            for output in engine.step():
+                conversation = conversation + output.new_token_ids
+        hits.append(engine.stats().prefix_hit_tokens_total - before)
+        conversation = [*conversation, 1, 2, 3, turn]
+        engine.check_integrity()
+    assert asked[-1] == 580
+    assert sum(hits[1:]) > 0.9 * sum(asked[1:])
+
+
 @pytest.mark.skipif(dispatch.unavailable() is not None, reason="no native kernels here")
 def test_recorded_steps_over_packed_pages(tmp_path: Path) -> None:
     loaded = Loaded("heads of 16", tmp_path)
@@ -145,7 +167,7 @@ def test_recorded_steps_over_packed_pages(tmp_path: Path) -> None:
 
 GEMMA = parse_config(
     {
-        "architectures": ["Qwen2ForCausalLM"],
+        "architectures": ["Gemma3ForCausalLM"],
         "vocab_size": 1000,
         "hidden_size": 1024,
         "intermediate_size": 2048,
@@ -154,9 +176,8 @@ GEMMA = parse_config(
         "num_key_value_heads": 1,
         "head_dim": 256,
         "max_position_embeddings": 131072,
-        "use_sliding_window": True,
         "sliding_window": 1024,
-        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4,
+        "sliding_window_pattern": 6,
     }
 )
 """The shape of a Gemma 3: five layers with a window to one without."""

@@ -46,7 +46,8 @@ def answer(runner: ModelRunner | ParallelRunner) -> Answer:
 
 
 @pytest.mark.parametrize(
-    "variant", ["llama", "llama_biases", "mistral", "qwen2", "qwen2_sliding", "qwen3_biases", "gpt2", "qwen3moe"]
+    "variant",
+    ["gemma3", "llama", "llama_biases", "mistral", "qwen2", "qwen2_sliding", "qwen3_biases", "gpt2", "qwen3moe"],
 )
 def test_ranks_sample_the_tokens_of_one(variant: str, tmp_path: Path) -> None:
     directory = save(make_reference(variant), tmp_path)

@@ -18,6 +18,7 @@ from app.quant.placement import Placement, WeightFormat
 from app.runner.loading import read_model_config
 from app.runner.memory import Budget
 from app.runner.start import make_runner, plan_for_gpu
+from tests.models.gemma3.test_config import GEMMA3_27B
 from tests.models.test_config import QWEN3_MOE
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
@@ -147,6 +148,16 @@ def test_each_of_several_gpus_holds_its_share(llama: Path) -> None:
     assert two["kv_cache"] == two["kv_cache_tokens"] * 131_072 // 2
     # Logits of both, before they stand side by side, and in bf16 whatever is not split.
     assert two["activations"] - one["activations"] < 256 * 128256 * 4
+
+
+def test_the_text_part_of_gemma_3_27b(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3_27B))
+    row = row_of(tmp_path, "--gpu-memory", "80GiB", "--max-model-len", "32768")
+    angles = 2 * 32768 * 128 * 4
+    assert row["weights"] == pytest.approx(2 * 27_009_346_304 + angles, rel=0.001)
+    # Of 62 layers 52 keep 1,024 tokens of a sequence.
+    in_all_layers = 62 * 2 * 16 * 128 * 2
+    assert row["kv_cache"] / row["kv_cache_tokens"] < 0.4 * in_all_layers
 
 
 def test_windows_leave_room_for_more_tokens(llama: Path, windowed: Path) -> None:

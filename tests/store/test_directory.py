@@ -304,7 +304,7 @@ def test_not_there_says_which_command_to_run(store: Store, monkeypatch: pytest.M
     monkeypatch.setenv("TUILI_HOME", str(store.home))
     with pytest.raises(ModelNotFound, match=r"fetch it with: tuili pull org/model@v1$"):
         resolve("org/model@v1", store)
-    with pytest.raises(ModelNotFound, match=r"no model 'nonsense': give a built-in name \(smollm2-135m\)"):
+    with pytest.raises(ModelNotFound, match=r"no model 'nonsense': give a built-in name \(smollm2-135m, gemma3-270m\)"):
         resolve("nonsense", store)
 
 

