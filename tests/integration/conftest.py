@@ -41,7 +41,10 @@ def prompt_ids(tokenizer: Tokenizer) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="session")
 def reference_tokens(smollm2: ModelFiles, prompt_ids: dict[str, list[int]]) -> dict[str, list[int]]:
-    """What transformers, with its own GGUF loader, generates greedily in fp32: 64 tokens a prompt, EOS ignored."""
+    """What transformers, with its own GGUF loader, generates greedily in fp32: 64 tokens a prompt, EOS ignored.
+
+    All prompts but the long one side by side, filled up on the left: the weights are read once for all of them.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,12 +52,17 @@ def reference_tokens(smollm2: ModelFiles, prompt_ids: dict[str, list[int]]) -> d
     model = AutoModelForCausalLM.from_pretrained(smollm2.directory, gguf_file=weights.name, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     answers: dict[str, list[int]] = {}
-    for name, ids in prompt_ids.items():
-        prompt = torch.tensor([ids])
+    for names in ([name for name in prompt_ids if name != "long"], ["long"]):
+        width = max(len(prompt_ids[name]) for name in names)
+        missing = [width - len(prompt_ids[name]) for name in names]
         out = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=REFERENCE_TOKENS, do_sample=False
+            torch.tensor([[0] * count + prompt_ids[name] for count, name in zip(missing, names, strict=True)]),
+            attention_mask=torch.tensor([[0] * count + [1] * (width - count) for count in missing]),
+            max_new_tokens=REFERENCE_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
         )
-        answers[name] = out[0, len(ids) :].tolist()
+        answers |= zip(names, out[:, width:].tolist(), strict=True)
     return answers
 
 

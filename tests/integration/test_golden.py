@@ -32,9 +32,11 @@ def test_prompts_are_what_they_claim(prompt_ids: Tokens) -> None:
 
 
 def test_alone(engine: EngineCore, prompt_ids: Tokens, reference_tokens: Tokens) -> None:
+    """Over a block's border at least; all 64 tokens are for the tests that share steps."""
+    few = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     for name, ids in prompt_ids.items():
-        got = run(engine, [request(name, ids, cache_salt=f"alone {name}")])
-        assert got == {name: reference_tokens[name]}, name
+        got = run(engine, [request(name, ids, few, cache_salt=f"alone {name}")])
+        assert got == {name: reference_tokens[name][:20]}, name
     assert engine.stats().prefix_hit_tokens_total == 0
 
 

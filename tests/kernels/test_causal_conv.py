@@ -89,6 +89,7 @@ class Case:
 def test_against_fp64(implementation: str, dtype: torch.dtype, channels: int, spans: list[tuple[int, int]]) -> None:
     if implementation == "triton":
         spans = [(start, min(count, 17)) for start, count in spans]
+        channels = min(channels, 300)  # two programs, the second not full
     case = Case(make_rows(spans), channels, dtype)
     case.run()
     case.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -32,6 +33,16 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 # (T, K, N): no multiple of a tile, single rows, and rows on both sides of tiles' heights.
 SHAPES = [(1, 63, 250), (2, 1000, 62), (15, 576, 96), (16, 64, 34), (17, 300, 66), (65, 100, 130)]
 CPU = torch.device("cpu")
+
+
+def latin(shapes: Sequence[tuple[int, int, int]]) -> pytest.MarkDecorator:
+    """Every pair of an epilogue, one of three shapes and a dtype; a third of all triples."""
+    cases = [
+        (epilogue, shape, FLOATS[(i + j) % len(FLOATS)])
+        for i, epilogue in enumerate(EPILOGUES)
+        for j, shape in enumerate(shapes)
+    ]
+    return pytest.mark.parametrize(("epilogue", "shape", "dtype"), cases)
 
 
 def workspace() -> SplitKWorkspace:
@@ -151,9 +162,7 @@ def test_a_split_keeps_within_the_workspace(monkeypatch: pytest.MonkeyPatch) -> 
         assert room.partials.eq(99).all() != fits
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [*SHAPES[:2], (17, 300, 66)])
-@pytest.mark.parametrize("epilogue", EPILOGUES)
+@latin([*SHAPES[:2], (17, 300, 66)])
 def test_int8_weights_take_floating_rows(epilogue: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     tokens, k, n = shape
     weight = int8_weight(n, k, ActFormat.FLOAT, bias="bias" in epilogue, split=True)
@@ -161,9 +170,7 @@ def test_int8_weights_take_floating_rows(epilogue: str, shape: tuple[int, int, i
     assert relative_error(out, expected) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES[:3])
-@pytest.mark.parametrize("epilogue", EPILOGUES)
+@latin(SHAPES[:3])
 def test_floating(epilogue: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     tokens, k, n = shape
     bias = randn(n, seed=3, dtype=dtype) if "bias" in epilogue else None

@@ -122,10 +122,15 @@ def test_sequences_beyond_the_most_splits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "page"),
-    [(torch.float32, torch.float32), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)],
+    ("query", "page", "window", "softcap", "sunk"),
+    [
+        (torch.float32, torch.float32, None, None, False),
+        (torch.float32, torch.int8, None, None, False),
+        (torch.bfloat16, torch.int8, None, None, False),
+        (torch.float32, torch.int8, 300, None, False),
+        (torch.bfloat16, torch.int8, None, 3.0, True),
+    ],
 )
-@pytest.mark.parametrize(("window", "softcap", "sunk"), [(None, None, False), (300, None, False), (None, 3.0, True)])
 def test_programs_that_share_a_row_come_to_the_bits_of_one_alone(
     query: torch.dtype, page: torch.dtype, window: int | None, softcap: float | None, sunk: bool
 ) -> None:
