@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from app.version import __version__
 
 if TYPE_CHECKING:
+    from app.contract.request import SamplingParams
     from app.llm import LLM
-    from app.types import SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return LLM
     if name == "SamplingParams":
-        from app.types import SamplingParams
+        from app.contract.request import SamplingParams
 
         return SamplingParams
     raise AttributeError(name)

@@ -21,7 +21,8 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from app.types import ClientFrame, EngineConfig, EngineFrame
+from app.contract.config import EngineConfig
+from app.contract.frames import ClientFrame, EngineFrame
 
 MAX_FRAME_BYTES = 64 << 20
 _HEADER = struct.Struct(">I")

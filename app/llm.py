@@ -16,6 +16,8 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.request import SamplingParams
 from app.engine.inproc import InprocConnection
 from app.engine.loop import MakeRunner
 from app.serving.engine_client import EngineClient
@@ -24,7 +26,6 @@ from app.serving.ledger import Ledger
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.store import ModelFiles, SilentProgress, Store, pull, resolve
 from app.telemetry.metrics import Metrics
-from app.types import EngineConfig, SamplingParams
 
 T = TypeVar("T")
 Prompt = str | list[int]

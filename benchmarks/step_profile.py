@@ -18,11 +18,13 @@ import click
 import msgspec
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.request import SamplingParams
+from app.contract.step import ScheduledRow, SlotInit, StepPlan
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
 from app.store.home import Store
 from app.store.models import resolve
-from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput, SlotInit
 
 _BLOCK = 16
 
@@ -32,10 +34,10 @@ def _bind(slot: int, prompt_len: int) -> SlotInit:
     return SlotInit(slot=slot, sampling=params, seed=0, sample_index=0, prompt_len=prompt_len, stop_token_ids=[])
 
 
-def _step(rows: list[ScheduledRow], slots: list[SlotInit]) -> SchedulerOutput:
+def _step(rows: list[ScheduledRow], slots: list[SlotInit]) -> StepPlan:
     tokens = sum(row.num_tokens for row in rows)
     logits = sum(row.num_tokens - row.logits_start for row in rows)
-    return SchedulerOutput(step=0, slots=slots, rows=rows, num_tokens=tokens, num_logit_rows=logits)
+    return StepPlan(step=0, slots=slots, rows=rows, num_tokens=tokens, num_logit_rows=logits)
 
 
 def _blocks(runner: ModelRunner, slot: int, length: int, per_slot: int, shared: int = 0) -> list[list[int]]:
@@ -61,7 +63,7 @@ def _fill(runner: ModelRunner, rows: int, context: int, per_slot: int, prefix: i
         runner.collect(runner.submit(_step([row], [_bind(slot, context)])))
 
 
-def _decode(rows: int, position: int) -> SchedulerOutput:
+def _decode(rows: int, position: int) -> StepPlan:
     return _step(
         [
             ScheduledRow(

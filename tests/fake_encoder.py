@@ -8,7 +8,8 @@ import zlib
 from array import array
 from collections.abc import Sequence
 
-from app.types import EncodeBatch, Encoded, EncodeRequest, EncodeResult, Pooling
+from app.contract.request import EncodeRequest, Pooling
+from app.contract.step import EncodeBatch, Encoded, EncodeResult
 from tests.fake_pages import require
 
 

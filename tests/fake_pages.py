@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.types import NO_BLOCK, KVCacheGroup
+from app.contract.info import NO_BLOCK, KVCacheGroup
 
 
 class StepContractError(BaseException):

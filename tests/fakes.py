@@ -15,25 +15,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from app.types import (
-    EncodeBatch,
-    EncodeResult,
-    EngineConfig,
-    EngineReady,
-    GenerateRequest,
-    KVCacheGroup,
-    KVCacheSpec,
-    LoadProgress,
-    RowOutput,
-    RunnerInfo,
-    SamplingParams,
-    ScheduledRow,
-    SchedulerOutput,
-    SlotInit,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-)
+from app.contract.config import EngineConfig
+from app.contract.frames import EngineReady, LoadProgress, TokenLogprobs
+from app.contract.info import KVCacheGroup, KVCacheSpec, RunnerInfo
+from app.contract.request import GenerateRequest, SamplingParams
+from app.contract.step import EncodeBatch, EncodeResult, Plan, RowOutput, ScheduledRow, SlotInit, StepPlan, StepResult
 from tests.fake_encoder import fake_encode
 from tests.fake_pages import StepContractError, new_pages, require
 
@@ -164,7 +150,7 @@ class _Slot:
 
 @dataclass
 class _Handle:
-    step: StepPlan
+    step: Plan
     result: StepResult | EncodeResult
     fails: bool
 
@@ -183,10 +169,10 @@ class FakeRunner:
         max_encode_len: int = 0,
         next_token: NextToken = hash_token,
         draft: Draft | None = None,
-        withhold: Callable[[SchedulerOutput, ScheduledRow], bool] | None = None,
-        row_error: Callable[[SchedulerOutput, ScheduledRow], str | None] | None = None,
-        fail_submit: Callable[[SchedulerOutput], bool] | None = None,
-        fail_collect: Callable[[SchedulerOutput], bool] | None = None,
+        withhold: Callable[[StepPlan, ScheduledRow], bool] | None = None,
+        row_error: Callable[[StepPlan, ScheduledRow], str | None] | None = None,
+        fail_submit: Callable[[StepPlan], bool] | None = None,
+        fail_collect: Callable[[StepPlan], bool] | None = None,
         fail_encode: Callable[[EncodeBatch], bool] | None = None,
         delay: float = 0.0,
     ) -> None:
@@ -220,9 +206,9 @@ class FakeRunner:
         self.fail_submit = fail_submit
         self.fail_collect = fail_collect
         self.delay = delay
-        self.steps: list[SchedulerOutput] = []
+        self.steps: list[StepPlan] = []
         self.batches: list[EncodeBatch] = []
-        self.plans: list[StepPlan] = []
+        self.plans: list[Plan] = []
         """Steps and batches, in order."""
         self.num_computed_tokens = 0
         self.num_accepted_drafts = 0
@@ -235,7 +221,7 @@ class FakeRunner:
 
     # -- Runner -------------------------------------------------------------------------------------------------
 
-    def submit(self, step: StepPlan) -> _Handle:
+    def submit(self, step: Plan) -> _Handle:
         self.plans.append(step)
         if isinstance(step, EncodeBatch):
             return self._encode(step)
@@ -269,14 +255,14 @@ class FakeRunner:
         if self.delay:
             time.sleep(self.delay)
         if handle.fails:
-            if isinstance(handle.step, SchedulerOutput):
+            if isinstance(handle.step, StepPlan):
                 self._kill(handle.step)
             raise RuntimeError("fake: collect failed")
         return handle.result
 
     # -- the contract -------------------------------------------------------------------------------------------
 
-    def _check_step(self, step: SchedulerOutput) -> None:
+    def _check_step(self, step: StepPlan) -> None:
         slots = [row.slot for row in step.rows]
         inits = [init.slot for init in step.slots]
         require(bool(step.rows), "a step without rows")
@@ -327,7 +313,7 @@ class FakeRunner:
         self.num_device_rows += 1
         return [slot.sampled[-1]]
 
-    def _attend(self, step: SchedulerOutput, row: ScheduledRow, tokens: list[int], *, fails: bool) -> RowOutput:
+    def _attend(self, step: StepPlan, row: ScheduledRow, tokens: list[int], *, fails: bool) -> RowOutput:
         """Reads the row's context back from the pages, as every layer does after the whole step has written."""
         slot = self._slots[row.slot]
         if slot.void and row.token_ids is None:
@@ -361,13 +347,13 @@ class FakeRunner:
         require(all(context == contexts[0] for context in contexts), f"groups differ in their context: {row}")
         return contexts[0]
 
-    def _kill(self, step: SchedulerOutput) -> None:
+    def _kill(self, step: StepPlan) -> None:
         for row in step.rows:
             self._slots[row.slot].dead = True
 
     # -- the model ----------------------------------------------------------------------------------------------
 
-    def _sample(self, step: SchedulerOutput, row: ScheduledRow, slot: _Slot, context: list[int]) -> RowOutput:
+    def _sample(self, step: StepPlan, row: ScheduledRow, slot: _Slot, context: list[int]) -> RowOutput:
         error = self.row_error(step, row) if self.row_error is not None else None
         if error is not None:
             return RowOutput(error=error)

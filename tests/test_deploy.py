@@ -11,10 +11,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.contract.frames import EngineStats, RequestTimings, StepRecord
+from app.contract.request import FinishReason
 from app.keys import KeyScope, digest, parse_keys
 from app.settings import ENV_PREFIX, Settings, load
 from app.telemetry.metrics import Metrics
-from app.types import EngineStats, FinishReason, RequestTimings, StepRecord
 from tests.fakes import fake_ready
 
 REPOSITORY = Path(__file__).resolve().parent.parent

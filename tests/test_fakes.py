@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.types import RowOutput, SamplingParams, ScheduledRow, SchedulerOutput, SlotInit, StepResult
+from app.contract.request import SamplingParams
+from app.contract.step import RowOutput, ScheduledRow, SlotInit, StepPlan, StepResult
 from tests.fake_pages import StepContractError
 from tests.fakes import FakeRunner, expected_tokens
 
@@ -31,13 +32,13 @@ def row(start: int = 0, tokens: list[int] | None = PROMPT, blocks: tuple[int, ..
     return ScheduledRow(start=start, token_ids=tokens, new_block_ids=[list(blocks)], **values)
 
 
-def step(number: int, *rows: ScheduledRow, slots: tuple[SlotInit, ...] = (), **fields: Any) -> SchedulerOutput:
+def step(number: int, *rows: ScheduledRow, slots: tuple[SlotInit, ...] = (), **fields: Any) -> StepPlan:
     values = {
         "num_tokens": sum(entry.num_tokens for entry in rows),
         "num_logit_rows": sum(entry.num_tokens - entry.logits_start for entry in rows),
         **fields,
     }
-    return SchedulerOutput(step=number, slots=list(slots), rows=list(rows), **values)
+    return StepPlan(step=number, slots=list(slots), rows=list(rows), **values)
 
 
 def started() -> tuple[FakeRunner, int]:
@@ -68,7 +69,7 @@ def test_right_drafts_are_accepted_and_wrong_ones_are_not() -> None:
     assert (runner.num_accepted_drafts, runner.num_rejected_drafts) == (1, 1)
 
 
-VIOLATIONS: dict[str, SchedulerOutput] = {
+VIOLATIONS: dict[str, StepPlan] = {
     "without rows": step(1),
     "step ids do not grow": step(0, row(5, None)),
     "num_tokens is not": step(1, row(5, None), num_tokens=2),
@@ -89,7 +90,7 @@ VIOLATIONS: dict[str, SchedulerOutput] = {
 
 
 @pytest.mark.parametrize(("message", "bad"), VIOLATIONS.items(), ids=VIOLATIONS.keys())
-def test_violations_of_the_contract_are_noticed(message: str, bad: SchedulerOutput) -> None:
+def test_violations_of_the_contract_are_noticed(message: str, bad: StepPlan) -> None:
     runner, _ = started()
     with pytest.raises(StepContractError, match=message):
         runner.submit(bad)

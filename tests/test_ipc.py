@@ -18,6 +18,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.contract.config import EngineConfig
+from app.contract.frames import (
+    AbortRequests,
+    EngineError,
+    EngineFatal,
+    EngineOutput,
+    EngineStats,
+    LoadProgress,
+    OutputFrame,
+    RequestTimings,
+    Shutdown,
+    TokenLogprobs,
+)
+from app.contract.request import FinishReason
 from app.ipc import (
     AsyncFrameChannel,
     ChannelClosedError,
@@ -31,20 +45,6 @@ from app.ipc import (
     decode_engine_frame,
     encode,
     frame_bytes,
-)
-from app.types import (
-    AbortRequests,
-    EngineConfig,
-    EngineError,
-    EngineFatal,
-    EngineOutput,
-    EngineStats,
-    FinishReason,
-    LoadProgress,
-    RequestTimings,
-    Shutdown,
-    StepOutputs,
-    TokenLogprobs,
 )
 from tests.fakes import fake_ready, fake_request
 
@@ -225,7 +225,7 @@ def test_every_frame_comes_back_as_it_was() -> None:
         timings=RequestTimings(1.0, 2.0, 3.0, None),
     )
     ready = fake_ready(quantization="int8", kernels="avx2", tasks=("generate", "embed"))
-    step = StepOutputs(client_index=1, outputs=[output], stats=EngineStats(num_running=3))
+    step = OutputFrame(client_index=1, outputs=[output], stats=EngineStats(num_running=3))
     for engine_frame in (step, ready, LoadProgress(phase="weights", done=1, total=2), EngineFatal("why")):
         assert decode_engine_frame(encode(engine_frame)) == engine_frame
     config = EngineConfig(model_dir="m", weights=("w",), eos_token_ids=(2,))

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from app import LLM, SamplingParams
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.request import FinishReason
 from app.errors import RequestError
 from app.serving.engine_client import EngineFailedError
 from app.store import ModelFiles
-from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import CHATML_TEMPLATE, EOS_ID, EOS_TOKEN, VOCAB_SIZE, write_byte_tokenizer
 from tests.fakes import FakeRunner
 from tests.serving.rig import repeat

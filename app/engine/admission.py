@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from app.types import EncodeRequest, EngineError, GenerateRequest, SamplingParams
+from app.contract.frames import EngineError
+from app.contract.request import EncodeRequest, GenerateRequest, SamplingParams
 
 MAX_LOGPROBS = 1024
 """Alternatives a token; bounds the size of an answer whatever the API process lets through."""

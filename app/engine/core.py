@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EncodeOutput, EngineError, EngineOutput, EngineStats, StepRecord, TokenLogprobs
+from app.contract.info import RunnerInfo
+from app.contract.request import EncodeRequest, FinishReason, GenerateRequest, RequestStatus
+from app.contract.step import EncodeResult, Plan, RowOutput, StepResult
 from app.engine.admission import Limits, check
 from app.engine.deadlines import Deadlines
 from app.engine.encoding import EncodeStep, EncodingCore
@@ -17,24 +22,6 @@ from app.engine.request import Request
 from app.engine.scheduler import Scheduler
 from app.engine.step import PlannedRow, Step
 from app.engine.trace import log_plan
-from app.types import (
-    EncodeOutput,
-    EncodeRequest,
-    EncodeResult,
-    EngineConfig,
-    EngineError,
-    EngineOutput,
-    EngineStats,
-    FinishReason,
-    GenerateRequest,
-    RequestStatus,
-    RowOutput,
-    RunnerInfo,
-    StepPlan,
-    StepRecord,
-    StepResult,
-    TokenLogprobs,
-)
 
 MAX_CONSECUTIVE_FAILURES = 3
 _MAX_RECORDS = 1024
@@ -46,8 +33,9 @@ class Runner(Protocol):
     """The tensor side. ``submit`` starts what a plan says, ``collect`` waits for its result; plans are collected in
     order.
 
-    A :class:`~app.types.SchedulerOutput` gives a :class:`~app.types.StepResult`, an :class:`~app.types.EncodeBatch`
-    (only where ``info.max_encode_len`` is above 0) an :class:`~app.types.EncodeResult`.
+    A :class:`~app.contract.step.StepPlan` gives a :class:`~app.contract.step.StepResult`, an
+    :class:`~app.contract.step.EncodeBatch` (only where ``info.max_encode_len`` is above 0) an
+    :class:`~app.contract.step.EncodeResult`.
 
     Either may raise: the plan's requests then end in an error, and their slots are bound anew before they are used
     again. A row whose token source is the device and whose slot sampled nothing in the step before is void: any
@@ -57,7 +45,7 @@ class Runner(Protocol):
     @property
     def info(self) -> RunnerInfo: ...
 
-    def submit(self, plan: StepPlan, /) -> Any: ...
+    def submit(self, plan: Plan, /) -> Any: ...
     def collect(self, handle: Any, /) -> StepResult | EncodeResult: ...
 
 

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from operator import attrgetter
 
-from app.types import EncodeRequest, RequestTimings
+from app.contract.frames import RequestTimings
+from app.contract.request import EncodeRequest
 
 _by_order = attrgetter("order")
 

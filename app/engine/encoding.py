@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EncodeOutput, EngineError
+from app.contract.request import EncodeRequest, FinishReason
+from app.contract.step import EncodeBatch, Encoded, EncodeResult
 from app.engine.admission import check_encode
 from app.engine.deadlines import Deadlines
 from app.engine.encode_queue import EncodeEntry, EncodeQueue
-from app.types import (
-    EncodeBatch,
-    Encoded,
-    EncodeOutput,
-    EncodeRequest,
-    EncodeResult,
-    EngineConfig,
-    EngineError,
-    FinishReason,
-)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

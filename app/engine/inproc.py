@@ -6,9 +6,10 @@ import asyncio
 import threading
 from collections import deque
 
+from app.contract.config import EngineConfig
+from app.contract.frames import ClientFrame, EngineFrame
 from app.engine.loop import BadFrame, MakeRunner, serve
 from app.ipc import ChannelClosedError, decode_client_frame, decode_engine_frame, encode
-from app.types import ClientFrame, EngineConfig, EngineFrame
 
 OUTBOX_FRAMES = 1024
 """Unread frames above which the engine stops stepping."""
@@ -107,7 +108,7 @@ class InprocConnection:
     """An engine in a daemon thread, behind the interface of a connection to an engine process.
 
     One task receives; any task of any event loop may send. The first frames are the load's progress and
-    :class:`~app.types.EngineReady`, or :class:`~app.types.EngineFatal`.
+    :class:`~app.contract.frames.EngineReady`, or :class:`~app.contract.frames.EngineFatal`.
     """
 
     def __init__(self, config: EngineConfig, make_runner: MakeRunner) -> None:

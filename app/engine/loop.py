@@ -14,24 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.engine.core import EngineCore, EngineFailedError, Runner
-from app.ipc import ChannelClosedError, FrameError, ProgressStamp
-from app.types import (
+from app.contract.config import EngineConfig
+from app.contract.frames import (
     AbortRequests,
     ClientFrame,
     EncodeOutput,
-    EncodeRequest,
-    EngineConfig,
     EngineError,
     EngineFatal,
     EngineFrame,
     EngineOutput,
     EngineReady,
     EngineStats,
-    GenerateRequest,
     LoadProgress,
-    StepOutputs,
+    OutputFrame,
 )
+from app.contract.request import EncodeRequest, GenerateRequest
+from app.engine.core import EngineCore, EngineFailedError, Runner
+from app.ipc import ChannelClosedError, FrameError, ProgressStamp
 
 MakeRunner = Callable[[EngineConfig, Callable[[LoadProgress], None]], Runner]
 
@@ -52,7 +51,7 @@ class BadFrame:
     request_id: str | None = None
     client_index: int = 0
     encodes: bool = False
-    """It would have been an :class:`~app.types.EncodeRequest`."""
+    """It would have been an :class:`~app.contract.request.EncodeRequest`."""
 
 
 class Port(Protocol):
@@ -89,7 +88,7 @@ class EngineLoop:
         self._report_time = time.monotonic()
 
     def run(self) -> None:
-        """Returns on a :class:`~app.types.Shutdown` frame; raises what ends the engine otherwise."""
+        """Returns on a :class:`~app.contract.frames.Shutdown` frame; raises what ends the engine otherwise."""
         core, port = self._core, self._port
         while True:
             can_step = core.has_work and not port.congested
@@ -170,7 +169,7 @@ class EngineLoop:
         steps = self._core.take_records()
         for client_index in outputs | encoded if encoded else outputs:
             self._port.send(
-                StepOutputs(
+                OutputFrame(
                     client_index=client_index,
                     outputs=outputs.get(client_index, []),
                     encoded=encoded.get(client_index, []),
@@ -182,7 +181,7 @@ class EngineLoop:
 
 def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:
     """Loads, runs, and answers every way that can end with an exit code: 0 for a shutdown or a client that has gone,
-    1 after an :class:`~app.types.EngineFatal`. A traceback on stderr means a bug."""
+    1 after an :class:`~app.contract.frames.EngineFatal`. A traceback on stderr means a bug."""
     try:
         return _serve(port, config, make_runner, stamp)
     except ChannelClosedError:

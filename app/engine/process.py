@@ -12,6 +12,18 @@ from collections.abc import Callable
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.frames import (
+    ClientFrame,
+    EncodeOutput,
+    EngineError,
+    EngineFatal,
+    EngineFrame,
+    EngineOutput,
+    LoadProgress,
+    OutputFrame,
+)
+from app.contract.request import EncodeRequest, FinishReason
 from app.engine.core import Runner
 from app.engine.loop import BadFrame, MakeRunner, serve
 from app.ipc import (
@@ -23,19 +35,6 @@ from app.ipc import (
     decode_client_frame,
     decode_engine_config,
     encode,
-)
-from app.types import (
-    ClientFrame,
-    EncodeOutput,
-    EncodeRequest,
-    EngineConfig,
-    EngineError,
-    EngineFatal,
-    EngineFrame,
-    EngineOutput,
-    FinishReason,
-    LoadProgress,
-    StepOutputs,
 )
 
 OUTBOX_BYTES = 8 << 20
@@ -95,11 +94,11 @@ class SocketPort:
         try:
             self._channel.send(encode(frame))
         except FrameTooLargeError:
-            if not isinstance(frame, StepOutputs):
+            if not isinstance(frame, OutputFrame):
                 raise
             self._send_in_parts(frame)
 
-    def _send_in_parts(self, frame: StepOutputs) -> None:
+    def _send_in_parts(self, frame: OutputFrame) -> None:
         """An answer too large for one frame goes out in halves; a single output that is too large is an error."""
         for index, part in enumerate(_halves(frame)):
             self.send(msgspec.structs.replace(part, steps=[] if index else frame.steps))
@@ -134,7 +133,7 @@ def _decode(payload: bytes) -> ClientFrame | BadFrame:
 _TOO_LARGE = EngineError("engine_error", "the answer is too large for one message")
 
 
-def _halves(frame: StepOutputs) -> list[StepOutputs]:
+def _halves(frame: OutputFrame) -> list[OutputFrame]:
     """The outputs of a frame in two frames, or one output's error in its place."""
     outputs, encoded = frame.outputs, frame.encoded
     if outputs and encoded:
@@ -168,8 +167,8 @@ def _halves(frame: StepOutputs) -> list[StepOutputs]:
 def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStamp | None = None) -> int:
     """Runs an engine over ``sock`` and returns the exit code of its process (see :func:`~app.engine.loop.serve`).
 
-    The first frame is the :class:`~app.types.EngineConfig`. SIGINT is left to the parent, which hears of the same
-    Ctrl-C and shuts down in order; SIGTERM ends the process as usual.
+    The first frame is the :class:`~app.contract.config.EngineConfig`. SIGINT is left to the parent, which hears of the
+    same Ctrl-C and shuts down in order; SIGTERM ends the process as usual.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)

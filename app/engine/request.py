@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from app.contract.frames import RequestTimings, TokenLogprobs
+from app.contract.request import FinishReason, GenerateRequest, RequestStatus
 from app.engine.kv.table import BlockTable
-from app.types import FinishReason, GenerateRequest, RequestStatus, RequestTimings, TokenLogprobs
 
 
 class Request:

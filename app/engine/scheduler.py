@@ -22,11 +22,13 @@ from bisect import insort
 from collections import deque
 from operator import attrgetter
 
+from app.contract.config import EngineConfig
+from app.contract.request import RequestStatus
+from app.contract.step import ScheduledRow, SlotInit
 from app.engine.kv.manager import Counts, Hit, KVManager, added, all_fit, subtracted
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 from app.engine.step import Budget, Hold, PlannedRow, Publication, Step
-from app.types import EngineConfig, RequestStatus, ScheduledRow, SlotInit
 
 _by_order = attrgetter("order")
 

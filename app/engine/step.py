@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from app.contract.step import ScheduledRow, SlotInit, StepPlan
 from app.engine.kv.manager import BlockRef
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
-from app.types import ScheduledRow, SchedulerOutput, SlotInit
 
 
 class PlannedRow(NamedTuple):
@@ -54,10 +54,10 @@ class Step:
         """Whether each row computes only what it samples."""
         return all(planned.row.num_tokens == planned.row.num_samples for planned in self.rows)
 
-    def snapshot(self) -> SchedulerOutput:
+    def snapshot(self) -> StepPlan:
         """What the runner is told."""
         rows = [planned.row for planned in self.rows]
-        return SchedulerOutput(
+        return StepPlan(
             step=self.id,
             slots=self.slots,
             rows=rows,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from app.types import EncodeBatch, SchedulerOutput, StepPlan
+from app.contract.step import EncodeBatch, Plan, StepPlan
 
 _log = logging.getLogger(__name__)
 
 
-def log_plan(plan: StepPlan) -> None:
+def log_plan(plan: Plan) -> None:
     """Logs a step, a line for each of its rows, or one for a batch to encode; no token."""
     if isinstance(plan, EncodeBatch):
         _log.info("step %d: %d sequences, %d tokens to encode", plan.step, plan.num_sequences, plan.num_tokens)
@@ -19,7 +19,7 @@ def log_plan(plan: StepPlan) -> None:
         _log.info("%s", line)
 
 
-def plan_lines(plan: SchedulerOutput) -> Iterator[str]:
+def plan_lines(plan: StepPlan) -> Iterator[str]:
     """A head line, then a line for each row: slot, position of the first token, tokens, samples, and the entries that
     each KV group's block table gains."""
     bound = {init.slot for init in plan.slots}

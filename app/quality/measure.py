@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.contract.request import SamplingParams
 from app.llm import LLM
-from app.types import SamplingParams
 
 WINDOW = 1024
 """Tokens that are predicted from each other; the first of each window is predicted from nothing and not counted."""

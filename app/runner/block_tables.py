@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from app.contract.step import ScheduledRow
 from app.runner.errors import RunnerError
 from app.runner.staging import StagedBuffer
-from app.types import ScheduledRow
 
 
 class BlockTables:

@@ -19,6 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.info import KVCacheSpec, RunnerInfo
+from app.contract.request import Pooling
+from app.contract.step import EncodeBatch, Encoded, EncodeResult, Plan
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.native.program import Program
@@ -33,17 +38,6 @@ from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
 from app.runner.loading import Phases, check_encoder_memory, load_encoder, read_model_config
 from app.runner.staging import STEPS_UNDER_WAY, Fetched, Returns, StagedPack
-from app.types import (
-    EncodeBatch,
-    Encoded,
-    EncodeResult,
-    EngineConfig,
-    KVCacheSpec,
-    LoadProgress,
-    Pooling,
-    RunnerInfo,
-    StepPlan,
-)
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +112,7 @@ class EncodingRunner:
             return "triton"
         return "torch" if self._program is None else dispatch.isa()
 
-    def submit(self, plan: StepPlan) -> EncodeHandle:
+    def submit(self, plan: Plan) -> EncodeHandle:
         """Starts a batch.
 
         Raises:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
+from app.contract.config import EngineConfig
 from app.kernels.backend import Backend
 from app.kernels.dispatch import Mode
 from app.kernels.pages import KVPages
@@ -17,7 +18,6 @@ from app.quant.placement import Placement, WeightFormat
 from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import KV_DTYPES
-from app.types import EngineConfig
 
 QUANTIZATIONS = ("auto", "none", "int8", "int8_weight_only")
 WIDTH_FIELDS = {"mlp": "intermediate_size", "experts": "moe_intermediate_size"}

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.contract.info import KVCacheGroup
+from app.contract.step import ScheduledRow, StepPlan
 from app.kernels.expand_rows import expand_rows
 from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from app.runner.block_tables import BlockTables
 from app.runner.errors import RunnerError
 from app.runner.execution.buckets import Bucket
 from app.runner.staging import StagedPack
-from app.types import KVCacheGroup, ScheduledRow, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class InputBatch:
         self._decoding: list[int] = []
         """Slots of the step before if it was a decode alone."""
 
-    def prepare(self, step: SchedulerOutput) -> StepInputs:
+    def prepare(self, step: StepPlan) -> StepInputs:
         """:meth:`fill`, :meth:`upload` and :meth:`views` of the step as it is.
 
         Raises:
@@ -164,7 +165,7 @@ class InputBatch:
         """By KV cache group and slot: the entries of the slot's block table."""
         return [group.entries() for group in self._groups]
 
-    def fill(self, step: SchedulerOutput, bucket: Bucket | None = None) -> StepExtent:
+    def fill(self, step: StepPlan, bucket: Bucket | None = None) -> StepExtent:
         """Binds the step's slots, appends its blocks and fills the buffers: on a CPU, all that a replay reads.
 
         Args:
@@ -187,7 +188,7 @@ class InputBatch:
             self._pad(step, bucket)
         return extent
 
-    def _check_size(self, step: SchedulerOutput) -> None:
+    def _check_size(self, step: StepPlan) -> None:
         if not 0 < step.num_tokens <= self._max_tokens:
             raise RunnerError(f"a step of {step.num_tokens} tokens, the buffers hold 1 to {self._max_tokens}")
         if step.num_logit_rows > self._max_logit_rows:
@@ -249,7 +250,7 @@ class InputBatch:
                 raise RunnerError("a row's tokens reach beyond the blocks of its slot")
         return longest
 
-    def _pad(self, step: SchedulerOutput, bucket: Bucket) -> None:
+    def _pad(self, step: StepPlan, bucket: Bucket) -> None:
         """Adds rows whose tokens go to the trash block: of decodes each the first token of a sequence, of other steps
         one row with all the tokens that are missing, and empty ones. Nobody asks for their logits."""
         rows, tokens = len(step.rows), step.num_tokens

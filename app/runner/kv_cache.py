@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.info import KVCacheSpec
 from app.kernels.backend import Backend
 from app.kernels.pages import KVPages, Pages, PageShape, StatePages
 from app.layers.config import AttentionConfig, MixerConfig
 from app.models.config import ModelConfig
 from app.runner.device import DTYPES
 from app.runner.errors import RunnerError
-from app.types import EngineConfig, KVCacheSpec
 
 KV_DTYPES = {**DTYPES, "int8": torch.int8}
 

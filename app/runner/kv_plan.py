@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.info import KVCacheGroup, KVCacheSpec
 from app.kernels.pages import KVPages, PageShape
 from app.models.config import AttentionConfig, ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import kv_cache_dtype, page_shape
-from app.types import EngineConfig, KVCacheGroup, KVCacheSpec
 
 DEFAULT_MEMORY = 1 << 30
 """Bytes, where nothing says otherwise: on a CPU, whose memory others use too."""

@@ -17,6 +17,8 @@ import torch
 from app.checkpoints.dummy import fill_dummy_weights
 from app.checkpoints.loader import load_weights
 from app.checkpoints.tied_head import ties_head
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
 from app.models.architectures import find, parse_config
 from app.models.base import Decoder, Encoder, Model
 from app.models.config import AttentionConfig, ConfigError, ModelConfig
@@ -26,7 +28,6 @@ from app.runner.device import available_memory
 from app.runner.errors import RunnerError
 from app.runner.formats import WIDTH_FIELDS
 from app.runner.kv_plan import KVCachePlan
-from app.types import EngineConfig, LoadProgress
 
 Progress = Callable[[LoadProgress], None]
 

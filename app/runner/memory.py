@@ -13,11 +13,11 @@ import msgspec
 import torch
 from torch import Tensor
 
+from app.contract.config import EngineConfig
 from app.models.config import ModelConfig
 from app.quant.placement import Placement, WeightFormat
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import KVCachePlan, Sizes
-from app.types import EngineConfig
 
 DRIVER_BYTES = 640 << 20
 """A CUDA context with the modules of torch and cuBLAS, where all of a GPU's memory is given."""

@@ -8,6 +8,9 @@ from functools import cached_property
 
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.info import RunnerInfo
+from app.contract.step import EncodeBatch, Plan, RowOutput, StepResult
 from app.kernels.backend import Backend
 from app.kernels.types import StepArena
 from app.models.base import Decoder
@@ -27,7 +30,6 @@ from app.runner.pending_sample import PendingSample
 from app.runner.sampler import Sampler
 from app.runner.snapshot import RunnerSnapshot, take_snapshot
 from app.runner.staging import STEPS_UNDER_WAY
-from app.types import EncodeBatch, EngineConfig, RowOutput, RunnerInfo, StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class ModelRunner:
             graphs=self._executor.nbytes,
         )
 
-    def submit(self, step: StepPlan) -> StepHandle:
+    def submit(self, step: Plan) -> StepHandle:
         """Starts a step of at least one row.
 
         Raises:

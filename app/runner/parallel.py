@@ -1,6 +1,6 @@
 """A model that several ranks share: this process is the first of them, and runs the others.
 
-Every rank gets the bytes of the same :class:`~app.types.SchedulerOutput` and runs the step on its share of the model.
+Every rank gets the bytes of the same :class:`~app.contract.step.StepPlan` and runs the step on its share of the model.
 Logits are gathered by all, so that each rank samples the same tokens and knows which token a slot sampled last.
 
 A rank that fails cannot be waited for by the others, nor caught up with: the runner is then lost as a whole.
@@ -16,6 +16,9 @@ from pathlib import Path
 import msgspec
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.step import Plan, StepResult
 from app.kernels.collective import Ranks
 from app.models.architectures import find
 from app.runner.encoding import EncodingRunner, make_encoding_runner
@@ -24,7 +27,6 @@ from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
-from app.types import EngineConfig, LoadProgress, StepPlan, StepResult
 
 _BLAME_SECONDS = 0.5
 """For news of another rank's end, of which an error of this one may only be the consequence."""
@@ -46,7 +48,7 @@ class ParallelRunner:
         self.close = weakref.finalize(self, others.stop)
         """Ends the other ranks."""
 
-    def submit(self, step: StepPlan) -> StepHandle:
+    def submit(self, step: Plan) -> StepHandle:
         """Starts a step on every rank.
 
         Raises:

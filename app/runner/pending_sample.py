@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.contract.frames import TokenLogprobs
+from app.contract.step import RowOutput
 from app.kernels.sample import LogprobsOut, logprobs
 from app.runner.staging import Fetched, Returns
-from app.types import RowOutput, TokenLogprobs
 
 RESULT_BYTES = torch.int64.itemsize + torch.bool.itemsize
 """Of a sampled row: its token, and whether it failed."""

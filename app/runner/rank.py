@@ -16,6 +16,8 @@ from pathlib import Path
 import msgspec
 import torch
 
+from app.contract.frames import LoadProgress
+from app.contract.step import StepPlan
 from app.ipc import FrameAssembler, encode, frame_bytes
 from app.kernels.collective import Ranks
 from app.runner.group import connect
@@ -23,7 +25,6 @@ from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankFailed, RankLoaded, RankStart
 from app.runner.staging import STEPS_UNDER_WAY
 from app.runner.start import load_runner, warm_up
-from app.types import LoadProgress, SchedulerOutput
 
 _READ_BYTES = 256 << 10
 
@@ -73,7 +74,7 @@ def _load(start: RankStart, sock: socket.socket) -> ModelRunner:
 
 def _run(runner: ModelRunner, frames: queue.SimpleQueue[bytes]) -> None:
     """Runs steps, on a GPU the next one while the last is under way, as the first rank may."""
-    decoder = msgspec.msgpack.Decoder(SchedulerOutput)
+    decoder = msgspec.msgpack.Decoder(StepPlan)
     under_way: deque[StepHandle] = deque()
     while True:
         under_way.append(runner.submit(decoder.decode(frames.get())))

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.step import Plan
 from app.ipc import FrameAssembler, encode, frame_bytes
 from app.runner.errors import RunnerError
-from app.types import EngineConfig, StepPlan
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _EXIT_GRACE = 2.0
 
 
 class RankStart(msgspec.Struct, frozen=True):
-    """The first frame to a rank; every other is a :class:`~app.types.SchedulerOutput`."""
+    """The first frame to a rank; every other is a :class:`~app.contract.step.StepPlan`."""
 
     config: EngineConfig
     rank: int
@@ -194,7 +195,7 @@ class RankProcesses:
         self.check()
         return sum(process.weight_bytes for process in self._processes)
 
-    def send(self, step: StepPlan) -> None:
+    def send(self, step: Plan) -> None:
         """Has every rank run a step. Raises :class:`RunnerError` if one is gone."""
         self.check()
         frame = frame_bytes(encode(step))

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.contract.step import ScheduledRow, SlotInit
 from app.kernels.sample import MinTokens, Penalties, SampleParams, record_tokens, sample
 from app.kernels.sample.workspace import SampleWorkspace
 from app.runner.errors import RunnerError
 from app.runner.pending_sample import RESULT_BYTES, PendingSample, Reports
 from app.runner.staging import Returns, StagedPack, to_device
-from app.types import ScheduledRow, SlotInit
 
 _UNSIGNED_64 = (1 << 64) - 1
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from app.contract.info import KVCacheSpec
 from app.kernels.pages import Pages
 from app.runner.input_batch import InputBatch
 from app.runner.sampler import Sampler
-from app.types import KVCacheSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.request import SamplingParams
+from app.contract.step import ScheduledRow, SlotInit, StepPlan
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.collective import ONE_RANK, Ranks
@@ -21,14 +25,6 @@ from app.runner.kv_plan import KVCachePlan, Sizes, plan_kv_cache
 from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, gib, plan_memory
 from app.runner.model_runner import ModelRunner
-from app.types import (
-    EngineConfig,
-    LoadProgress,
-    SamplingParams,
-    ScheduledRow,
-    SchedulerOutput,
-    SlotInit,
-)
 
 _log = logging.getLogger(__name__)
 
@@ -146,5 +142,5 @@ def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> No
         logits_start=0,
         num_samples=1,
     )
-    runner.collect(runner.submit(SchedulerOutput(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
+    runner.collect(runner.submit(StepPlan(step=0, slots=[init], rows=[row], num_tokens=1, num_logit_rows=1)))
     phases.update(1, 1)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import click
 
-from app.types import LoadProgress, RunnerInfo
+from app.contract.frames import LoadProgress
+from app.contract.info import RunnerInfo
 
 _PROGRESS_INTERVAL = 2.0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from app.contract.config import EngineConfig
 from app.settings import Settings
 from app.store import Store
-from app.types import EngineConfig
 
 # The engine imports from where this process does. -m would look in the working directory first, and a user who starts
 # the server in a project of their own may well have a package named app there.

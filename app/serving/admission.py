@@ -11,11 +11,12 @@ from typing import Self
 
 import msgspec
 
+from app.contract.frames import EngineError
+from app.contract.request import EncodeRequest, GenerateRequest
 from app.engine.admission import Limits, check, check_encode
 from app.errors import RequestError
 from app.serving.engine_client import EngineClient
 from app.serving.types import EncodingRequest, GenerationRequest
-from app.types import EncodeRequest, EngineError, GenerateRequest
 
 MAX_RETRY_AFTER = 60.0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from app.contract.frames import EngineOutput, TokenLogprobs
+from app.contract.request import FinishReason, SamplingParams
 from app.serving.types import ChoiceDelta, TokenLogprob
 from app.text.detokenizer import IncrementalDetokenizer
 from app.text.stop import StopMatcher
 from app.text.tokenizer import Tokenizer
-from app.types import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
 
 
 class _PendingToken(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Protocol, Self
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.frames import ClientFrame, EngineFrame
 from app.ipc import AsyncFrameChannel, decode_engine_frame, encode
-from app.types import ClientFrame, EngineConfig, EngineFrame
 
 
 class EngineConnection(Protocol):

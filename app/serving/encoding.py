@@ -7,12 +7,13 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from app.contract.frames import EncodeOutput, EngineError
+from app.contract.request import EncodeRequest, FinishReason
 from app.serving.admission import Admission, Permit, request_error
 from app.serving.engine_client import EngineClient
 from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Mailbox
 from app.serving.types import EncodingRequest
-from app.types import EncodeOutput, EncodeRequest, EngineError, FinishReason
 
 # The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0

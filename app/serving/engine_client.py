@@ -16,26 +16,25 @@ from typing import Any, overload
 
 import msgspec
 
-from app.errors import RequestError
-from app.ipc import ChannelClosedError, ProgressStamp
-from app.serving.connection import EngineConnection
-from app.serving.mailbox import Mailbox
-from app.telemetry.metrics import Metrics
-from app.types import (
+from app.contract.frames import (
     AbortRequests,
     ClientFrame,
     EncodeOutput,
-    EncodeRequest,
     EngineError,
     EngineFatal,
     EngineOutput,
     EngineReady,
     EngineStats,
-    GenerateRequest,
     LoadProgress,
+    OutputFrame,
     Shutdown,
-    StepOutputs,
 )
+from app.contract.request import EncodeRequest, GenerateRequest
+from app.errors import RequestError
+from app.ipc import ChannelClosedError, ProgressStamp
+from app.serving.connection import EngineConnection
+from app.serving.mailbox import Mailbox
+from app.telemetry.metrics import Metrics
 
 MAX_BACKLOG = 4096
 _LOADING_GUESS = 5.0
@@ -274,7 +273,7 @@ class EngineClient:
                 return last_words or str(error)
             self._last_frame = time.monotonic()
             match frame:
-                case StepOutputs():
+                case OutputFrame():
                     started = time.perf_counter()
                     self._route(frame)
                     # A burst of frames must not make its readers look slow: let them run. Each sends what it got
@@ -299,7 +298,7 @@ class EngineClient:
                     if isinstance(frame, GenerateRequest | EncodeRequest):
                         self._end(frame.request_id, EngineError("invalid_request", str(error)))
 
-    def _route(self, frame: StepOutputs) -> None:
+    def _route(self, frame: OutputFrame) -> None:
         self.stats = frame.stats
         self._metrics.observe_step(frame.stats, frame.steps)
         for step in frame.steps:

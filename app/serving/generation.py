@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from app.contract.frames import EngineError, EngineOutput, RequestTimings
+from app.contract.request import FinishReason, GenerateRequest
 from app.serving.admission import Admission, Permit, request_error
 from app.serving.choice import Choice, control_stops, describe
 from app.serving.engine_client import EngineClient
@@ -19,7 +21,6 @@ from app.serving.mailbox import Arrival, Mailbox
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
-from app.types import EngineError, EngineOutput, FinishReason, GenerateRequest, RequestTimings
 
 if TYPE_CHECKING:
     from app.store import ModelFiles

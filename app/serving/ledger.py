@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 import structlog
 
+from app.contract.frames import RequestTimings
+from app.contract.request import FinishReason
 from app.errors import RequestError
 from app.serving.types import EncodingRequest, GenerationRequest, RequestRecord, Usage
 from app.telemetry.metrics import Metrics
-from app.types import FinishReason, RequestTimings
 
 _log = structlog.get_logger("tuili.ledger")
 

@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from app.contract.request import FinishReason
 from app.serving.generation import Generation
 from app.serving.phases import Phases, longest, phases
-from app.types import FinishReason
 
 MAX_ENDED = 256
 """Ended requests that can still be asked for."""

@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import Generic, NamedTuple, TypeVar
 
-from app.types import EncodeOutput, EngineError, EngineOutput, FinishReason
+from app.contract.frames import EncodeOutput, EngineError, EngineOutput
+from app.contract.request import FinishReason
 
 OutputT = TypeVar("OutputT", EngineOutput, EncodeOutput)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from app.types import RequestTimings
+from app.contract.frames import RequestTimings
 
 
 class Phases(NamedTuple):

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from app.contract.info import RunnerInfo
 from app.errors import RequestError
 from app.serving.engine_client import EngineClient, EngineState
 from app.serving.generation import Generator
-from app.types import RunnerInfo
 from app.version import __version__
 
 _LONGEST_NAME = 128

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.contract.config import EngineConfig
 from app.ipc import ProgressStamp
 from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineClient
 from app.telemetry.metrics import Metrics
-from app.types import EngineConfig
 
 _log = structlog.get_logger("tuili.supervisor")
 _TICKS = 20

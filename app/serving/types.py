@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.types import FinishReason, Pooling, RequestTimings, SamplingParams
+from app.contract.frames import RequestTimings
+from app.contract.request import FinishReason, Pooling, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

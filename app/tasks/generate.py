@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from app.contract.request import SamplingParams
 from app.errors import RequestError
 from app.serving.generation import Generator
 from app.serving.types import GenerationRequest
 from app.tasks.prompts import EncodedPrompt, Prompt, check_token_ids
-from app.types import SamplingParams
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this divide logits into infinities; they are greedy anyway."""

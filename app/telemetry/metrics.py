@@ -23,8 +23,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from app.contract.frames import EngineReady, EngineStats, RequestTimings, StepRecord
+from app.contract.request import FinishReason
 from app.telemetry.tallies import Spread, Tally
-from app.types import EngineReady, EngineStats, FinishReason, RequestTimings, StepRecord
 
 _FORMATS = ("dtype", "quantization", "kv_cache_dtype", "kernels", "device")
 ENGINE_STATES = ("loading", "ready", "draining", "dead")

@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EngineOutput, LoadProgress, StepRecord
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams, StepRecord
 from benchmarks.gpu.models import MODELS, write_config
 
 MAX_STEP_TOKENS = 8192

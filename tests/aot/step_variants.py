@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.request import SamplingParams
+from app.contract.step import ScheduledRow, StepPlan
 from app.kernels.backend import choose_backend
 from app.kernels.gpu.launch import Launch, collecting
 from app.models.architectures import find
@@ -16,7 +19,6 @@ from app.quant.placement import Placement, WeightFormat
 from app.runner.kv_plan import plan_kv_cache
 from app.runner.loading import read_model_config
 from app.runner.model_runner import ModelRunner
-from app.types import EngineConfig, SamplingParams, ScheduledRow, SchedulerOutput
 from tests.aot import compiling
 from tests.runner.steps import row_of, slot_of, step_of
 
@@ -132,7 +134,7 @@ def decode(slot: int) -> ScheduledRow:
     return row_of(slot, CHUNK, None, groups=[])
 
 
-def steps(num_groups: int) -> list[SchedulerOutput]:
+def steps(num_groups: int) -> list[StepPlan]:
     """Prompts, one alone and two with decodes beside them; then decodes of few and of many.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.types import FinishReason
+from app.contract.request import FinishReason
 from tests.api.conftest import Server, start_server
 from tests.serving.rig import until
 

@@ -6,9 +6,10 @@ import socket
 import sys
 from collections.abc import Callable
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
 from app.engine.process import run_engine
 from app.ipc import ProgressStamp
-from app.types import EngineConfig, LoadProgress
 from tests.fakes import FakeRunner, make_fake_runner
 
 FAILURES: dict[str, Exception] = {

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from app.contract.frames import EngineOutput, EngineStats
+from app.contract.request import FinishReason, GenerateRequest
 from app.engine.core import EngineCore
-from app.types import EngineOutput, EngineStats, FinishReason, GenerateRequest
 from tests.fakes import FakeRunner, fake_config
 
 

@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 
+from app.contract.frames import EncodeOutput, EngineOutput
+from app.contract.request import EncodeRequest, FinishReason, Pooling
+from app.contract.step import EncodeBatch
 from app.engine.core import EngineCore, EngineFailedError
-from app.types import EncodeBatch, EncodeOutput, EncodeRequest, EngineOutput, FinishReason, Pooling
 from tests.fake_encoder import encode_request, expected_vector, floats
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request
 

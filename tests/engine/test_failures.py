@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from app.contract.info import KVCacheSpec
+from app.contract.request import FinishReason, RequestStatus
+from app.contract.step import RowOutput, StepPlan, StepResult
 from app.engine.core import EngineFailedError
 from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
-from app.types import FinishReason, KVCacheSpec, RequestStatus, RowOutput, SchedulerOutput, StepResult
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, kv_group
 
@@ -24,7 +26,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
 
-def fails_at(*steps: int) -> Callable[[SchedulerOutput], bool]:
+def fails_at(*steps: int) -> Callable[[StepPlan], bool]:
     return lambda step: step.step in steps
 
 
@@ -128,7 +130,7 @@ def test_failures_with_successes_between_do_not_add_up(depth: int) -> None:
 
 
 def test_memory_errors_are_failures_of_the_step(depth: int) -> None:
-    def out_of_memory(step: SchedulerOutput) -> bool:
+    def out_of_memory(step: StepPlan) -> bool:
         if step.step == 0:
             raise MemoryError
         return False

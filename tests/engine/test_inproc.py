@@ -9,19 +9,19 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from app.engine import inproc
-from app.engine.inproc import InprocConnection
-from app.types import (
+from app.contract.config import EngineConfig
+from app.contract.frames import (
     AbortRequests,
-    EngineConfig,
     EngineFatal,
     EngineOutput,
     EngineReady,
-    FinishReason,
     LoadProgress,
+    OutputFrame,
     Shutdown,
-    StepOutputs,
 )
+from app.contract.request import FinishReason
+from app.engine import inproc
+from app.engine.inproc import InprocConnection
 from tests.engine.harness import wait_until
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, make_fake_runner
 
@@ -37,7 +37,7 @@ async def outputs_until(connection: InprocConnection, *request_ids: str) -> dict
     async with asyncio.timeout(20):
         while pending:
             frame = await connection.receive()
-            assert isinstance(frame, StepOutputs)
+            assert isinstance(frame, OutputFrame)
             for output in frame.outputs:
                 outputs.setdefault(output.request_id, []).append(output)
                 if output.finish_reason is not None:

@@ -16,6 +16,20 @@ from functools import partial
 
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.frames import (
+    AbortRequests,
+    EncodeOutput,
+    EngineFatal,
+    EngineFrame,
+    EngineOutput,
+    EngineReady,
+    LoadProgress,
+    OutputFrame,
+    Shutdown,
+)
+from app.contract.request import FinishReason, Pooling
+from app.contract.step import StepPlan
 from app.engine import process
 from app.engine.process import frozen, run_engine
 from app.ipc import (
@@ -26,21 +40,6 @@ from app.ipc import (
     decode_engine_frame,
     encode,
     frame_bytes,
-)
-from app.types import (
-    AbortRequests,
-    EncodeOutput,
-    EngineConfig,
-    EngineFatal,
-    EngineFrame,
-    EngineOutput,
-    EngineReady,
-    FinishReason,
-    LoadProgress,
-    Pooling,
-    SchedulerOutput,
-    Shutdown,
-    StepOutputs,
 )
 from tests.engine.harness import wait_until
 from tests.fake_encoder import encode_request, expected_vector, floats
@@ -88,7 +87,7 @@ class Client:
         pending = set(request_ids)
         while pending:
             frame = self.receive()
-            assert isinstance(frame, StepOutputs)
+            assert isinstance(frame, OutputFrame)
             for output in frame.outputs:
                 outputs.setdefault(output.request_id, []).append(output)
                 if output.finish_reason is not None:
@@ -162,7 +161,7 @@ def test_frames_that_come_along_with_the_configuration_are_not_lost() -> None:
         client = Client(near)
         client.ready()
         answer = client.receive()
-        assert isinstance(answer, StepOutputs)
+        assert isinstance(answer, OutputFrame)
         assert answer.outputs[0].new_token_ids == expected_tokens([1, 2], 1)
     thread.join(SECONDS)
     assert not thread.is_alive()
@@ -172,11 +171,11 @@ def test_one_frame_a_client_and_step() -> None:
     with engine_thread() as engine:
         engine.client.ready()
         engine.client.send(*(fake_request(f"a{i}", [i], 5, client_index=i % 2) for i in range(4)))
-        frames: list[StepOutputs] = []
+        frames: list[OutputFrame] = []
         finished = 0
         while finished < 4:
             frame = engine.client.receive()
-            assert isinstance(frame, StepOutputs)
+            assert isinstance(frame, OutputFrame)
             frames.append(frame)
             finished += sum(output.finish_reason is not None for output in frame.outputs)
         seen = [(frame.client_index, frame.stats.steps_total) for frame in frames]
@@ -201,7 +200,7 @@ def test_the_state_is_reported_while_prompts_are_read() -> None:
     """Each step of a long prompt, and before a step that may take long: not with the first output alone."""
     gate = threading.Event()
 
-    def wait(step: SchedulerOutput) -> bool:
+    def wait(step: StepPlan) -> bool:
         return not gate.wait(SECONDS)
 
     with engine_thread(FakeRunner(fail_submit=wait), max_num_batched_tokens=16, max_num_seqs=1) as engine:
@@ -209,12 +208,12 @@ def test_the_state_is_reported_while_prompts_are_read() -> None:
         time.sleep(1.1)  # for longer than a client's view may be old
         engine.client.send(fake_request("a", [1] * 60, 1), fake_request("b", [2] * 60, 1))
         first = engine.client.receive()
-        assert isinstance(first, StepOutputs)
+        assert isinstance(first, OutputFrame)
         assert (first.outputs, first.stats.steps_total, first.stats.num_running) == ([], 0, 1)
         assert first.stats.blocks_used > 0
         gate.set()
         seen = [engine.client.receive() for _ in range(4)]
-        frames = [frame for frame in seen if isinstance(frame, StepOutputs)]
+        frames = [frame for frame in seen if isinstance(frame, OutputFrame)]
         assert [frame.stats.steps_total for frame in frames] == [1, 2, 3, 4]
         assert [len(frame.outputs) for frame in frames] == [0, 0, 0, 1]
         assert frames[0].stats.num_waiting == 1
@@ -227,7 +226,7 @@ def test_the_state_after_the_last_step_is_reported() -> None:
         engine.client.send(fake_request("a", [1], 50))
         engine.client.until_finished("a")
         frame = engine.client.receive()
-        assert isinstance(frame, StepOutputs)
+        assert isinstance(frame, OutputFrame)
         assert frame.outputs == []
         assert (frame.stats.num_running, frame.stats.blocks_used) == (0, 0)
 
@@ -242,7 +241,7 @@ def test_an_abort_is_confirmed_and_frees() -> None:
         assert outputs["a"][-1].finish_reason is FinishReason.ABORT
         engine.client.send(fake_request("b", [1], 1))
         frame = engine.client.receive()
-        while not (isinstance(frame, StepOutputs) and frame.outputs):
+        while not (isinstance(frame, OutputFrame) and frame.outputs):
             frame = engine.client.receive()
         assert frame.stats.blocks_used == 0
 
@@ -274,7 +273,7 @@ def encoded_until(client: Client, *request_ids: str) -> dict[str, EncodeOutput]:
     outputs: dict[str, EncodeOutput] = {}
     while not set(request_ids) <= outputs.keys():
         frame = client.receive()
-        if isinstance(frame, StepOutputs):
+        if isinstance(frame, OutputFrame):
             outputs |= {output.request_id: output for output in frame.encoded}
     return outputs
 
@@ -349,7 +348,7 @@ def test_a_client_that_leaves_ends_the_engine_quietly(capfd: pytest.CaptureFixtu
 
 
 def test_steps_that_keep_failing_end_the_engine_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(step: SchedulerOutput) -> bool:
+    def broken(step: StepPlan) -> bool:
         raise MemoryError("out of memory")
 
     with engine_thread(FakeRunner(fail_submit=broken), max_num_seqs=1) as engine:
@@ -357,7 +356,7 @@ def test_steps_that_keep_failing_end_the_engine_with_a_reason(caplog: pytest.Log
         engine.client.send(*(fake_request(str(i), [i], 3) for i in range(4)))
         answered: list[str] = []
         frame = engine.client.receive()
-        while isinstance(frame, StepOutputs):
+        while isinstance(frame, OutputFrame):
             answered += [output.request_id for output in frame.outputs if output.error is not None]
             frame = engine.client.receive()
         assert frame == EngineFatal("3 steps failed in a row, the last with MemoryError: out of memory")

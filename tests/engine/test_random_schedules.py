@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.types import FinishReason, GenerateRequest, KVCacheGroup, ScheduledRow, SchedulerOutput
+from app.contract.info import KVCacheGroup
+from app.contract.request import FinishReason, GenerateRequest
+from app.contract.step import ScheduledRow, StepPlan
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_request, hash_token, kv_group
 
@@ -88,13 +90,13 @@ class Faults:
     bad_rows: int
 
     def runner(self, groups: list[KVCacheGroup]) -> FakeRunner:
-        def fails(step: SchedulerOutput) -> bool:
+        def fails(step: StepPlan) -> bool:
             return step.step in self.failing_steps and step.step - 1 not in self.failing_steps
 
-        def withhold(step: SchedulerOutput, row: ScheduledRow) -> bool:
+        def withhold(step: StepPlan, row: ScheduledRow) -> bool:
             return bool(self.withhold) and draw(step.step, row.slot) % self.withhold == 0
 
-        def bad_row(step: SchedulerOutput, row: ScheduledRow) -> str | None:
+        def bad_row(step: StepPlan, row: ScheduledRow) -> str | None:
             bad = bool(self.bad_rows) and draw(row.slot, step.step, 1) % self.bad_rows == 0
             return "bad row" if bad else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.types import StepPlan, StepResult
+from app.contract.step import Plan, StepResult
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, fake_request
 
@@ -14,7 +14,7 @@ class TimedRunner(FakeRunner):
 
     harness: Harness
 
-    def submit(self, step: StepPlan) -> Any:
+    def submit(self, step: Plan) -> Any:
         self.harness.now += 3.0
         return super().submit(step)
 

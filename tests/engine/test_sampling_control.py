@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from app.types import FinishReason, ScheduledRow, SchedulerOutput
+from app.contract.request import FinishReason
+from app.contract.step import ScheduledRow, StepPlan
 from tests.engine.harness import Harness
 from tests.fakes import VOCAB_SIZE, FakeRunner, expected_tokens, fake_request, hash_token
 
@@ -109,7 +110,7 @@ def test_a_guess_is_not_worth_a_preemption(depth: int) -> None:
 def test_rows_that_sample_nothing_are_tried_again(depth: int) -> None:
     withheld: list[int] = []
 
-    def withhold(step: SchedulerOutput, row: ScheduledRow) -> bool:
+    def withhold(step: StepPlan, row: ScheduledRow) -> bool:
         if (step.step * 31 + row.slot) % 3 == 0:
             withheld.append(step.step)
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.types import FinishReason
+from app.contract.request import FinishReason
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_request
 

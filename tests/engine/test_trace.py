@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
-from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.fakes import FakeRunner
 
 

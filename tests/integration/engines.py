@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EngineOutput, LoadProgress
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.runner.start import make_runner
 from app.store import ModelFiles
-from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 

@@ -15,10 +15,10 @@ from gguf.quants import dequantize
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
+from app.contract.request import SamplingParams
 from app.engine.core import EngineCore
 from app.store import ModelFiles, SilentProgress, Store, pull
 from app.text.tokenizer import Tokenizer
-from app.types import SamplingParams
 from tests.integration.engines import make_engine, request, run
 from tests.integration.prompts import PROMPTS, long_prompt
 from tests.integration.server import Server, start_server

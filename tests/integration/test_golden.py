@@ -8,10 +8,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from app.contract.request import SamplingParams
 from app.engine.core import EngineCore
 from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
-from app.types import SamplingParams
 from tests.integration.engines import make_engine, request, run
 from tests.integration.prompts import PROMPTS
 from tests.integration.server import Server

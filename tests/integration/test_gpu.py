@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.kernels.int8 import quantize_tokens
@@ -20,7 +21,6 @@ from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, ActFormat, AttentionMetadata, LayerKVCache, LinearWeight, SplitKWorkspace
-from app.types import GenerateRequest, SamplingParams
 from tests.integration.whole_steps import (
     MAX_TOKENS,
     gives_the_same_in_a_batch_alone_and_on_a_prefix,

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.contract.frames import EngineOutput, TokenLogprobs
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.store import ModelFiles
-from app.types import EngineOutput, GenerateRequest, SamplingParams, TokenLogprobs
 from tests.integration.engines import isas, make_engine, request, step_until_idle
 
 pytestmark = pytest.mark.skipif(not isas(), reason="no native kernels here")

@@ -12,11 +12,12 @@ import numpy as np
 import psutil
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.request import SamplingParams
 from app.runner.model_runner import ModelRunner
 from app.runner.parallel import ParallelRunner, start_runner
 from app.runner.start import make_runner
 from app.store import ModelFiles
-from app.types import EngineConfig, SamplingParams
 from tests.integration.engines import engine_config
 from tests.integration.server import start_server
 from tests.models.tiny import make_reference, save

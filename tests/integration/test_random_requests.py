@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EngineOutput, LoadProgress, TokenLogprobs
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.runner.start import make_runner
-from app.types import EngineConfig, EngineOutput, GenerateRequest, LoadProgress, SamplingParams, TokenLogprobs
 from tests.integration.engines import isas
 from tests.models.tiny import make_reference, save
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from app.contract.request import SamplingParams
+from app.contract.step import StepResult
 from app.kernels.native.program import Program
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import SamplingParams, StepResult
 from tests.integration.engines import isas
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.store import ModelFiles
-from app.types import GenerateRequest, SamplingParams
 from tests.integration.engines import collect_tokens, isas, make_engine, request, run, step_until_idle
 
 Tokens = dict[str, list[int]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from app.contract.request import SamplingParams
 from app.kernels import dispatch
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 

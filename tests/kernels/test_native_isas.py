@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.contract.request import SamplingParams
 from app.kernels import dispatch
 from app.kernels.dispatch import Call
 from app.kernels.embed import embed
@@ -31,7 +32,6 @@ from app.layers.config import ExpertsConfig
 from app.layers.experts import Experts
 from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
-from app.types import SamplingParams
 from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from app.contract.request import SamplingParams
 from app.runner.model_runner import ModelRunner
-from app.types import SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, run
 

@@ -16,10 +16,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import app
+from app.contract.request import SamplingParams
+from app.contract.step import ScheduledRow
 from app.kernels.types import Act
 from app.layers.norm import RMSNorm
 from app.runner.model_runner import ModelRunner
-from app.types import SamplingParams, ScheduledRow
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import engine_config, runner_of
 from tests.runner.ranks import run_on_ranks

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.contract.config import EngineConfig
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.models.architectures import parse_config
@@ -16,7 +17,6 @@ from app.models.config import ModelConfig
 from app.quant.placement import WeightFormat
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.types import EngineConfig
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
 from tests.models.test_config import SMOLLM2
 from tests.runner.driver import engine_config, runner_of

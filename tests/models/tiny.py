@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from app.checkpoints.loader import load_weights
+from app.contract.step import ScheduledRow
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.types import LayerKVCache, LayerState, StepArena
 from app.layers.config import AttentionConfig, MixerConfig
@@ -35,7 +36,6 @@ from app.models.base import Decoder
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
 from app.runner.input_batch import InputBatch
-from app.types import ScheduledRow
 from tests.fakes import kv_group
 from tests.runner.steps import row_of, step_of
 

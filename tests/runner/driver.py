@@ -7,19 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress, TokenLogprobs
+from app.contract.request import SamplingParams
+from app.contract.step import RowOutput, ScheduledRow, SlotInit, StepResult
 from app.engine.core import Runner
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import (
-    EngineConfig,
-    LoadProgress,
-    RowOutput,
-    SamplingParams,
-    ScheduledRow,
-    SlotInit,
-    StepResult,
-    TokenLogprobs,
-)
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 
 

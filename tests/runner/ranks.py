@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from app.contract.config import EngineConfig
 from app.kernels.collective import Ranks
 from app.runner.group import connect
 from app.runner.model_runner import ModelRunner
 from app.runner.start import load_runner, warm_up
-from app.types import EngineConfig
 from tests.runner.driver import discard
 
 T = TypeVar("T")

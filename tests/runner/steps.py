@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.types import SamplingParams, ScheduledRow, SchedulerOutput, SlotInit
+from app.contract.request import SamplingParams
+from app.contract.step import ScheduledRow, SlotInit, StepPlan
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -54,9 +55,9 @@ def row_of(
     )
 
 
-def step_of(rows: Sequence[ScheduledRow], slots: Sequence[SlotInit] = (), *, step: int = 0) -> SchedulerOutput:
+def step_of(rows: Sequence[ScheduledRow], slots: Sequence[SlotInit] = (), *, step: int = 0) -> StepPlan:
     """One step of ``rows`` that binds ``slots`` first."""
-    return SchedulerOutput(
+    return StepPlan(
         step=step,
         slots=list(slots),
         rows=list(rows),

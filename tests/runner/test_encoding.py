@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.contract.config import EngineConfig
+from app.contract.request import Pooling
+from app.contract.step import EncodeBatch, Encoded, StepPlan
 from app.kernels import dispatch
 from app.runner.encoding import EncodingRunner
 from app.runner.errors import RunnerError
 from app.runner.parallel import start_runner
-from app.types import EncodeBatch, Encoded, EngineConfig, Pooling, SchedulerOutput
 from tests.models.test_dispatch_contract import strays_of
 from tests.models.tiny_encoder import Reference, served
 from tests.runner.driver import discard
@@ -187,4 +189,4 @@ def test_refusals(checkpoint: Path) -> None:
     with pytest.raises(RunnerError, match="does not fit"):
         runner.submit(batch_of([[1] * 80] * 4))
     with pytest.raises(RunnerError, match="does not generate"):
-        runner.submit(SchedulerOutput(step=1, slots=[], rows=[], num_tokens=0, num_logit_rows=0))
+        runner.submit(StepPlan(step=1, slots=[], rows=[], num_tokens=0, num_logit_rows=0))

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from app.contract.config import EngineConfig
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.dispatch import Mode
 from app.quant.placement import WeightFormat
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.types import EngineConfig
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from app.contract.info import NO_BLOCK, KVCacheGroup
+from app.contract.step import StepPlan
 from app.runner.errors import RunnerError
 from app.runner.input_batch import InputBatch
-from app.types import NO_BLOCK, KVCacheGroup, SchedulerOutput
 from tests.fakes import kv_group
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
 
@@ -31,7 +32,7 @@ def batch_of(*groups: KVCacheGroup) -> InputBatch:
     )
 
 
-def mapping(batch: InputBatch, step: SchedulerOutput) -> list[int]:
+def mapping(batch: InputBatch, step: StepPlan) -> list[int]:
     """Where the step's tokens are written."""
     inputs = batch.prepare(step)
     batch.expand(inputs, LAST)
@@ -59,12 +60,12 @@ def test_a_slot_bound_anew_has_nothing_of_what_it_held(batch: InputBatch) -> Non
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (SchedulerOutput(step=0, slots=[], rows=[row_of(0, 0, [1])], num_tokens=2, num_logit_rows=1), "another number"),
+        (StepPlan(step=0, slots=[], rows=[row_of(0, 0, [1])], num_tokens=2, num_logit_rows=1), "another number"),
         (step_of([row_of(0, 0, [1] * 65)]), "the buffers hold 1 to 64"),
         (step_of([row_of(0, 0, [1] * 9, num_logits=9)]), "9 logit rows, the buffers hold 8"),
     ],
 )
-def test_steps_that_do_not_fit(batch: InputBatch, step: SchedulerOutput, message: str) -> None:
+def test_steps_that_do_not_fit(batch: InputBatch, step: StepPlan, message: str) -> None:
     with pytest.raises(RunnerError, match=message):
         batch.fill(step)
 

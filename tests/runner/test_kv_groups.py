@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from app.contract.config import EngineConfig
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.models.architectures import parse_config
@@ -18,7 +20,6 @@ from app.models.config import ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
-from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.models.tiny import CONTEXT, make_reference, reference_logits, save
 from tests.runner.driver import discard, engine_config
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from app.contract.request import SamplingParams
 from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner
-from app.types import SamplingParams
 from tests.models.tiny import make_reference, reference_logits, save
 from tests.runner.driver import Request, run, runner_of
 from tests.runner.steps import row_of, slot_of, step_of

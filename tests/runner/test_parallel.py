@@ -11,11 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.info import RunnerInfo
+from app.contract.request import SamplingParams
 from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner
 from app.runner.parallel import ParallelRunner, start_runner
 from app.runner.rank_processes import RankProcesses
-from app.types import EngineConfig, RunnerInfo, SamplingParams
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run, runner_of
 from tests.runner.ranks import run_on_ranks

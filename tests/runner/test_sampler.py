@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from app.contract.request import SamplingParams
+from app.contract.step import RowOutput, ScheduledRow, SlotInit
 from app.runner.errors import RunnerError
 from app.runner.sampler import Sampler
-from app.types import RowOutput, SamplingParams, ScheduledRow, SlotInit
 from tests.kernels import sampling_oracle as oracle
 from tests.kernels.util import randn
 from tests.runner.steps import GREEDY, row_of, slot_of

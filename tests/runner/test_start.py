@@ -11,13 +11,14 @@ import torch
 
 from app.checkpoints.dummy import fill_dummy_weights
 from app.checkpoints.header import WeightError
+from app.contract.frames import LoadProgress
+from app.contract.info import KVCacheGroup
 from app.kernels import dispatch
 from app.models.config import ConfigError
 from app.runner.device import choose_threads
 from app.runner.errors import RunnerError
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from app.types import KVCacheGroup, LoadProgress
 from tests.models.tiny import CONTEXT, make_reference, save
 from tests.runner.driver import Request, engine_config, run, runner_of
 

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
@@ -20,7 +22,6 @@ from app.models.names import DecoderNames
 from app.runner.formats import choose_formats
 from app.runner.kv_plan import kv_groups, plan_kv_cache
 from app.runner.model_runner import ModelRunner
-from app.types import EngineConfig, GenerateRequest, SamplingParams
 from tests.kernels.delta import native_isas
 from tests.runner.driver import engine_config
 

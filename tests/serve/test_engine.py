@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from app.contract.config import EngineConfig
 from app.serve.engine import NO_SETTINGS, OF_THE_MODEL, engine_config
 from app.settings import Settings
-from app.types import EngineConfig
 
 # None of them a default, neither of the settings nor of the configuration.
 OTHERS: dict[str, Any] = {

@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
 from app.engine.process import run_engine
 from app.ipc import ProgressStamp
 from app.parent import end_with_parent
-from app.types import EngineConfig, LoadProgress
 from tests.byte_tokenizer import VOCAB_SIZE
 from tests.fakes import FakeRunner
 

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.request import SamplingParams
 from app.engine.inproc import InprocConnection
 from app.serving.engine_client import EngineClient
 from app.serving.generation import Generation, Generator
@@ -16,7 +19,6 @@ from app.serving.ledger import Ledger
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord
 from app.telemetry.metrics import Metrics
 from app.text.tokenizer import Tokenizer
-from app.types import EngineConfig, LoadProgress, SamplingParams
 from tests.byte_tokenizer import EOS_ID, VOCAB_SIZE, build_byte_tokenizer
 from tests.fakes import FakeRunner, NextToken
 

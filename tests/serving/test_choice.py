@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.contract.frames import EngineOutput, TokenLogprobs
+from app.contract.request import FinishReason, SamplingParams
 from app.serving.choice import Choice, control_stops
 from app.serving.types import ChoiceDelta
-from app.types import EngineOutput, FinishReason, SamplingParams, TokenLogprobs
 from tests.byte_tokenizer import EOS_ID
 from tests.serving.rig import byte_tokenizer
 

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EncodeOutput, LoadProgress
+from app.contract.request import FinishReason, Pooling
 from app.engine.inproc import InprocConnection
 from app.engine.loop import MakeRunner
 from app.errors import RequestError
@@ -24,7 +27,6 @@ from app.serving.engine_client import EngineClient
 from app.serving.supervisor import Supervisor
 from app.serving.types import EncodingRequest
 from app.telemetry.metrics import Metrics
-from app.types import EncodeOutput, EngineConfig, FinishReason, LoadProgress, Pooling
 from tests.fake_encoder import expected_vector, floats
 from tests.fakes import FakeRunner, fake_config
 from tests.models.tiny_encoder import Reference, served

@@ -8,21 +8,15 @@ import socket
 
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.frames import EngineFatal, EngineOutput, EngineStats, LoadProgress, OutputFrame
+from app.contract.request import FinishReason
 from app.engine.inproc import InprocConnection
 from app.errors import RequestError
 from app.ipc import AsyncFrameChannel, ChannelClosedError, encode
 from app.serving.connection import SocketConnection
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.mailbox import Mailbox
-from app.types import (
-    EngineConfig,
-    EngineFatal,
-    EngineOutput,
-    EngineStats,
-    FinishReason,
-    LoadProgress,
-    StepOutputs,
-)
 from tests.fakes import fake_config, fake_ready, fake_request, make_fake_runner
 from tests.serving.rig import Rig, make_rig, until
 
@@ -64,9 +58,9 @@ class Engine:
         return None if self.serving.cancelled() else self.serving.result()
 
 
-def step(*outputs: EngineOutput, **stats: int) -> StepOutputs:
+def step(*outputs: EngineOutput, **stats: int) -> OutputFrame:
     """One step's frame."""
-    return StepOutputs(client_index=0, outputs=list(outputs), stats=EngineStats(**stats))
+    return OutputFrame(client_index=0, outputs=list(outputs), stats=EngineStats(**stats))
 
 
 async def test_a_mailbox_hands_out_all_that_waits() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from app.contract.request import FinishReason, SamplingParams
 from app.errors import RequestError
 from app.serving.admission import Permit
 from app.serving.generation import Completion, Generation, sampling_defaults
 from app.serving.ledger import CLIENT_LEFT
 from app.serving.types import ChoiceDelta, GenerationRequest
-from app.types import FinishReason, SamplingParams
 from tests.serving.rig import ENDPOINT, WAIT_SECONDS, Rig, make_rig, read, recite, repeat, running, until
 
 LYRICS = "héllo wörld, 你好! "

@@ -7,11 +7,12 @@ import time
 
 from structlog.testing import capture_logs
 
+from app.contract.frames import RequestTimings
+from app.contract.request import FinishReason, SamplingParams
 from app.errors import RequestError
 from app.serving.ledger import Ledger
 from app.serving.types import GenerationRequest
 from app.telemetry.metrics import Metrics
-from app.types import FinishReason, RequestTimings, SamplingParams
 from tests.serving.rig import ENDPOINT, MODEL, running
 
 REQUEST = GenerationRequest(request_id="r1", prompt_token_ids=[1, 2, 3], params=SamplingParams(max_tokens=7), n=2)

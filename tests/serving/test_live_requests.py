@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from app.contract.frames import RequestTimings
 from app.serving.live_requests import LiveRequests, LiveStatus
 from app.serving.phases import Phases, longest, phases
-from app.types import RequestTimings
 from tests.serving.rig import read, running
 
 

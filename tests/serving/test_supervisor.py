@@ -15,10 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.contract.config import EngineConfig
+from app.contract.frames import LoadProgress
+from app.contract.request import FinishReason
 from app.errors import RequestError
 from app.serving.engine_client import EngineFailedError, EngineState
 from app.serving.supervisor import LONGEST_STEP, FailureCount, RestartPolicy, Supervisor
-from app.types import EngineConfig, FinishReason, LoadProgress
 from tests.byte_tokenizer import EOS_ID
 from tests.serving.rig import ENDPOINT, Rig, make_rig, read, until
 
@@ -307,7 +309,7 @@ async def test_an_idle_engine_ages_not() -> None:
 ORPHANING = """
 import asyncio, sys
 from app.serving.supervisor import Supervisor
-from app.types import EngineConfig
+from app.contract.config import EngineConfig
 from tests.serving.rig import make_rig
 
 async def main():

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.contract.frames import EngineStats, RequestTimings, StepRecord
+from app.contract.request import FinishReason
 from app.telemetry.metrics import Metrics
-from app.types import EngineStats, FinishReason, RequestTimings, StepRecord
 from tests.fakes import fake_ready, kv_group
 
 READY = fake_ready(groups=[kv_group(num_blocks=4)])

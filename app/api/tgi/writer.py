@@ -12,9 +12,9 @@ from app.api.json import encode
 from app.api.tgi.schemas import Details, GenerateBody, Generated, GenerateParameters, StreamDetails, StreamEvent
 from app.api.tgi.tokens import TokenWriter, prefill_token
 from app.api.timing import generation_phases, server_timing
+from app.contract.request import FinishReason
 from app.serving.generation import Completion, Generation
 from app.serving.types import ChoiceDelta
-from app.types import FinishReason
 
 EVENT = b"data:%b\n\n"
 """An event, ``EVENT % data``: without the space behind the colon, as clients of this protocol expect it."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from app.types import KVCacheGroup
+from app.contract.info import KVCacheGroup
 
 
 class GroupPolicy(ABC):

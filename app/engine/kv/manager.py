@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from app.contract.config import EngineConfig
+from app.contract.info import NO_BLOCK, KVCacheGroup, KVCacheSpec
 from app.engine.kv.chain import PrefixChain
 from app.engine.kv.full import FullPolicy
 from app.engine.kv.group import GroupPolicy
@@ -19,7 +21,6 @@ from app.engine.kv.sliding import SlidingPolicy
 from app.engine.kv.state import StatePolicy
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
-from app.types import NO_BLOCK, EngineConfig, KVCacheGroup, KVCacheSpec
 
 KINDS: dict[str, type[GroupPolicy]] = {"full": FullPolicy, "sliding": SlidingPolicy, "state": StatePolicy}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from app.contract.info import KVCacheGroup
 from app.engine.kv.group import WindowPolicy
-from app.types import KVCacheGroup
 
 
 class SlidingPolicy(WindowPolicy):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from app.contract.info import NO_BLOCK
 from app.engine.kv.pool import IntegrityError
-from app.types import NO_BLOCK
 
 
 class BlockTable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple, Protocol
 
+from app.contract.step import StepPlan
 from app.runner.sampler import StagedSamples
-from app.types import SchedulerOutput
 
 
 class Executed(NamedTuple):
@@ -25,7 +25,7 @@ class Executor(Protocol):
     def nbytes(self) -> int:
         """Bytes that recordings may come to take of a GPU's memory."""
 
-    def run(self, plan: SchedulerOutput, staged: StagedSamples) -> Executed:
+    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
         """Stages the rest of the step and computes it.
 
         Raises:

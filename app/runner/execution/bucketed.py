@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import torch
 
+from app.contract.step import StepPlan
 from app.kernels.recorders import GraphRecorder, Work
 from app.runner.execution.base import Executed
 from app.runner.execution.buckets import Bucket, Buckets
 from app.runner.execution.eager import EagerExecutor
 from app.runner.execution.step import StepKernels
 from app.runner.sampler import SampleParts, StagedSamples
-from app.types import SchedulerOutput
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class BucketedExecutor:
         """Of buckets seen; None where the next step is to be recorded."""
         self._full = False
 
-    def run(self, plan: SchedulerOutput, staged: StagedSamples) -> Executed:
+    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
         """Computes a step, padded if there is a bucket for it."""
         bucket = self._bucket(plan, staged)
         if bucket is None:
@@ -52,7 +52,7 @@ class BucketedExecutor:
         replayed = self._launch(bucket)
         return Executed(replayed, time.perf_counter() - started)
 
-    def _bucket(self, plan: SchedulerOutput, staged: StagedSamples) -> Bucket | None:
+    def _bucket(self, plan: StepPlan, staged: StagedSamples) -> Bucket | None:
         """Which the step is one for, if any: each sampled row has one row of logits, and nothing special."""
         parts = staged.parts
         if plan.num_logit_rows != len(staged.sampled) or parts.penalties or parts.min_tokens or parts.logit_bias:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from app.contract.config import EngineConfig
 from app.kernels.dispatch import FallbackError, Mode
 from app.kernels.recorders import GraphRecorder, ProgramRecorder, Recorder
 from app.runner.errors import RunnerError
@@ -13,7 +14,6 @@ from app.runner.execution.buckets import Buckets
 from app.runner.execution.eager import EagerExecutor
 from app.runner.execution.recorded import RecordedExecutor
 from app.runner.execution.step import StepKernels
-from app.types import EngineConfig
 
 _log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import torch
 
+from app.contract.step import StepPlan
 from app.runner.errors import RunnerError
 from app.runner.execution.base import Executed
 from app.runner.execution.step import StepKernels
 from app.runner.sampler import StagedSamples
-from app.types import SchedulerOutput
 
 
 class EagerExecutor:
@@ -22,7 +22,7 @@ class EagerExecutor:
     def __init__(self, step: StepKernels) -> None:
         self._step = step
 
-    def run(self, plan: SchedulerOutput, staged: StagedSamples) -> Executed:
+    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
         """Computes a step at its own size."""
         with torch.inference_mode():
             extent = self._step.stage(plan, staged)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import time
 
+from app.contract.step import StepPlan
 from app.kernels.native.program import Program
 from app.kernels.recorders import ProgramRecorder
 from app.runner.execution.base import Executed
 from app.runner.execution.step import StepKernels
 from app.runner.sampler import SampleParts, StagedSamples
-from app.types import SchedulerOutput
 
 _PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
 
@@ -43,7 +43,7 @@ class RecordedExecutor:
             program = self._programs[parts] = self._recorder.record(lambda: self._step.compute_whole(parts))
         return program
 
-    def run(self, plan: SchedulerOutput, staged: StagedSamples) -> Executed:
+    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
         """Computes a step by its recording."""
         extent = self._step.stage(plan, staged)
         program = self._program(staged.recordable)

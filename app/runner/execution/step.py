@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from app.contract.step import StepPlan
 from app.kernels.pages import Pages
 from app.kernels.types import StepArena
 from app.models.base import Decoder
 from app.runner.execution.buckets import Bucket
 from app.runner.input_batch import InputBatch, StepExtent, StepInputs
 from app.runner.sampler import SampleParts, Sampler, StagedSamples
-from app.types import SchedulerOutput
 
 
 class StepKernels:
@@ -39,7 +39,7 @@ class StepKernels:
         self._batch, self._sampler, self._logits_LV = batch, sampler, logits_LV
         self.arena = arena
 
-    def stage(self, plan: SchedulerOutput, staged: StagedSamples, bucket: Bucket | None = None) -> StepExtent:
+    def stage(self, plan: StepPlan, staged: StagedSamples, bucket: Bucket | None = None) -> StepExtent:
         """Fills the buffers and brings them to the device.
 
         Args:
@@ -57,7 +57,7 @@ class StepKernels:
         return extent
 
     @torch.inference_mode()
-    def compute(self, plan: SchedulerOutput, staged: StagedSamples, extent: StepExtent) -> None:
+    def compute(self, plan: StepPlan, staged: StagedSamples, extent: StepExtent) -> None:
         """Runs the kernels of the step that is staged, at its own size."""
         inputs = self._batch.views(plan.num_tokens, len(plan.rows), plan.num_logit_rows, extent)
         self._launch(inputs, plan.num_tokens, plan.num_logit_rows, len(staged.sampled), staged.parts)

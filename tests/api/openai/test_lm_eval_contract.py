@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from app.contract.frames import TokenLogprobs
 from app.text.tokenizer import Tokenizer
-from app.types import TokenLogprobs
 from tests.api.conftest import Server, start_server
 from tests.byte_tokenizer import BOS_ID, EOS_ID, EOS_TOKEN, build_byte_tokenizer
 from tests.fakes import FakeRunner

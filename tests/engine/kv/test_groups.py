@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
+from app.contract.info import KVCacheGroup, KVCacheSpec
 from app.engine.core import EngineCore
 from app.engine.kv.manager import KVManager
 from app.engine.request import Request
-from app.types import KVCacheGroup, KVCacheSpec
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, kv_group
 

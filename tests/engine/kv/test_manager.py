@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.contract.info import KVCacheGroup, KVCacheSpec
 from app.engine.kv.manager import KVManager, all_fit
 from app.engine.kv.pool import IntegrityError
 from app.engine.request import Request
-from app.types import KVCacheGroup, KVCacheSpec
 from tests.fakes import fake_config, fake_request, kv_group
 
 BLOCK = 4

@@ -55,10 +55,11 @@ def _run(copy: Path, runtime: str, threads: int) -> int:
 
 def stream(threads: int) -> None:
     """Greedy and sampled requests of many lengths, all at once, to the end."""
+    from app.contract.config import EngineConfig
+    from app.contract.request import GenerateRequest, SamplingParams
     from app.engine.core import EngineCore
     from app.runner.start import make_runner
     from app.store import SilentProgress, Store, pull
-    from app.types import EngineConfig, GenerateRequest, SamplingParams
 
     files = pull("smollm2-135m", Store(), SilentProgress())
     config = EngineConfig(

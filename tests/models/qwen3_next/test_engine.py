@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
-from app.types import GenerateRequest, SamplingParams
 from tests.models.tiny import make_reference, reference_logits, save
 from tests.runner.driver import engine_config, runner_of
 

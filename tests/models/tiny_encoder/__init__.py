@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import embedding, linear, normalize, rms_norm, scaled_dot_product_attention, silu
 
+from app.contract.request import Pooling
 from app.models import architectures
-from app.types import Pooling
 
 NAME = "TinyEncoderModel"
 ROW = architectures.Architecture(module="tests.models.tiny_encoder", hf=(NAME,), tasks=("embed",))

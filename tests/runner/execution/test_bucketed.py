@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from app.contract.step import StepPlan
 from app.kernels.recorders import Work
 from app.runner.execution.bucketed import BucketedExecutor
 from app.runner.execution.buckets import Bucket, Buckets, mixed_row_buckets, row_buckets, token_buckets
 from app.runner.sampler import SampleParts, StagedSamples
-from app.types import SchedulerOutput
 from tests.runner.steps import row_of, step_of
 
 PLAIN = SampleParts(top_k=False, top_p=False, min_p=False, penalties=False, min_tokens=False, logit_bias=False)
@@ -27,7 +27,7 @@ class Device:
         self.staged = list[Bucket | None]()
         self.captures = 0
 
-    def stage(self, _plan: SchedulerOutput, _staged: StagedSamples, bucket: Bucket | None = None) -> None:
+    def stage(self, _plan: StepPlan, _staged: StagedSamples, bucket: Bucket | None = None) -> None:
         self.staged.append(bucket)
 
     def compute(self, *_: object) -> None:
