@@ -236,6 +236,6 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
             assert expected in (None, left[offset : offset + size])
             offset += size
         assert offset == len(left)
-    other_models = {"causal_conv", "gated_delta", "gated_norm", "sigmoid_mul"}
+    other_models = {"causal_conv", "gated_delta", "gated_norm", "packed_attention", "pool", "sigmoid_mul"}
     unused = {"int8": {"gather"}, "bfloat16": {"quantize"}}
     assert set(ARGS) - tape.names == unused[name] | other_models
