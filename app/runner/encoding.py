@@ -28,6 +28,7 @@ from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.native.program import Program
 from app.kernels.pool import Mode, pool
+from app.kernels.recorders import ProgramRecorder
 from app.kernels.types import PackedSequences, StepArena
 from app.models.architectures import find
 from app.models.base import Encoder
@@ -108,9 +109,9 @@ class EncodingRunner:
         )
 
     def _kernels(self) -> str:
-        if dispatch.runs_triton(self._pooled_RD):
+        if choose_backend(self._pooled_RD.device).pads_steps:
             return "triton"
-        return "torch" if self._program is None else dispatch.isa()
+        return "torch" if self._program is None else self._program.isa
 
     def submit(self, plan: Plan) -> EncodeHandle:
         """Starts a batch.
@@ -178,14 +179,15 @@ class EncodingRunner:
         """A batch as one call, of any size; None where a kernel has no native form."""
         most = self._arena.max_rows
         try:
-            with dispatch.recording() as calls:
-                self._hidden_TD = self._compute(most, most)
+            return ProgramRecorder().record(lambda: self._compute_whole(most))
         except dispatch.FallbackError as error:
             if strict:
                 raise RunnerError(str(error)) from None
             _log.info("batches are not recorded: %s", error)
             return None
-        return Program(dispatch.pool(), calls, dispatch.isa())
+
+    def _compute_whole(self, most: int) -> None:
+        self._hidden_TD = self._compute(most, most)
 
 
 def _encoded(values: NDArray[Any]) -> Encoded:

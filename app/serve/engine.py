@@ -24,7 +24,7 @@ ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
 
 OF_THE_MODEL = frozenset({"model_dir", "weights", "eos_token_ids", "packed_cache"})
 """Fields of an :class:`EngineConfig` that depend on the model and on where models lie."""
-NO_SETTINGS = frozenset({"block_size", "num_blocks"})
+NO_SETTINGS = frozenset({"block_size", "num_blocks", "max_queued_encode_tokens"})
 """Fields of an :class:`EngineConfig` that a server leaves at their defaults."""
 
 

@@ -70,6 +70,8 @@ class Program:
 
     def __init__(self, pool: ThreadPool, calls: Sequence[Call], isa: str | None = None) -> None:
         isa = isa or best_isa()
+        self.isa = isa
+        """Instruction set that it runs."""
         self._pool = pool
         self._calls = list(calls)
         self._step = Step()
