@@ -23,17 +23,21 @@ class StoredTensor:
     """A tensor still on disk."""
 
     name: str
-    """As in a Hugging Face checkpoint, e.g. ``model.layers.0.self_attn.q_proj.weight``."""
+    """Name in a Hugging Face checkpoint, e.g. ``model.layers.0.self_attn.q_proj.weight``."""
     file: Path
+    """The file that holds it."""
     shape: tuple[int, ...]
+    """Shape as :attr:`read` gives it."""
     nbytes: int
-    """In the file."""
+    """Bytes in the file."""
     read: Read
     """Reads it: as stored from safetensors, fp32 from GGUF and where it is quantised. Raises :class:`WeightError`."""
+    packing: str | None = None
+    """The format's name of how several of its values are kept together, e.g. ``MXFP4``; None where each is alone."""
 
 
 class Tensors(Protocol):
-    """A format's ``tensors``."""
+    """The function ``tensors`` of a format's module."""
 
     def __call__(self, file: Path, /) -> Iterator[StoredTensor]:
         """Lists the tensors of a file; its header is checked, data is not yet read.

@@ -17,7 +17,8 @@ def fill_dummy_weights(destinations: Mapping[str, Destination], seed: int, devic
     The same seed gives the same weights on the same kind of device, in whatever format they are kept.
 
     Args:
-        device: on which the noise is drawn.
+        destinations: checkpoint name -> where its tensor goes.
+        device: the device on which the noise is drawn.
     """
     generator = torch.Generator(device).manual_seed(seed)
     for name, destination in destinations.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.checkpoints.base import Tensors
 
 _HEAD = 16
-"""Bytes of a file's beginning that tell its format."""
+"""Bytes at a file's beginning that tell its format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +25,15 @@ class Format:
     """One format of checkpoints."""
 
     suffix: str
-    """What its files' names usually end with."""
+    """Usual end of its files' names."""
     begins: Callable[[bytes], bool]
-    """Whether a file with these first bytes is one."""
+    """Tells whether a file with these first bytes is of the format."""
     module: str
-    """Has ``tensors``; reads with torch."""
+    """The module that reads it with torch; has a function ``tensors``."""
 
     @property
     def tensors(self) -> Tensors:
-        """Lists the tensors of a file."""
+        """The function that lists the tensors of a file."""
         return cast("Tensors", import_module(self.module).tensors)
 
 
@@ -47,7 +47,7 @@ def format_of(file: Path) -> Format:
     """The format of a file: what its first bytes say, or else its name.
 
     Raises:
-        WeightError: none that is read.
+        WeightError: it is of none of the formats.
     """
     found = format_by_content(file) or next((row for row in FORMATS if file.suffix.lower() == row.suffix), None)
     if found is not None:
@@ -56,7 +56,7 @@ def format_of(file: Path) -> Format:
 
 
 def format_by_content(file: Path) -> Format | None:
-    """The format that a file's first bytes say; None where they say none, or cannot be read."""
+    """The format that a file's first bytes tell; None where they tell none, or cannot be read."""
     try:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)

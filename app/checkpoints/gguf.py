@@ -19,11 +19,11 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from app.checkpoints.base import StoredTensor
-from app.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from app.checkpoints.gguf_header import GGUFHeader, is_later_part, read_gguf_header, read_gguf_part
 from app.checkpoints.header import TensorEntry, WeightError
 from app.models.architectures import find_gguf
 from app.models.config_fields import ConfigError
-from app.models.gguf_names import Floats, GGUFNames, GGUFTensor
+from app.models.gguf_names import Floats, GGUFNames, GGUFPair, GGUFTensor
 from app.quant.destination import Extent
 
 _CHUNK_ELEMENTS = 1 << 18
@@ -33,7 +33,12 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def tensors(file: Path) -> Iterator[StoredTensor]:
-    """See :class:`app.checkpoints.base.Tensors`; names are those of the family that the file's architecture says."""
+    """See :class:`app.checkpoints.base.Tensors`; names are those of the family of the file's architecture.
+
+    The first file of a model that is split lists the tensors of all, the others none: what they mean says the first.
+    """
+    if is_later_part(read_gguf_part(file)):
+        return
     header = read_gguf_header(file)
     try:
         names = find_gguf(header.architecture).names.gguf
@@ -48,14 +53,47 @@ def tensors(file: Path) -> Iterator[StoredTensor]:
             yield from _stored(header, entry, names)
 
 
+def _pair(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> tuple[GGUFPair, TensorEntry, TensorEntry] | None:
+    """The two tensors of which an entry is one, both in the file."""
+    layer = _LAYER.match(entry.name)
+    if layer is not None:
+        for pair in names.pairs:
+            first, second = (header.tensors.get(layer[0] + name) for name in (pair.first, pair.second))
+            if first is not None and second is not None and entry.name in (first.name, second.name):
+                return pair, first, second
+    return None
+
+
+def _stored_pair(
+    header: GGUFHeader, pair: GGUFPair, first: TensorEntry, second: TensorEntry, layer: str
+) -> StoredTensor:
+    shape = pair.shape(first.shape, second.shape)
+    if shape is None:
+        shapes = f"{first.name!r} {list(first.shape)} and {second.name!r} {list(second.shape)}"
+        raise WeightError(f"{header.path}: tensors {shapes} do not go together")
+
+    def read(extent: Extent | None = None) -> Tensor:
+        parts = (_dequantize(header.file_of(entry), entry, None) for entry in (first, second))
+        whole = torch.from_numpy(pair.join(*parts))
+        return whole if extent is None else extent.of(whole)
+
+    return StoredTensor(f"{layer}.{pair.name}", header.file_of(first), shape, first.nbytes + second.nbytes, read)
+
+
 def _num_layers(header: GGUFHeader) -> float:
-    """Layers of the model itself: those that draft tokens come behind them."""
+    """Number of the model's own layers; layers that draft tokens come behind them."""
     count, drafting = (header.metadata.get(f"{header.architecture}.{key}") for key in ("block_count", _DRAFTING))
     return count - drafting if isinstance(count, int) and isinstance(drafting, int) else math.inf
 
 
 def _stored(header: GGUFHeader, entry: TensorEntry, names: GGUFNames) -> Iterator[StoredTensor]:
-    """A tensor as the checkpoint's one, or as those of each expert in a stack."""
+    """A tensor as the checkpoint's one, or as those of each expert in a stack; of two that are one, the first does."""
+    pair = _pair(header, entry, names)
+    if pair is not None:
+        layer = _LAYER.match(entry.name)
+        if layer is not None and entry is pair[1]:
+            yield _stored_pair(header, *pair, f"{names.layers}.{layer[1]}")
+        return
     name, tensor = names.of(entry.name)
     if _EXPERT not in name:
         yield _stored_as(name, header, entry, tensor)
@@ -72,25 +110,33 @@ def _stored_as(name: str, header: GGUFHeader, entry: TensorEntry, tensor: GGUFTe
         shape = shape[::-1]
     if tensor is not None and tensor.middle:
         shape = (shape[0], 1, *shape[1:])
-    return StoredTensor(name, header.path, shape, entry.nbytes, partial(_read, header, entry, tensor))
+    if tensor is not None and tensor.row and len(shape) == 1:
+        shape = (1, *shape)
+    if tensor is not None and tensor.flat:
+        shape = (math.prod(shape),)
+    alone = GGML_QUANT_SIZES[GGMLQuantizationType[entry.dtype]][0] == 1
+    packing = None if alone else entry.dtype
+    return StoredTensor(
+        name, header.file_of(entry), shape, entry.nbytes, partial(_read, header, entry, tensor), packing
+    )
 
 
 def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, extent: Extent | None = None) -> Tensor:
     """One tensor or an extent of it, fp32, in the checkpoint's form.
 
     Args:
-        extent: of the checkpoint's tensor; whole heads, if it is rows of a projection whose rotated pairs are
+        extent: part of the checkpoint's tensor; whole heads, if it is rows of a projection whose rotated pairs are
             neighbours in the file.
 
     Raises:
         WeightError: its type cannot be dequantised, or the file cannot be read.
     """
-    if tensor is not None and (tensor.whole or tensor.middle) and extent is not None:
+    if tensor is not None and (tensor.whole or tensor.middle or tensor.row or tensor.flat) and extent is not None:
         return extent.of(_read(header, entry, tensor))
     turned = tensor is not None and tensor.transposed and len(entry.shape) == 2
     if turned and extent is not None:
         extent = extent._replace(dim=1 - extent.dim)
-    values = _dequantize(header.path, entry, extent)
+    values = _dequantize(header.file_of(entry), entry, extent)
     if tensor is not None and tensor.undo is not None:
         try:
             values = tensor.undo(header, entry, values)
@@ -99,11 +145,18 @@ def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, ext
     read = torch.from_numpy(values)
     if tensor is not None and tensor.middle:
         read = read.unsqueeze(1)
+    if tensor is not None and tensor.row and read.dim() == 1:
+        read = read.unsqueeze(0)
+    if tensor is not None and tensor.flat:
+        read = read.flatten()
     return read.t() if turned else read
 
 
 def _dequantize(path: Path, entry: TensorEntry, extent: Extent | None) -> Floats:
-    """Works through row by row chunks, so that the temporaries stay in the processor's cache."""
+    """A tensor of the file, or an extent of it, in fp32.
+
+    Goes by chunks of rows, so that the temporaries stay in the processor's cache.
+    """
     ggml_type = GGMLQuantizationType[entry.dtype]
     all_columns = entry.shape[-1]
     all_rows = torch.Size(entry.shape[:-1]).numel()

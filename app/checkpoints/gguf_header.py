@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,15 +24,16 @@ from gguf.constants import (
     GGUFValueType,
 )
 
+from app.checkpoints.gguf_split import parts_of, split_name
 from app.checkpoints.header import TensorEntry, WeightError, check_extents
 
 VERSIONS = (2, 3)
 MAX_HEADER: Final = 64 << 20
-"""Bytes; a vocabulary of 262,144 tokens with its merges and scores takes some 20 MB."""
+"""Bytes of a header, at most; a vocabulary of 262,144 tokens with its merges and scores takes some 20 MB."""
 MAX_FIELDS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 16
 MAX_ELEMENTS: Final = 1 << 22
-"""Of all arrays together: as Python objects they take many times their bytes in the file."""
+"""Elements of all arrays together, at most: as Python objects they take many times their bytes in the file."""
 MAX_NAME: Final = 1 << 10
 MAX_DIMS: Final = 4
 MAX_ALIGNMENT: Final = 1 << 20
@@ -59,13 +61,20 @@ _U64: Final = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file says of itself."""
+    """Metadata and tensor list of a GGUF file, or of all files of a model that is split."""
 
     path: Path
+    """The file, the first one of a model that is split."""
     metadata: dict[str, Any]
     """Keys as in the file; numbers, bools, strings and lists of those."""
     tensors: dict[str, TensorEntry]
-    """By GGUF name; types by their GGML name."""
+    """GGUF name -> tensor; types by their GGML name."""
+    elsewhere: dict[str, Path] = field(default_factory=dict)
+    """Names of the tensors in other files of a model that is split -> the file."""
+
+    def file_of(self, entry: TensorEntry, /) -> Path:
+        """The file that holds a tensor."""
+        return self.elsewhere.get(entry.name, self.path)
 
     @property
     def architecture(self) -> str:
@@ -75,11 +84,75 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Reads metadata and tensor list of a GGUF file of version 2 or 3, little-endian.
+    """Reads metadata and tensor list of a GGUF model of version 2 or 3, little-endian.
+
+    Args:
+        path: its file, or any one of a model that is split; the others lie beside it.
 
     Raises:
-        WeightError: unreadable, truncated or malformed.
+        WeightError: a file is unreadable, truncated, malformed, missing or of another model.
     """
+    header = read_gguf_part(path)
+    count = _split_field(header, "count")
+    if count in (0, 1):  # 0: never split
+        return header
+    number, name = _split_field(header, "no") + 1, split_name(path)
+    if name is None or (name.number, name.count) != (number, count):
+        raise WeightError(
+            f"{path}: part {number} of {count} of a model, whose name has to end in -{number:05}-of-{count:05}.gguf"
+        )
+    return _joined([header if part == path else read_gguf_part(part) for part in parts_of(path)])
+
+
+def _joined(parts: Sequence[GGUFHeader]) -> GGUFHeader:
+    """The model of all its files, in order; the first has its metadata."""
+    first = parts[0]
+    tensors, files = dict[str, TensorEntry](), dict[str, Path]()
+    for number, part in enumerate(parts):
+        for key, expected in (
+            ("count", len(parts)),
+            ("no", number),
+            ("tensors.count", _split_field(first, "tensors.count")),
+        ):
+            if (value := _split_field(part, key)) != expected:
+                raise WeightError(
+                    f"{part.path}: no part of the model of {first.path}: split.{key} = {value}, not {expected}"
+                )
+        for key in ("general.architecture", "general.name"):
+            if key in part.metadata and part.metadata[key] != first.metadata.get(key):
+                raise WeightError(f"{part.path}: no part of the model of {first.path}: {key} is another")
+        for name, entry in part.tensors.items():
+            if name in tensors:
+                raise WeightError(f"{part.path}: tensor {name!r} is also in {files[name]}")
+            tensors[name], files[name] = entry, part.path
+        if len(tensors) > MAX_TENSORS:
+            raise WeightError(f"{first.path}: its parts hold more tensors than the {MAX_TENSORS} that are read")
+    if len(tensors) != _split_field(first, "tensors.count"):
+        raise WeightError(
+            f"{first.path}: split.tensors.count = {_split_field(first, 'tensors.count')}, but its "
+            f"{len(parts)} parts hold {len(tensors)} tensors"
+        )
+    return GGUFHeader(first.path, first.metadata, tensors, files)
+
+
+def _split_field(header: GGUFHeader, key: str) -> int:
+    value = header.metadata.get(f"split.{key}", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WeightError(f"{header.path}: bad header: split.{key} = {value!r} is no number")
+    return value
+
+
+def is_later_part(header: GGUFHeader) -> bool:
+    """Whether a file is one behind the first of a model that is split.
+
+    Raises:
+        WeightError: malformed metadata.
+    """
+    return _split_field(header, "count") > 1 and _split_field(header, "no") > 0
+
+
+def read_gguf_part(path: Path) -> GGUFHeader:
+    """As :func:`read_gguf_header` of one file, whatever model it is a part of."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -145,7 +218,7 @@ def _entry(path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int
 
 
 class _Cursor:
-    """Reads values off a header one after the other, never past ``end``."""
+    """Reads a header's values one after the other, never past ``end``."""
 
     def __init__(self, path: Path, data: mmap.mmap, end: int) -> None:
         self.path = path

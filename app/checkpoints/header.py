@@ -1,4 +1,4 @@
-"""Where the tensors of a weight file lie, checked against the file before anything is read (torch-free).
+"""Places of the tensors in a weight file, checked against the file before anything is read (torch-free).
 
 Weight files come from strangers: sizes are multiplied and added as Python ints, which cannot overflow, and every
 count that a header claims is capped.
@@ -25,8 +25,9 @@ class TensorEntry:
     shape: tuple[int, ...]
     """Slowest dimension first."""
     offset: int
-    """First byte, from the start of the file."""
+    """Bytes of the file before the tensor."""
     nbytes: int
+    """Bytes of the tensor."""
 
 
 def check_extents(path: Path, entries: Iterable[TensorEntry], data_start: int, file_size: int) -> None:

@@ -8,30 +8,43 @@ from typing import Final
 
 import torch
 
+from app.checkpoints import fp8 as in_fp8
+from app.checkpoints import mxfp4
 from app.checkpoints.base import StoredTensor
 from app.checkpoints.formats import format_of
 from app.checkpoints.header import WeightError
 from app.checkpoints.stacks import unstacked
-from app.quant.destination import Destination, Part
+from app.models.names import StoredParts
+from app.models.quantization import Fp8Scales
+from app.quant.destination import Destination, Extent, Part
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
 
 _NAMES_SHOWN: Final = 5
+_TABLE_ROWS: Final = 1 << 16
+"""A matrix with as many is a table of a vocabulary, which files hold row by row as it is kept."""
+_COPIED_ELEMENTS: Final = 1 << 26
+"""Elements of a table that are read at a time: files that quantise it give fp32, which of gigabytes would be as many
+again and more."""
 
 
-def iter_weights(files: Sequence[Path], stacks: Mapping[str, Sequence[str]] | None = None) -> Iterator[StoredTensor]:
+def iter_weights(
+    files: Sequence[Path], stacks: Mapping[str, StoredParts] | None = None, fp8: Fp8Scales | None = None
+) -> Iterator[StoredTensor]:
     """Lists the tensors of ``files``, each of a format of :mod:`app.checkpoints.formats`; headers are checked, data is
     not yet read.
 
     Args:
         stacks: see :attr:`app.models.names.DecoderNames.stacks`; each expert's tensors are listed in place of those.
+        fp8: see :attr:`app.models.config.ModelConfig.fp8`; scales are listed as one with what they scale.
 
     Raises:
-        WeightError: another format, or a file that is unreadable, truncated or malformed.
+        WeightError: another format, a file that is unreadable, truncated or malformed, or tensors in FP8 without scales
+            that fit.
     """
-    for file in files:
-        for stored in format_of(file).tensors(file):
-            yield from unstacked(stored, stacks or {})
+    listed = (stored for file in files for stored in format_of(file).tensors(file))
+    scaled = in_fp8.widened(listed, fp8)
+    yield from mxfp4.widened(each for stored in scaled for each in unstacked(stored, stacks or {}))
 
 
 def load_weights(
@@ -41,35 +54,51 @@ def load_weights(
     ignore: Callable[[str], bool],
     progress: Callable[[int, int], None],
     twins: Mapping[str, Sequence[str]] | None = None,
-    stacks: Mapping[str, Sequence[str]] | None = None,
-) -> None:
+    stacks: Mapping[str, StoredParts] | None = None,
+    fp8: Fp8Scales | None = None,
+) -> list[str]:
     """Copies every tensor of ``files`` into the destination of its name, which keeps it in its own format.
 
-    Names and shapes are checked before the first copy. One tensor at a time is in memory beside the destinations.
+    Names and shapes are checked before the first copy. One tensor at a time is in memory beside the destinations, of a
+    table some of its rows.
 
     Args:
         destinations: checkpoint name -> where it goes (a view of a tensor, or what quantises it).
-        ignore: tells which left-over names are no error (tied or computed tensors).
+        ignore: tells whether a left-over name is no error (tied or computed tensors).
         progress: called with bytes of the files that are done and in all.
         twins: names of destinations -> tensors that go there where the files lack that one, the first that they have.
-        stacks: as of :func:`iter_weights`.
+        stacks: see :func:`iter_weights`.
+        fp8: likewise.
+
+    Returns:
+        How values were packed in the files, see :attr:`StoredTensor.packing`.
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
     """
-    wanted = _match(destinations, files, iter_weights(files, stacks), ignore, twins or {})
+    wanted = _match(destinations, files, iter_weights(files, stacks, fp8), ignore, twins or {})
     total = sum(stored.nbytes for stored in wanted.values())
     done = 0
     progress(done, total)
     with torch.no_grad():
         for name, stored in wanted.items():
-            destination = destinations[name]
-            if isinstance(destination, Part):
-                destination.destination.copy_(stored.read(destination.extent))
-            else:
-                destination.copy_(stored.read())
+            _copy(stored, destinations[name])
             done += stored.nbytes
             progress(done, total)
+    return sorted({stored.packing for stored in wanted.values() if stored.packing is not None})
+
+
+def _copy(stored: StoredTensor, destination: Destination) -> None:
+    kept, extent = destination, None
+    if isinstance(destination, Part):
+        kept, extent = destination.destination, destination.extent
+    if not isinstance(kept, torch.Tensor) or kept.dim() != 2 or len(kept) < _TABLE_ROWS or (extent and extent.dim):
+        kept.copy_(stored.read(extent))
+        return
+    first, step = extent.start if extent else 0, max(1, _COPIED_ELEMENTS // kept.shape[1])
+    for start in range(0, len(kept), step):
+        rows = kept[start : start + step]
+        rows.copy_(stored.read(Extent(0, first + start, first + start + len(rows))))
 
 
 def _match(
@@ -79,7 +108,7 @@ def _match(
     ignore: Callable[[str], bool],
     twins: Mapping[str, Sequence[str]],
 ) -> dict[str, StoredTensor]:
-    """The tensor of every destination."""
+    """The stored tensor for every destination."""
     in_files: dict[str, StoredTensor] = {}
     for stored in stored_tensors:
         if stored.name in in_files and not ignore(stored.name):

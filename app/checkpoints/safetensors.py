@@ -1,4 +1,7 @@
-"""Tensors of a safetensors file; int8 ones with a scale for each row are widened."""
+"""Tensors of a safetensors file; int8 ones with a scale for each row, or for each column, are widened.
+
+Those in FP8 are read as they are: :mod:`app.checkpoints.fp8` finds their scales, which may be in another file.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from app.checkpoints.base import StoredTensor
+from app.checkpoints.fp8 import FP8, SCALES
 from app.checkpoints.header import WeightError
+from app.checkpoints.mxfp4 import HALVES
 from app.checkpoints.safetensors_header import read_safetensors_header
 from app.quant.destination import Extent
 
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
+_FP8: Final = "F8_E4M3"
+_BYTES: Final = {"U8": (*HALVES, *SCALES), "F8_E8M0": SCALES}
+"""Types of tensors that mean something beside another: ends of their names."""
 
 
 def tensors(file: Path) -> Iterator[StoredTensor]:
@@ -41,17 +49,27 @@ def tensors(file: Path) -> Iterator[StoredTensor]:
 
     def read(name: str, extent: Extent | None = None) -> Tensor:
         entry, scale = entries[name], entries.get(f"{name}_scale")
-        if entry.dtype in _FLOATS:
+        if entry.dtype in _FLOATS or entry.dtype == _FP8 or name.endswith(_BYTES.get(entry.dtype, ())):
             return get(name, extent)
         if entry.dtype != "I8" or scale is None:
             raise WeightError(f"{file}: tensor {name!r} has type {entry.dtype} and no scale; it cannot be read")
-        if scale.dtype not in _FLOATS or scale.shape not in (entry.shape[:1], (*entry.shape[:1], 1)):
-            raise WeightError(f"{file}: tensor {scale.name!r} is no scale for each row of {name!r}")
-        # Quantised again, whole rows give the same int8 values: the largest of each is 127 times its scale. An extent
-        # of their columns may not hold that one.
-        rows = extent if extent is not None and extent.dim == 0 else None
-        return get(name, extent).float() * get(scale.name, rows).float().view(-1, 1)
+        dim = _scaled_dim(entry.shape, scale.shape)
+        if scale.dtype not in _FLOATS or dim is None:
+            raise WeightError(f"{file}: tensor {scale.name!r} is no scale for each row, or each column, of {name!r}")
+        # Quantised again, whole rows (or columns) give the same int8 values: the largest of each is 127 times its
+        # scale. An extent across them may not hold that one.
+        part = extent if extent is not None and extent.dim == dim else None
+        scales = get(scale.name, part).float()
+        return get(name, extent).float() * (scales.view(-1, 1) if dim == 0 else scales)
 
     for entry in entries.values():
         if entry.name not in scales:
-            yield StoredTensor(entry.name, file, entry.shape, entry.nbytes, partial(read, entry.name))
+            packing = FP8 if entry.dtype == _FP8 else None
+            yield StoredTensor(entry.name, file, entry.shape, entry.nbytes, partial(read, entry.name), packing)
+
+
+def _scaled_dim(shape: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
+    """The dimension of an int8 tensor of which each index has a scale: 0, or 1 of a matrix; None of other scales."""
+    if scale in (shape[:1], (*shape[:1], 1)):
+        return 0
+    return 1 if len(shape) == 2 and scale == (1, shape[1]) else None

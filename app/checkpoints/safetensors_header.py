@@ -1,4 +1,4 @@
-"""The header of a safetensors file: where the tensors lie (torch-free)."""
+"""The header of a safetensors file: names and places of its tensors (torch-free)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import msgspec
 from app.checkpoints.header import TensorEntry, WeightError, check_extents
 
 MAX_HEADER = 100 << 20
-"""Bytes; the limit of the format's own library."""
+"""Bytes of a header, at most; the limit of the format's own library."""
 MAX_DIMS = 8
 MAX_VALUES = 1 << 22
-"""In a safetensors header, brackets and commas counted: as Python objects they take many times their bytes."""
+"""Values in a header, at most, counted by brackets and commas: as Python objects they take many times their bytes."""
 
 _DTYPE_BITS = {
     "BOOL": 8,
@@ -24,6 +24,7 @@ _DTYPE_BITS = {
     "I8": 8,
     "F8_E4M3": 8,
     "F8_E5M2": 8,
+    "F8_E8M0": 8,
     "I16": 16,
     "U16": 16,
     "F16": 16,

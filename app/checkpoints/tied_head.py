@@ -15,8 +15,8 @@ from app.checkpoints.safetensors_header import read_safetensors_header
 from app.models.names import DecoderNames
 
 _CHUNK_BYTES = 1 << 20
-_SCALED = "I8"
-"""Safetensors' type of values that mean nothing without the scales beside them."""
+_SCALED = ("I8", "F8_E4M3")
+"""Safetensors' names of int8 and FP8, whose values mean nothing without the scales beside them."""
 
 
 def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> bool:
@@ -26,7 +26,9 @@ def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> b
     is in it.
 
     Args:
-        names: of the family.
+        configured: what the config says.
+        files: the model's weight files.
+        names: the family's names.
 
     Raises:
         WeightError: a file that is unreadable, truncated or malformed.
@@ -37,7 +39,7 @@ def ties_head(configured: bool, files: Sequence[Path], names: DecoderNames) -> b
             found |= {entry.name: (file, entry) for entry in read_safetensors_header(file)}
     other_name = names.other_base + names.embedding_weight.removeprefix(names.base)
     embedding = found.get(names.embedding_weight) or found.get(other_name)
-    head = found.get(names.head_weight)
+    head = next((found[name] for name in (names.head_weight, *names.other_head_weights) if name in found), None)
     if embedding is None or head is None:
         return configured
     return equal_data(*embedding, *head)
@@ -49,7 +51,7 @@ def equal_data(file: Path, entry: TensorEntry, other_file: Path, other: TensorEn
     Raises:
         WeightError: a file cannot be read.
     """
-    if (entry.dtype, entry.shape) != (other.dtype, other.shape) or entry.dtype == _SCALED:
+    if (entry.dtype, entry.shape) != (other.dtype, other.shape) or entry.dtype in _SCALED:
         return False
     try:
         with file.open("rb") as one, other_file.open("rb") as two:

@@ -17,21 +17,21 @@ from app.kernels.linear.pack import unpackable
 from app.kernels.native.library import allocate
 from app.kernels.paged_attention.cpu import can_pack
 from app.kernels.paged_attention.splits import new_split_workspace
-from app.kernels.pages import KVPages, Pages, PageShape, StatePages
+from app.kernels.pages import KVPages, LatentPages, Pages, PageShape, StatePages
 from app.kernels.recorders import GraphRecorder, ProgramRecorder, Recorder
 from app.kernels.sample.workspace import SampleWorkspace, new_sample_workspace
 from app.kernels.types import ActFormat, PackedWeight, Weight
 
 
 class Backend(ABC):
-    """One device's kernels."""
+    """The kernels of one device."""
 
     int8_input = ActFormat.INT8
     """The format in which int8 weights want their input, if activations are int8."""
     pads_steps = False
-    """Steps may be padded by rows of a slot of their own, which write to a block of their own in each KV group."""
+    """Whether steps may be padded, by rows of one further slot that write to one further block in each KV group."""
     packs_weights = False
-    """Linear layers take weights in a layout of their own (:class:`~app.kernels.types.PackedWeight`)."""
+    """Whether linear layers take weights in a layout of their own (:class:`~app.kernels.types.PackedWeight`)."""
     shortcoming: str | None = None
     """Why there are no fast kernels here; None where there are."""
 
@@ -55,7 +55,7 @@ class Backend(ABC):
         return False
 
     def new_memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of pages, uninitialised; on a CPU it is taken from the operating system as it is written."""
+        """Memory for pages, uninitialised; on a CPU it is taken from the operating system as it is written."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def allocate_pages(self, shape: PageShape, num_blocks: int, block_size: int, *, heads_per_kv: int = 1) -> Pages:
@@ -66,13 +66,13 @@ class Backend(ABC):
             heads_per_kv: query heads that share a key/value head.
         """
         num_blocks += self.pads_steps
-        if isinstance(shape, StatePages):
+        if isinstance(shape, LatentPages | StatePages):
             return shape.new(num_blocks, block_size, self.new_memory)
         packed = self.packs_pages(shape, block_size, heads_per_kv=heads_per_kv)
         return shape.new(num_blocks, block_size, self.new_memory, packed=packed)
 
     def sample_workspace(self, max_rows: int, vocab_size: int) -> SampleWorkspace | None:  # noqa: ARG002
-        """What sampling that many rows needs beside its results."""
+        """Workspace for sampling so many rows; None where it needs none."""
         return None
 
     def split_workspace(
@@ -80,7 +80,7 @@ class Backend(ABC):
         max_rows: int,  # noqa: ARG002
         shapes: Iterable[tuple[int, int, int]],  # noqa: ARG002
     ) -> Tensor | None:
-        """What attention of that many rows needs beside its result.
+        """Workspace for attention of so many rows; None where it needs none.
 
         Args:
             shapes: query heads, key/value heads and width of a head, of each kind of layer.
@@ -88,7 +88,7 @@ class Backend(ABC):
         return None
 
     def recorder(self, head: Weight) -> Recorder | None:  # noqa: ARG002
-        """What records steps of a model with that output head; None where each kernel is launched by itself."""
+        """Records steps of a model with that output head; None where each kernel is launched by itself."""
         return None
 
 
@@ -126,7 +126,7 @@ class TritonBackend(Backend):
         return new_sample_workspace(max_rows, vocab_size, self.device)
 
     def split_workspace(self, max_rows: int, shapes: Iterable[tuple[int, int, int]]) -> Tensor | None:
-        """Room for whichever layer needs most."""
+        """A workspace for the kind of layer that needs most."""
         rooms = (new_split_workspace(max_rows, *shape, self.device) for shape in shapes)
         return max(rooms, key=Tensor.numel, default=None)
 
@@ -148,7 +148,7 @@ class ReferenceBackend(Backend):
 
 
 def choose_backend(device: torch.device) -> Backend:
-    """The best that there is on a device, as far as the process's mode allows it (:func:`dispatch.configure`).
+    """The best backend for a device, as far as the process's mode allows it (:func:`dispatch.configure`).
 
     The meta device, where tensors have shapes alone, counts as a GPU.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.types import Act, AttentionMetadata, LayerKVCache, num_groups
+from app.kernels.types import Act, AttentionMetadata, LayerKVCache, LayerLatents, num_groups
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,11 +39,11 @@ def check_columns(op: str, name: str, tensor: Tensor, shape: tuple[int, int], *d
         raise ValueError(f"{op}: the rows of {name} are not contiguous")
 
 
-def check_state_rows(op: str, meta: AttentionMetadata, block_size: int) -> None:
-    """Checks where the rows of a group of recurrent states stand.
+def check_rows(op: str, meta: AttentionMetadata, block_size: int) -> None:
+    """Checks that the metadata of a step's rows fit each other, and that block tables hold the longest sequence.
 
     Raises:
-        ValueError: a tensor does not fit, or the block tables are narrower than a sequence.
+        ValueError: they do not.
     """
     rows = meta.seq_lens.numel()
     check_tensor(op, "meta.seq_lens", meta.seq_lens, (rows,), torch.int32)
@@ -51,6 +51,32 @@ def check_state_rows(op: str, meta: AttentionMetadata, block_size: int) -> None:
     check_tensor(op, "meta.block_tables", meta.block_tables, (rows, meta.block_tables.shape[-1]), torch.int32)
     if meta.block_tables.shape[1] * block_size < meta.max_seq_len:
         raise ValueError(f"{op}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
+
+
+def check_heads(op: str, name: str, tensor: Tensor, shape: tuple[int, int, int], *dtypes: torch.dtype) -> None:
+    """Checks that ``tensor`` [T, H, E] has ``shape`` and one of ``dtypes``, and that its vectors are contiguous: they
+    may be parts of wider heads.
+
+    Raises:
+        ValueError: it has not; the message names the op and the argument.
+    """
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+    if shape[2] > 1 and tensor.stride(2) != 1:
+        raise ValueError(f"{op}: the vectors of {name} are not contiguous")
+
+
+def check_latents(op: str, pages: LayerLatents, width: int) -> None:
+    """Checks that ``pages`` are [num_blocks, B, ``width``], floating.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if pages.values.dim() != 3:
+        raise ValueError(f"{op}: pages have shape {list(pages.values.shape)}, expected [num_blocks, B, C + R]")
+    check_tensor(op, "pages", pages.values, (*pages.values.shape[:2], width), *FLOATING)
 
 
 def check_act(op: str, name: str, act: Act, shape: tuple[int, int]) -> None:

@@ -20,11 +20,9 @@ from app.kernels.native.abi import DTYPES, Dim
 from app.kernels.native.library import NativeError, best_isa
 from app.kernels.native.program import Call, Program, ThreadPool
 
-_FLOATS = (torch.float32, torch.bfloat16)
-
 
 class Mode(enum.Enum):
-    """What ``TUILI_KERNELS`` can be."""
+    """Which kernels a process runs: the values of ``TUILI_KERNELS``."""
 
     AUTO = "auto"
     """Native where there is a native kernel for the arguments, else reference."""
@@ -40,7 +38,7 @@ class FallbackError(RuntimeError):
 
 
 class _State:
-    """Of the process."""
+    """How this process runs its kernels."""
 
     mode = Mode.AUTO
     threads = 1
@@ -56,8 +54,8 @@ def configure(mode: Mode, threads: int, isa: str | None = None) -> None:
     """Sets how this process runs its kernels.
 
     Args:
-        threads: of the native pool.
-        isa: instruction set, the best when absent.
+        threads: threads of the native pool.
+        isa: instruction set of the native kernels; None: the machine's best.
     """
     if _state.pool is not None and _state.pool.threads != threads:
         _state.pool = None
@@ -78,10 +76,10 @@ def unavailable() -> str | None:
 
 
 def native(op: str, *tensors: Tensor | None) -> bool:
-    """Whether the native kernel takes these: tensors of a CPU, floating ones fp32 or bf16.
+    """Whether the native kernel takes these tensors: on a CPU, floating ones fp32 or bf16.
 
     Raises:
-        FallbackError: no, in strict mode.
+        FallbackError: it does not, in strict mode.
     """
     why = unavailable()
     for tensor in tensors:
@@ -109,7 +107,7 @@ def runs_triton(tensor: Tensor) -> bool:
 
 
 def runs_triton_on(device: torch.device) -> bool:
-    """Whether Triton's kernels take the calls with this device's tensors."""
+    """Whether Triton's kernels take calls with tensors of this device."""
     if _state.mode is Mode.REFERENCE:
         return False
     if device.type == "cpu":
@@ -118,10 +116,10 @@ def runs_triton_on(device: torch.device) -> bool:
 
 
 def fall_back(op: str, why: str) -> None:
-    """To be called by a kernel that is about to run its reference although this is not its device's best.
+    """Reports that a kernel is about to run its reference although that is not its device's best.
 
     Raises:
-        FallbackError: in strict mode, or while recording: what plain torch does would be lost.
+        FallbackError: in strict mode, or while recording, which plain torch cannot be part of.
     """
     refuse_recording(op, why)
     if _state.mode is Mode.STRICT:
@@ -129,7 +127,7 @@ def fall_back(op: str, why: str) -> None:
 
 
 def refuse_recording(op: str, why: str) -> None:
-    """To be called by what no recording can hold. Raises :class:`FallbackError` while one is under way."""
+    """Reports an op that no recording can hold. Raises :class:`FallbackError` while one is under way."""
     if _state.recording is not None:
         raise FallbackError(f"{op}: {why}, so that it cannot be recorded")
 
@@ -156,7 +154,11 @@ def emit(
     max_seq_len: int = 0,
     max_query_len: int = 0,
 ) -> None:
-    """Runs calls as a step of that many tokens, rows, logits and samples; or appends them to the recording."""
+    """Runs calls at once, or appends them to the recording under way.
+
+    Args:
+        tokens, rows, logits, samples, max_seq_len, max_query_len: sizes of the step that the calls are run as.
+    """
     if _state.recording is not None:
         _state.recording += calls
         return
@@ -173,7 +175,7 @@ def emit(
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Call]]:
-    """Within it native kernels run nothing; the list gains their calls. A kernel that would fall back raises."""
+    """A context in which native kernels run nothing; the list gains their calls. Falling back raises."""
     if _state.recording is not None:
         raise RuntimeError("a recording is under way already")
     calls = list[Call]()

@@ -25,14 +25,14 @@ def quantize(x: Tensor, scale_dtype: torch.dtype = torch.float32) -> tuple[Tenso
 
 
 def quantize_groups(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantises each group of [T, K] on its own. Returns int8 [T, K] and fp32 scales [T, groups]."""
+    """Quantises [T, K] with a scale a group of 64 neighbours. Returns int8 [T, K] and fp32 scales [T, groups]."""
     padding = num_groups(x.shape[1]) * ACT_GROUP - x.shape[1]
     values, scale = quantize(F.pad(x, (0, padding)).view(x.shape[0], num_groups(x.shape[1]), ACT_GROUP))
     return values.flatten(1)[:, : x.shape[1]].contiguous(), scale
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantises each row of [T, K] as a whole. Returns int8 [T, K] and fp32 scales [T, 1]."""
+    """Quantises [T, K] with one scale a row. Returns int8 [T, K] and fp32 scales [T, 1]."""
     values, scale = quantize(x)
     return values, scale.unsqueeze(1)
 

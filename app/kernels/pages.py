@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.kernels.types import LayerKVCache, LayerState
+from app.kernels.types import LayerKVCache, LayerLatents, LayerState
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
-"""Makes a tensor."""
+"""Makes a tensor of a shape and dtype."""
 
 SCALE_DTYPE = torch.float16
-"""Of int8 keys and values."""
+"""Dtype of the scales of int8 keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,43 @@ class KVPages:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentPages:
+    """Latents of attention, one for every token of a block, whose heads they serve as keys and values alike; see
+    :class:`~app.kernels.types.LayerLatents`."""
+
+    width: int
+    """Elements of a token: those that are compressed, and those of the rotated key."""
+    dtype: torch.dtype
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """Bytes of one layer's block."""
+        return block_size * self.width * self.dtype.itemsize
+
+    def new(self, num_blocks: int, block_size: int, allocate: Allocate) -> LayerLatents:
+        """One layer's pages."""
+        return LayerLatents(allocate((num_blocks, block_size, self.width), self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
 class StatePages:
-    """Recurrent state of the gated delta rule, one for a block; see :class:`~app.kernels.types.LayerState`."""
+    """Recurrent state, one for a block: of a convolution, and of the rule or scan that follows it, if one does.
+
+    See :class:`~app.kernels.types.LayerState`.
+    """
 
     conv_inputs: int
-    """Inputs of the convolution that are kept: its taps but one."""
+    """Inputs of the convolution that are kept: one less than its taps."""
     channels: int
-    """Of the convolution, of this rank, like :attr:`num_heads`."""
-    num_heads: int
-    """Value heads."""
-    k_dim: int
-    v_dim: int
+    """Channels of the convolution, of this rank."""
     dtype: torch.dtype
-    """Of the convolution's inputs; the matrices are fp32."""
+    """Dtype of the convolution's inputs; the matrices are fp32."""
+    num_heads: int = 0
+    """Matrices: one for each value head of this rank, or head of Mamba-2; 0 where the convolution's inputs are all of
+    the state."""
+    k_dim: int = 0
+    """Rows of a matrix: width of a key head, or of B and C of Mamba-2."""
+    v_dim: int = 0
+    """Columns of a matrix: width of a value head, or of a head of Mamba-2."""
 
     def bytes_per_block(self, block_size: int) -> int:  # noqa: ARG002
         """Bytes of one layer's block, which holds one state, however many tokens it stands for."""
@@ -68,5 +92,5 @@ class StatePages:
         return LayerState(conv, matrices, block_size)
 
 
-PageShape = KVPages | StatePages
-Pages = LayerKVCache | LayerState
+PageShape = KVPages | LatentPages | StatePages
+Pages = LayerKVCache | LayerLatents | LayerState

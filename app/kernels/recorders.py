@@ -1,4 +1,4 @@
-"""How the kernels that a callable launches are recorded, to be run again as one.
+"""Recorders of the kernels that a callable launches, so that they can be run again as one.
 
 On a CPU a recording is a program of native kernels that read the step's size from its header: one serves every batch.
 On a GPU it is a CUDA graph, whose launches are of one size for good.
@@ -14,16 +14,17 @@ from app.kernels import dispatch
 from app.kernels.native.program import Program
 
 Work = Callable[[], None]
+"""Launches kernels."""
 
 _SPARE_BYTES = 128 << 20
-"""What a graph leaves free."""
+"""Bytes of a GPU's memory that are left free: no further graph is recorded where there are fewer."""
 
 
 class ProgramRecorder:
     """Records native kernels."""
 
     def record(self, work: Work) -> Program:
-        """What ``work`` launches, without running it.
+        """A program of the kernels that ``work`` launches, none of which is run.
 
         Raises:
             FallbackError: a kernel has no native form for its arguments; the message names it.
@@ -44,7 +45,10 @@ class GraphRecorder:
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def record(self, work: Work) -> Work | None:
-        """Runs what ``work`` launches again, on the same buffers. None: there is no memory for one more."""
+        """A function that launches again, on the same buffers, what ``work`` launches.
+
+        None: there is no memory for a further graph.
+        """
         if self._pool is None:
             return work
         if torch.cuda.mem_get_info()[0] < _SPARE_BYTES:

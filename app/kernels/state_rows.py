@@ -1,4 +1,4 @@
-"""Where rows read and leave recurrent state, as the reference kernels of such ops see it."""
+"""Blocks from which rows read recurrent state and in which they leave it, for the reference kernels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class StateRow:
     """A row that has tokens."""
 
     tokens: slice
-    """Of the step."""
+    """The row's tokens among those of the step."""
     source: int | None
     """Block of the state before its first token; None for zeros."""
     kept: tuple[tuple[int, int], ...]
-    """(tokens of the row, block): behind so many of them the state is left in that block."""
+    """(tokens of the row, block): the state after so many tokens is left in that block."""
 
 
 def state_rows(meta: AttentionMetadata, block_size: int) -> Iterator[StateRow]:

@@ -1,4 +1,6 @@
-"""Tensors that travel between kernels, and the step arena they are taken from.
+"""Tensors that travel between kernels.
+
+Activations (:mod:`app.kernels.acts`) and the arena that they come from (:mod:`app.kernels.arena`) are named here too.
 
 Shape suffixes: T tokens of a step, R rows (sequences) of a step, L rows of logits, D model width, H query heads,
 G key/value heads, E head width, V vocabulary, N / K output / input features of a linear layer, B block size.
@@ -6,45 +8,35 @@ G key/value heads, E head width, V vocabulary, N / K output / input features of 
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ACT_GROUP = 64
-"""Neighbouring elements of an int8 activation that share a scale. One scale a token would be set by the few channels
-whose values are ten times the others': measured on SmolLM2-135M, that costs 3.7 % of perplexity, groups 0.2 %."""
+from app.kernels.acts import ACT_GROUP, Act, ActFormat, num_groups, num_scales
+from app.kernels.arena import StepArena
 
-
-def num_groups(width: int) -> int:
-    """Scales of an int8 activation of ``width`` elements; the last group may be shorter."""
-    return -(-width // ACT_GROUP)
-
-
-class ActFormat(enum.Enum):
-    """The format in which a linear layer wants its input."""
-
-    FLOAT = "float"
-    INT8 = "int8"
-    """Symmetric int8 with an fp32 scale for every 64 neighbours of a token (``ACT_GROUP``)."""
-    INT8_TOKEN = "int8 token"  # noqa: S105
-    """Symmetric int8 with one fp32 scale a token: on a GPU, where tensor cores outrun the scaling of groups."""
-
-
-def num_scales(width: int, fmt: ActFormat) -> int:
-    """Scales of a token's activation of ``width`` elements in one of the int8 formats."""
-    return 1 if fmt is ActFormat.INT8_TOKEN else num_groups(width)
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """An activation [T, K]: floating ``values`` and no scale, or int8 ``values`` and ``scale`` fp32, [T, K / 64] or
-    [T, 1]."""
-
-    values: Tensor
-    scale: Tensor | None = None
-
+__all__ = [
+    "ACT_GROUP",
+    "Act",
+    "ActFormat",
+    "AttentionMetadata",
+    "ExpertsWeight",
+    "LayerKVCache",
+    "LayerState",
+    "LinearWeight",
+    "PackedExperts",
+    "PackedSequences",
+    "PackedWeight",
+    "Routing",
+    "SplitKWorkspace",
+    "StepArena",
+    "StepRows",
+    "StepTokens",
+    "Weight",
+    "num_groups",
+    "num_scales",
+]
 
 _PARTIAL_SUMS = 4 << 20
 _SPLIT_TILES = 4096
@@ -52,19 +44,19 @@ _SPLIT_TILES = 4096
 
 @dataclass(frozen=True, slots=True)
 class SplitKWorkspace:
-    """Where programs on a GPU that share an output tile, each with a part of K, put their sums together.
+    """Workspace of products whose K is split on a GPU: programs that share an output tile add up their sums in it.
 
     One serves all linear layers of a model: they run one after another.
     """
 
     partials: Tensor
-    """Flat, int32; seen as fp32 where the sums are."""
+    """Sums of the programs, flat, int32; viewed as fp32 where the sums are."""
     arrivals: Tensor
-    """Flat, int32, for each tile the programs that are done with it: zero between launches."""
+    """Number of programs that are done with each tile, flat, int32: zero between launches."""
 
     @classmethod
     def new(cls, device: torch.device) -> SplitKWorkspace:
-        """16 MiB: what launches of a few hundred programs leave behind."""
+        """A workspace of 16 MiB: as much as launches of a few hundred programs need."""
         return cls(
             torch.empty(_PARTIAL_SUMS, dtype=torch.int32, device=device),
             torch.zeros(_SPLIT_TILES, dtype=torch.int32, device=device),
@@ -85,10 +77,11 @@ class LinearWeight:
     int8_input: ActFormat = ActFormat.INT8
     """The format in which an int8 weight wants its input; FLOAT keeps activations whole (W8A16)."""
     workspace: SplitKWorkspace | None = None
-    """Of the model; without one K is never split."""
+    """The model's workspace; without one K is never split."""
 
     @property
     def act_format(self) -> ActFormat:
+        """The format in which the weight wants its input."""
         return self.int8_input if self.scale is not None else ActFormat.FLOAT
 
 
@@ -101,16 +94,19 @@ class PackedWeight:
     """
 
     data: Tensor
-    """Flat, int8 or bf16."""
+    """The packed values, flat, int8 or bf16."""
     out_features: int
+    """N"""
     in_features: int
+    """K"""
     gate_up: bool
-    """The N / 2 rows of a gate and those of an up projection, interleaved by panels for the gated epilogues."""
+    """Whether the N / 2 rows of a gate and those of an up projection are interleaved, for the gated epilogues."""
     scale: Tensor | None = None
     bias: Tensor | None = None
 
     @property
     def act_format(self) -> ActFormat:
+        """The format in which the weight wants its input."""
         return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
 
 
@@ -121,6 +117,7 @@ Weight = LinearWeight | PackedWeight
 class ExpertsWeight:
     """Weights of a layer's X experts, each a gated MLP of width I: ``gate_up`` [X, 2I, D], a gate's I rows above those
     of the up projection, and ``down`` [X, D, I]. int8 ones carry ``gate_up_scale`` [X, 2I] and ``down_scale`` [X, D].
+    ``gate_up_bias`` [X, 2I] and ``down_bias`` [X, D] are added in fp32.
     """
 
     gate_up: Tensor
@@ -129,24 +126,27 @@ class ExpertsWeight:
     down_scale: Tensor | None = None
     int8_input: ActFormat = ActFormat.INT8
     """The format in which int8 weights want their input; FLOAT keeps activations whole (W8A16)."""
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
     @property
     def count(self) -> int:
-        """X"""
+        """X, the number of experts."""
         return self.gate_up.shape[0]
 
     @property
     def inner(self) -> int:
-        """I"""
+        """I, the width of an expert."""
         return self.down.shape[2]
 
     @property
     def width(self) -> int:
-        """D"""
+        """D, the width of inputs and outputs."""
         return self.down.shape[1]
 
     @property
     def act_format(self) -> ActFormat:
+        """The format in which the weights want their input."""
         return self.int8_input if self.gate_up_scale is not None else ActFormat.FLOAT
 
 
@@ -163,21 +163,22 @@ class PackedExperts:
 
     @property
     def count(self) -> int:
-        """X"""
+        """X, the number of experts."""
         return len(self.down)
 
     @property
     def inner(self) -> int:
-        """I"""
+        """I, the width of an expert."""
         return self.down[0].in_features
 
     @property
     def width(self) -> int:
-        """D"""
+        """D, the width of inputs and outputs."""
         return self.down[0].out_features
 
     @property
     def act_format(self) -> ActFormat:
+        """The format in which the weights want their input."""
         return self.down[0].act_format
 
 
@@ -186,13 +187,13 @@ class Routing:
     """Which k of X experts each token of a step goes to. Slot ``t * k + j`` is the j-th choice of token t."""
 
     experts: Tensor
-    """[T, k] int32, of each token the best first."""
+    """[T, k] int32: experts of each token, the best first."""
     weights: Tensor
-    """[T, k] fp32: what each expert's result counts."""
+    """[T, k] fp32: factor of each chosen expert's result."""
     slots: Tensor
-    """[T * k] int32: all slots by their expert, those of one expert in ascending order."""
+    """[T * k] int32: all slots, sorted by their expert, those of one expert in ascending order."""
     offsets: Tensor
-    """[X + 1] int32: where in ``slots`` each expert's begin."""
+    """[X + 1] int32: index in ``slots`` at which each expert's slots begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ class LayerKVCache:
 
     @property
     def block_size(self) -> int:
+        """Tokens of a block."""
         return self.values.shape[3]
 
     @property
@@ -219,9 +221,27 @@ class LayerKVCache:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerLatents:
+    """One layer's pages of latent attention: ``values`` [num_blocks, B, C + R], of every token the C elements that all
+    heads make keys and values of, normed, then the R rotated elements that all their keys share. Floating.
+    """
+
+    values: Tensor
+
+    @property
+    def block_size(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def largest(self) -> Tensor:
+        """The tensor [num_blocks, ...] that takes most of the memory."""
+        return self.values
+
+
+@dataclass(frozen=True, slots=True)
 class LayerState:
-    """One layer's pages of recurrent state: block b of a sequence holds what its tokens up to the last one computed of
-    positions ``[b * block_size, (b + 1) * block_size)`` leave behind.
+    """One layer's pages of recurrent state: block b of a sequence holds the state after the last token computed of
+    positions ``[b * block_size, (b + 1) * block_size)``.
 
     A row of tokens at positions ``[start, end)`` reads the block of position ``start - 1`` (a sequence begins with
     zeros) and leaves its state in that of ``end - 1``, which may be the same one. If the boundary
@@ -231,17 +251,18 @@ class LayerState:
     """
 
     conv: Tensor
-    """[num_blocks, taps - 1, C], the inputs of a convolution before the next token, of their dtype and so exact; the
-    oldest first."""
+    """[num_blocks, taps - 1, C]: the last inputs of a convolution, in the inputs' dtype and so exact; the oldest
+    first."""
     recurrent: Tensor
-    """[num_blocks, Hv, Dk, Dv] fp32: a matrix a value head."""
+    """[num_blocks, Hv, Dk, Dv] fp32: a matrix for each value head, or head of Mamba-2; without elements where there are
+    none."""
     block_size: int
     """Tokens of a block."""
 
     @property
     def largest(self) -> Tensor:
         """The tensor [num_blocks, ...] that takes most of the memory."""
-        return self.recurrent
+        return max(self.conv, self.recurrent, key=lambda pages: pages.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +283,11 @@ class AttentionMetadata:
     slot_mapping: Tensor
     """[T] int64: block * B + offset at which each token's key and value are written."""
     max_query_len: int
+    """Tokens of the largest row."""
     max_seq_len: int
+    """Tokens of the longest sequence."""
     split_workspace: Tensor | None = None
-    """What :func:`app.kernels.paged_attention.splits.new_split_workspace` made, where Triton attends."""
+    """Workspace of Triton's attention, made by :func:`app.kernels.paged_attention.splits.new_split_workspace`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,35 +299,35 @@ class PackedSequences:
 
     @property
     def count(self) -> int:
-        """R."""
+        """R, the number of sequences."""
         return self.cu_seqlens.numel() - 1
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """A step's rows as the host tells of them; all int32.
+    """A step's rows as the host sends them; all int32.
 
-    What hangs on a slot stays on the device, so that a step brings what is new and no more: a block for every
-    sixteenth token, a token where the host is its source.
+    What belongs to a slot stays on the device, so that a step brings only what is new: a block for every sixteenth
+    token, a token where the host is its source.
     """
 
     slots: Tensor
-    """[R]"""
+    """[R]: slot of each row."""
     carried: Tensor
     """[R]: 1 where the row's one token is the one that its slot sampled last."""
     table_lens: Tensor
-    """[R]: blocks that the slot's table holds already, of one KV cache group."""
+    """[R]: entries that the slot's block table of one KV cache group has already."""
     new_block_loc: Tensor
-    """[R + 1]: where in ``feed`` each row's new blocks begin."""
+    """[R + 1]: index in ``feed`` at which each row's new blocks begin."""
     logit_start_loc: Tensor
-    """[R + 1]: where each row's logits begin; they are those of its last tokens."""
+    """[R + 1]: first row of logits of each row; they are those of its last tokens."""
     feed: Tensor
-    """First the token ids of the step, [T], the carried ones left out; somewhere behind them the new blocks."""
+    """First the step's token ids, [T], in which places of carried tokens are not read; then each row's new blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """What ``expand_rows`` makes of them, beside the metadata's ``block_tables`` and ``slot_mapping``."""
+    """Tokens of a step, which ``expand_rows`` makes of its :class:`StepRows`."""
 
     token_ids: Tensor
     """[T] int64."""
@@ -312,65 +335,3 @@ class StepTokens:
     """[T] int64."""
     logit_indices: Tensor
     """[L] int64: tokens whose logits are wanted, row by row."""
-
-
-class StepArena:
-    """Activations of one step, each at the same address in every step.
-
-    ``take`` hands out a view of the first T rows of a buffer that holds ``max_rows``; calls must come in the same
-    order with the same widths in every step (a recorded step replays the addresses). Nothing is zeroed.
-    """
-
-    def __init__(self, max_rows: int, device: torch.device, max_logit_rows: int | None = None) -> None:
-        self._max_rows = max_rows
-        self.max_logit_rows = max_rows if max_logit_rows is None else max_logit_rows
-        """Rows of logits of the largest step."""
-        self._device = device
-        self._buffers: list[Tensor] = []
-        self._next = 0
-        self._rows = 0
-
-    @property
-    def max_rows(self) -> int:
-        """Tokens of the largest step."""
-        return self._max_rows
-
-    def begin(self, rows: int) -> None:
-        """Starts a step of ``rows`` tokens; what was taken before may be overwritten from here on.
-
-        Raises:
-            ValueError: more rows than the arena holds.
-        """
-        if rows > self._max_rows:
-            raise ValueError(f"a step of {rows} rows does not fit an arena of {self._max_rows}")
-        self._next = 0
-        self._rows = rows
-
-    def take(self, width: int, dtype: torch.dtype) -> Tensor:
-        """The step's next buffer, [T, width]."""
-        return self._take(self._max_rows, width, dtype)[: self._rows]
-
-    def take_flat(self, elements: int, dtype: torch.dtype) -> Tensor:
-        """The step's next buffer, [elements], whatever the step's size."""
-        return self._take(1, elements, dtype)[0]
-
-    def _take(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        if self._next == len(self._buffers):
-            self._buffers.append(torch.empty(rows, width, dtype=dtype, device=self._device))
-        buffer = self._buffers[self._next]
-        if buffer.shape[1] != width or buffer.dtype != dtype:
-            raise ValueError(
-                f"arena buffer {self._next} is [{buffer.shape[1]}] {buffer.dtype}, asked for [{width}] {dtype}"
-            )
-        self._next += 1
-        return buffer
-
-    def take_act(self, width: int, dtype: torch.dtype, fmt: ActFormat) -> Act:
-        """An :class:`Act` [T, width] in the format that its consumer asks for."""
-        if fmt is ActFormat.FLOAT:
-            return Act(self.take(width, dtype))
-        return Act(self.take(width, torch.int8), self.take(num_scales(width, fmt), torch.float32))
-
-    def nbytes(self) -> int:
-        """Bytes held by the buffers handed out so far."""
-        return sum(b.numel() * b.element_size() for b in self._buffers)

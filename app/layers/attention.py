@@ -11,7 +11,7 @@ from app.layers.norm import RMSNorm
 
 
 class Attention:
-    """What lies between the fused qkv projection and the output projection.
+    """Rotation, write of keys and values, and attention: all between the qkv projection and the output projection.
 
     Args:
         rope_PE: table of :func:`app.layers.rotary.rope_table`, shared by layers of the same angles; None rotates
@@ -20,7 +20,12 @@ class Attention:
         sliding_window: positions a query sees, itself included; None for all.
         softcap: bound of the scores, see :func:`app.kernels.paged_attention.paged_attention`; None for none.
         sinks_H: [H] fp32, a logit of each head that takes part in the softmax; None for none.
-        q_norm: normalises each query head before the rotation, likewise ``k_norm`` the key heads.
+        q_norm: normalises each query head before the rotation, or all of them as one vector; likewise ``k_norm`` the
+            key heads.
+        q_scale_P: factors of :func:`app.layers.rotary.query_scales` on the queries; None for none.
+        pair_distance: of the elements that are rotated together; None: half a table's row.
+        value_norm: normalises each value head, without a weight.
+        writes: keys and values; otherwise there are queries alone, which attend over what another layer wrote.
     """
 
     def __init__(
@@ -35,6 +40,10 @@ class Attention:
         sinks_H: Tensor | None,
         q_norm: RMSNorm | None,
         k_norm: RMSNorm | None,
+        q_scale_P: Tensor | None = None,
+        pair_distance: int | None = None,
+        value_norm: bool = False,
+        writes: bool = True,
     ) -> None:
         self._num_heads = num_heads
         self._head_dim = head_dim
@@ -45,7 +54,9 @@ class Attention:
         self._sinks_H = sinks_H
         self._q_norm_E = None if q_norm is None else q_norm.weight
         self._k_norm_E = None if k_norm is None else k_norm.weight
+        self._q_scale_P = q_scale_P
         self._norm_eps = 0.0 if q_norm is None else q_norm.eps
+        self._pair_distance, self._value_norm, self._writes = pair_distance, value_norm, writes
 
     def __call__(
         self,
@@ -56,18 +67,22 @@ class Attention:
         q_scratch: Tensor,
         out: Act,
     ) -> None:
-        """``qkv`` [T, (H + 2G) * E]; ``q_scratch`` and ``out`` [T, H * E]. Keys and values are written to ``kv``."""
+        """``qkv`` [T, (H + 2G) * E], or without what is not projected; ``q_scratch`` and ``out`` [T, H * E]. Keys and
+        values are written to ``kv``."""
         q_THE = q_scratch.view(-1, self._num_heads, self._head_dim)
         qk_norm_rope_kv_write(
             qkv,
             positions_T,
             self._rope_PE,
-            kv,
+            kv if self._writes else None,
             meta.slot_mapping,
             q_THE,
             q_norm=self._q_norm_E,
             k_norm=self._k_norm_E,
             eps=self._norm_eps,
+            q_scale_P=self._q_scale_P,
+            pair_distance=self._pair_distance,
+            value_norm=self._value_norm,
         )
         paged_attention(
             q_THE,

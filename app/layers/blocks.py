@@ -22,12 +22,12 @@ from app.layers.attention import Attention
 from app.layers.config import AttentionConfig, MlpConfig
 from app.layers.linear import Linear, Split
 from app.layers.norm import RMSNorm
-from app.quant.destination import Destination, Extent, Interleaved, Part
+from app.quant.destination import Destination, Extent, Interleaved, Part, pairs_apart
 from app.quant.placement import Placement
 
 LayerCache = Any
-"""A layer's pages, of the kind that its mixer keeps: a :class:`LayerKVCache`, or a
-:class:`~app.kernels.types.LayerState`."""
+"""A layer's pages, of the kind that its mixer keeps: a :class:`LayerKVCache`, a
+:class:`~app.kernels.types.LayerLatents`, or a :class:`~app.kernels.types.LayerState`."""
 
 
 class Buffers(Protocol):
@@ -52,7 +52,7 @@ class Sublayer(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """Of its buffers."""
+        """Widths and formats of its buffers."""
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """Checkpoint names below ``{prefix}.`` and where each tensor goes; always in the same order."""
@@ -81,7 +81,7 @@ class AttentionBuffers:
     x: Act
     """[T, D]"""
     qkv: Tensor
-    """[T, (H + 2G) * E]"""
+    """[T, (H + 2G) * E], without keys or values that are not projected"""
     q: Tensor
     """[T, H * E]"""
     attended: Act
@@ -125,7 +125,11 @@ class SelfAttention:
     Args:
         width: D.
         rope_PE: table of :mod:`app.layers.rotary` of ``config.rope``; None for None.
-        norms: of the query and the key heads; None for ``config.qk_norm`` False.
+        norms: norms of the query and the key heads (None where there are no keys); None for ``config.qk_norm`` False.
+        q_scale_P: table of :func:`~app.layers.rotary.query_scales` of ``config.query_scale``; None for None.
+
+    Raises:
+        ValueError: the config puts pairs of normed or gated heads apart.
     """
 
     def __init__(
@@ -134,12 +138,21 @@ class SelfAttention:
         width: int,
         *,
         rope_PE: Tensor | None,
-        norms: tuple[RMSNorm, RMSNorm] | None,
+        norms: tuple[RMSNorm, RMSNorm | None] | None,
+        q_scale_P: Tensor | None = None,
         placement: Placement,
     ) -> None:
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self._head_dim, self._pairs = config.head_dim, 0
+        if config.rope is not None and config.rope.interleaved:
+            if norms is not None or config.output_gate:
+                raise ValueError("SelfAttention puts no pairs of normed or gated heads apart")
+            self._pairs = config.rope.width
+        parts = {"q_proj": q_size}
+        if config.pages_of is None:
+            parts |= {"k_proj": kv_size} if config.key_is_value else {"k_proj": kv_size, "v_proj": kv_size}
         self.qkv_proj = Linear(
-            {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
+            parts,
             width,
             split=Split.OUTPUTS,
             bias=config.qkv_bias,
@@ -169,8 +182,19 @@ class SelfAttention:
             sinks_H=self.sinks_H,
             q_norm=self.q_norm,
             k_norm=self.k_norm,
+            q_scale_P=q_scale_P,
+            pair_distance=None if config.rope is None or config.rope.spread is None else config.rope.spread // 2,
+            value_norm=config.value_norm,
+            writes=config.pages_of is None,
         )
-        self.o_proj = Linear({"o_proj": width}, q_size, split=Split.INPUTS, bias=config.o_bias, placement=placement)
+        self.o_proj = Linear(
+            {"o_proj": width},
+            q_size,
+            split=Split.INPUTS,
+            bias=config.o_bias,
+            placement=placement,
+            scale=config.output_scale,
+        )
         self.layout = AttentionLayout(
             width=width,
             x_format=self.qkv_proj.act_format,
@@ -195,11 +219,16 @@ class SelfAttention:
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """``q_proj``, ``k_proj``, ``v_proj``, ``q_norm``, ``k_norm``, ``sinks`` and ``o_proj`` below ``prefix``."""
         named = self.qkv_proj.destinations(prefix)
+        if self._pairs:
+            for name, place in named.items():
+                if not name.startswith(f"{prefix}.v_proj"):
+                    named[name] = pairs_apart(place, self._head_dim, self._pairs)
         if self.gate_proj is not None:
             for name, gate in self.gate_proj.destinations(prefix).items():
                 named[name] = Interleaved([named[name], gate], self._num_heads)
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None:
             named |= self.q_norm.destinations(f"{prefix}.q_norm")
+        if self.k_norm is not None:
             named |= self.k_norm.destinations(f"{prefix}.k_norm")
         if self.sinks_H is not None:
             extent = Extent(0, self._first_head, self._first_head + self.sinks_H.numel())
@@ -233,8 +262,12 @@ class MlpLayout:
 
     def take(self, arena: StepArena) -> MlpBuffers:
         """The buffers of a step."""
+        return self.take_behind(arena, arena.take_act(self.width, self.dtype, self.x_format))
+
+    def take_behind(self, arena: StepArena, x: Act) -> MlpBuffers:
+        """The buffers of a step whose input is there already."""
         return MlpBuffers(
-            x=arena.take_act(self.width, self.dtype, self.x_format),
+            x=x,
             scratch=arena.take(self.scratch_width, self.dtype) if self.scratch_width else None,
             hidden=arena.take_act(self.hidden_size, self.dtype, self.hidden_format),
         )
@@ -245,12 +278,13 @@ class Mlp:
 
     Args:
         width: D.
+        sums: over the ranks that share the width; otherwise each has its part of the sum, for the caller.
 
     Raises:
         ValueError: no kernel has the config's activation.
     """
 
-    def __init__(self, config: MlpConfig, width: int, *, placement: Placement) -> None:
+    def __init__(self, config: MlpConfig, width: int, *, placement: Placement, sums: bool = True) -> None:
         inner, bias = config.width, config.bias
         parts = {"gate_proj": inner, "up_proj": inner} if config.gated else {"up_proj": inner}
         self.up_proj = Linear(
@@ -260,8 +294,17 @@ class Mlp:
             bias=bias,
             placement=placement,
             activation=Activation(f"{config.activation}_mul" if config.gated else config.activation),
+            scales={"gate_proj": config.gate_scale},
         )
-        self.down_proj = Linear({"down_proj": width}, inner, split=Split.INPUTS, bias=bias, placement=placement)
+        self.down_proj = Linear(
+            {"down_proj": width},
+            inner,
+            split=Split.INPUTS,
+            bias=bias,
+            placement=placement,
+            scale=config.output_scale,
+            sums=sums,
+        )
         hidden_format = self.down_proj.act_format
         self.layout = MlpLayout(
             width=width,
@@ -272,10 +315,14 @@ class Mlp:
             dtype=placement.dtype,
         )
 
-    def __call__(self, buffers: MlpBuffers, out: Act) -> None:
-        """``out`` [T, D] of ``buffers.x``."""
+    def __call__(self, buffers: MlpBuffers, out: Act, *, add: bool = False) -> None:
+        """``out`` [T, D] of ``buffers.x``.
+
+        Args:
+            add: to what is there.
+        """
         self.up_proj(buffers.x, buffers.hidden, scratch=buffers.scratch)
-        self.down_proj(buffers.hidden, out)
+        self.down_proj(buffers.hidden, out, add=add)
 
     def destinations(self, prefix: str) -> dict[str, Destination]:
         """``gate_proj`` if there is one, ``up_proj`` and ``down_proj`` below ``prefix``."""

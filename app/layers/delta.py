@@ -61,20 +61,22 @@ class DeltaLayout:
 
 
 class GatedDelta:
-    """All between a block's norm and its residual stream.
+    """The gated delta rule between its projections: convolution, rule, gated norm.
 
-    One product makes all that is needed of a token. Its outputs are the checkpoint's, in an order in which every
-    kernel's are neighbours.
+    One product makes all inputs of a token's kernels. Its outputs are those of the checkpoint's projections, ordered so
+    that each kernel's inputs are neighbours.
 
     Args:
+        width: D.
+        shape: heads and widths.
+        eps: epsilon of the norm ahead of the output projection.
         interleaved: the checkpoint has ``in_proj_qkvz`` and ``in_proj_ba``, whose rows go by key heads (Qwen3-Next);
             otherwise ``in_proj_qkv``, ``in_proj_z``, ``in_proj_b`` and ``in_proj_a`` (Qwen3.5).
-        eps: of the norm ahead of the output.
     """
 
     def __init__(self, width: int, shape: DeltaConfig, eps: float, *, interleaved: bool, placement: Placement) -> None:
         self._shape, self._interleaved, self._ranks = shape, interleaved, placement.ranks
-        self._eps, self._dtype = eps, placement.dtype
+        self._eps = eps
         keys, values = shape.num_k_heads * shape.k_dim, shape.num_v_heads * shape.v_dim
         parts = {"q": keys, "k": keys, "v": values, "z": values, "b": shape.num_v_heads, "a": shape.num_v_heads}
         self.in_proj = Linear(parts, width, split=Split.OUTPUTS, bias=False, placement=placement)
@@ -95,13 +97,6 @@ class GatedDelta:
             gated_format=self.out_proj.act_format,
             dtype=placement.dtype,
         )
-
-    def new_state(self, num_blocks: int, block_size: int, device: torch.device) -> LayerState:
-        """Pages of the layer's state, of what this rank has of it, uninitialised."""
-        shape = self._shape
-        conv = torch.empty(num_blocks, shape.conv_width - 1, self._channels, dtype=self._dtype, device=device)
-        matrices = (num_blocks, self._heads, shape.k_dim, shape.v_dim)
-        return LayerState(conv, torch.empty(matrices, dtype=torch.float32, device=device), block_size)
 
     def __call__(
         self, buffers: DeltaBuffers, out: Act, _positions_T: Tensor, state: LayerState, meta: AttentionMetadata
@@ -142,7 +137,7 @@ class GatedDelta:
         return {f"{prefix}.{name}": where for name, where in named.items()} | self.out_proj.destinations(prefix)
 
     def _taps(self) -> Destination:
-        """Where a checkpoint's ``conv1d.weight`` [C, 1, K] goes."""
+        """The destination of a checkpoint's ``conv1d.weight`` [C, 1, K]."""
         weight, start, shares = self.conv_weight, 0, list[Destination]()
         for size in self._sizes:
             channels = View(weight, weight[:, start : start + size].t().unsqueeze(1))

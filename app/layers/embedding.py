@@ -14,23 +14,24 @@ from torch import Tensor
 from app.kernels.collective import Ranks, all_reduce, gather_columns
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head, scratch_dtype
+from app.kernels.scale_logits import scale_logits
 from app.kernels.types import Act, LinearWeight, StepArena, Weight
 from app.quant.destination import Destination, Extent, Part, Tee
 from app.quant.placement import Placement
 
 
 class _Slice:
-    """A rank's rows of a tensor [V, D]."""
+    """The rows of a tensor [V, D] that a rank has."""
 
     def __init__(self, vocab_size: int, ranks: Ranks) -> None:
         self._vocab_size = vocab_size
         self.width = -(-vocab_size // ranks.size)
-        """Rows that every rank has room for."""
+        """W, the rows that every rank has room for."""
         self.start = min(vocab_size, ranks.rank * self.width)
         self.count = min(vocab_size, self.start + self.width) - self.start
 
     def part(self, destination: Destination) -> Destination:
-        """Where the whole tensor goes of which ``destination`` takes the slice."""
+        """The destination of the whole tensor, of which ``destination`` takes the slice."""
         if self.count == self._vocab_size:
             return destination
         return Part(destination, Extent(0, self.start, self.start + self.count), self._vocab_size)
@@ -73,11 +74,11 @@ class Embedding:
 
     @property
     def rows(self) -> Tensor:
-        """Those rows of the slice that are the checkpoint's."""
+        """The rows of :attr:`table` that a checkpoint fills, without those that only the ranks' equal share adds."""
         return self.table[: self.slice.count]
 
     def destination(self) -> Destination:
-        """Where a checkpoint's table goes."""
+        """The destination of a checkpoint's table."""
         return self.slice.part(self.rows)
 
 
@@ -86,10 +87,22 @@ class LMHead:
 
     Args:
         tied: to this embedding, whose table serves both where its format allows it.
+        scale: factor on the logits.
+        softcap: bound of what becomes of them, see :func:`app.kernels.scale_logits.scale_logits`; None for none.
     """
 
-    def __init__(self, vocab_size: int, width: int, *, placement: Placement, tied: Embedding | None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        *,
+        placement: Placement,
+        tied: Embedding | None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
         self._ranks = placement.ranks
+        self._scale, self._softcap = scale, softcap
         self._slice = _Slice(vocab_size, self._ranks)
         if tied is not None and placement.head_shares_table:
             self.weight: Weight = LinearWeight(tied.table)
@@ -106,12 +119,18 @@ class LMHead:
         if scratch is not None:
             scratch = Act(scratch.values[:rows], None if scratch.scale is None else scratch.scale[:rows])
         if self._ranks.size == 1:
-            gather_lm_head(hidden_TD, indices_L, self.weight, out_LV, scratch=scratch)
+            self._part(hidden_TD, indices_L, out_LV, scratch)
             return
         shape = (self._ranks.size, rows, self._slice.width)
         parts_NLW = self._take_parts(arena)[: math.prod(shape)].view(shape)
-        gather_lm_head(hidden_TD, indices_L, self.weight, parts_NLW[self._ranks.rank], scratch=scratch)
+        self._part(hidden_TD, indices_L, parts_NLW[self._ranks.rank], scratch)
         gather_columns(parts_NLW, out_LV, self._ranks)
+
+    def _part(self, hidden_TD: Tensor, indices_L: Tensor, out_LW: Tensor, scratch: Act | None) -> None:
+        """This rank's logits."""
+        gather_lm_head(hidden_TD, indices_L, self.weight, out_LW, scratch=scratch)
+        if self._scale != 1.0 or self._softcap is not None:
+            scale_logits(out_LW, scale=self._scale, softcap=self._softcap)
 
     def reserve(self, arena: StepArena, width: int, dtype: torch.dtype) -> None:
         """Takes what a call takes from ``arena``, for hidden states of that width and dtype."""
@@ -128,6 +147,6 @@ class LMHead:
         return arena.take_flat(self._ranks.size * arena.max_logit_rows * self._slice.width, torch.float32)
 
     def destination(self, tied: Embedding | None = None) -> Destination:
-        """Where a checkpoint's head goes; where the table goes of the embedding that it is tied to."""
+        """The destination of a checkpoint's head; with ``tied`` that of the tensor which is table and head at once."""
         parts = [part for part in (None if tied is None else tied.rows, self._rows) if part is not None]
         return self._slice.part(parts[0] if len(parts) == 1 else Tee(*parts))

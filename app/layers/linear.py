@@ -10,7 +10,7 @@ from torch import Tensor
 from app.kernels.collective import Ranks, all_reduce
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat
-from app.quant.destination import Destination, Elsewhere, Extent, Part
+from app.quant.destination import Destination, Elsewhere, Extent, Part, Scaled
 from app.quant.placement import Placement
 
 
@@ -31,6 +31,9 @@ class Linear:
     Args:
         parts: likewise ``in_features``, of the checkpoint: the ranks' number divides what ``split`` shares out.
         activation: with a gated one the parts are a gate and an up projection.
+        sums: over ranks that share the inputs; otherwise each has its part of the sum, for the caller.
+        scale: factor on the outputs, which weights and bias are multiplied by as they are loaded.
+        scales: factors on the outputs of some parts beside that one, likewise.
     """
 
     def __init__(
@@ -42,14 +45,18 @@ class Linear:
         bias: bool,
         placement: Placement,
         activation: Activation = Activation.NONE,
+        sums: bool = True,
+        scale: float = 1.0,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         self._ranks, self._split = placement.ranks, split
         shares = self._ranks.size
         splits_inputs = split is Split.INPUTS
         self._parts = {name: size if splits_inputs else size // shares for name, size in parts.items()}
         self._has_bias = bias
+        self._scales = {name: scale * (scales or {}).get(name, 1.0) for name in parts}
         self._activation = activation
-        self._sums = splits_inputs and shares > 1
+        self._sums = sums and splits_inputs and shares > 1
         self.in_features = in_features // shares if splits_inputs else in_features
         """Of this rank."""
         self.out_features = sum(self._parts.values())
@@ -71,9 +78,15 @@ class Linear:
         """Elements a token of the scratch that a call with such an ``out`` needs; 0 if none."""
         return scratch_width(self.weight, out_format, self._activation)
 
-    def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None) -> None:
-        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with a gate; ``scratch`` [T, :meth:`scratch_width`]."""
-        linear(x, self.weight, out, activation=self._activation, scratch=scratch)
+    def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None, add: bool = False) -> None:
+        """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with a gate; ``scratch`` [T, :meth:`scratch_width`].
+
+        Args:
+            add: ``out``, a floating one, is added to; of a layer without an activation.
+        """
+        # One rank's sum has what was there, which all of them hold.
+        residual = out.values if add and not (self._sums and self._ranks.rank) else None
+        linear(x, self.weight, out, residual=residual, activation=self._activation, scratch=scratch)
         if self._sums:
             all_reduce(out.values, self._ranks)
 
@@ -82,26 +95,31 @@ class Linear:
         named: dict[str, Destination] = {}
         start = 0
         for part, size in self._parts.items():
-            named[f"{prefix}.{part}.weight"] = self._rows(start, size)
+            named[f"{prefix}.{part}.weight"] = self._rows(part, start, size)
             if self._has_bias:
-                named[f"{prefix}.{part}.bias"] = self._bias(start, size)
+                named[f"{prefix}.{part}.bias"] = self._bias(part, start, size)
             start += size
         return named
 
     def weights(self) -> dict[str, Destination]:
         """Where each part's weight goes, for checkpoints that keep several in one tensor."""
         sizes = list(self._parts.values())
-        return {part: self._rows(sum(sizes[:i]), size) for i, (part, size) in enumerate(self._parts.items())}
+        return {part: self._rows(part, sum(sizes[:i]), size) for i, (part, size) in enumerate(self._parts.items())}
 
-    def _rows(self, start: int, size: int) -> Destination:
-        rows = self._new.rows(start, start + size)
+    def _rows(self, part: str, start: int, size: int) -> Destination:
+        rows = self._scaled(part, self._new.rows(start, start + size))
         return rank_share(rows, 1 if self._split is Split.INPUTS else 0, self._ranks)
 
-    def _bias(self, start: int, size: int) -> Destination:
+    def _bias(self, part: str, start: int, size: int) -> Destination:
         bias = self._new.bias(start, start + size)
         if bias is None:
             return Elsewhere(size)
+        bias = self._scaled(part, bias)
         return bias if self._split is Split.INPUTS else rank_share(bias, 0, self._ranks)
+
+    def _scaled(self, part: str, destination: Destination) -> Destination:
+        scale = self._scales[part]
+        return destination if scale == 1.0 else Scaled(destination, scale)
 
 
 def rank_share(destination: Destination, dim: int, ranks: Ranks) -> Destination:

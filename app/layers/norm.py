@@ -29,7 +29,7 @@ class RMSNorm:
     """RMS normalisation (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     Args:
-        plus_one: checkpoints hold w where 1 + w is multiplied with; the sum is kept in fp32.
+        plus_one: checkpoints hold w, and 1 + w is the factor; the sum is kept in fp32.
     """
 
     def __init__(self, width: int, eps: float, *, placement: Placement, plus_one: bool = False) -> None:
@@ -42,21 +42,48 @@ class RMSNorm:
         """``out = norm(x)``, or with a residual: ``residual += x`` in place, then ``out = norm(residual)``."""
         add_norm(x_TD, self.weight, self.eps, out, residual=residual_TD)
 
-    def behind(self, post_norm: RMSNorm, x_TD: Tensor, out: Act, residual_TD: Tensor) -> None:
-        """``residual += post_norm(x)`` in place, then ``out = norm(residual)``; both norms have one epsilon."""
-        norm_add_norm(x_TD, post_norm.weight, residual_TD, self.weight, self.eps, out)
+    def behind(
+        self, post_norm: RMSNorm, x_TD: Tensor, out: Act, residual_TD: Tensor, *, factor: Tensor | None = None
+    ) -> None:
+        """``residual += post_norm(x)`` in place, times ``factor`` [1], then ``out = norm(residual)``; both norms have
+        one epsilon."""
+        norm_add_norm(x_TD, post_norm.weight, residual_TD, self.weight, self.eps, out, factor=factor)
 
     def destinations(self, name: str) -> dict[str, Destination]:
         """Where a checkpoint's ``{name}.weight`` goes."""
         return {f"{name}.weight": PlusOne(self.weight) if self._plus_one else self.weight}
 
 
-class LayerNorm:
-    """Layer normalisation with weight and bias (Ba et al. 2016, arXiv:1607.06450)."""
+class NoNorm:
+    """Stands ahead of a sublayer that reads the stream as it is."""
 
-    def __init__(self, width: int, eps: float, *, placement: Placement) -> None:
+    def __call__(self, x_TD: Tensor, out: Act, *, residual_TD: Tensor | None = None) -> None:
+        """``out = x``, or with a residual: ``residual += x`` in place, then ``out = residual``."""
+        add_norm(x_TD, None, 0.0, out, residual=residual_TD)
+
+    def behind(
+        self, post_norm: RMSNorm, x_TD: Tensor, out: Act, residual_TD: Tensor, *, factor: Tensor | None = None
+    ) -> None:
+        """``residual += post_norm(x)`` in place, times ``factor`` [1], then ``out = residual``."""
+        norm_add_norm(x_TD, post_norm.weight, residual_TD, None, post_norm.eps, out, factor=factor)
+
+    def destinations(self, name: str) -> dict[str, Destination]:  # noqa: ARG002
+        """None: there are no weights."""
+        return {}
+
+
+class LayerNorm:
+    """Layer normalisation with a weight (Ba et al. 2016, arXiv:1607.06450).
+
+    Args:
+        bias: checkpoints hold a bias too.
+    """
+
+    def __init__(self, width: int, eps: float, *, placement: Placement, bias: bool = True) -> None:
         self.weight = torch.empty(width, dtype=placement.dtype, device=placement.device)
-        self.bias = torch.empty(width, dtype=placement.dtype, device=placement.device)
+        self.bias: Tensor | None = None
+        if bias:
+            self.bias = torch.empty(width, dtype=placement.dtype, device=placement.device)
         self.eps = eps
 
     def __call__(self, x_TD: Tensor, out: Act, *, residual_TD: Tensor | None = None) -> None:
@@ -64,5 +91,8 @@ class LayerNorm:
         layer_norm(x_TD, self.weight, self.bias, self.eps, out, residual=residual_TD)
 
     def destinations(self, name: str) -> dict[str, Destination]:
-        """Where a checkpoint's ``{name}.weight`` and ``.bias`` go."""
-        return {f"{name}.weight": self.weight, f"{name}.bias": self.bias}
+        """Where a checkpoint's ``{name}.weight`` and, with a bias, ``.bias`` go."""
+        named: dict[str, Destination] = {f"{name}.weight": self.weight}
+        if self.bias is not None:
+            named[f"{name}.bias"] = self.bias
+        return named

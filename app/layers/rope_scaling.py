@@ -43,4 +43,20 @@ class YarnScaling(msgspec.Struct, frozen=True):
     """Round the band's bounds outwards to whole dimensions."""
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+class LongRopeScaling(msgspec.Struct, frozen=True, kw_only=True):
+    """LongRoPE: each frequency divided by a factor of its own, searched for (Ding et al. 2024, arXiv:2402.13753).
+
+    There are two sets: one up to the original context, another beyond it.
+    """
+
+    short_factor: tuple[_Positive, ...]
+    """Of each frequency."""
+    long_factor: tuple[_Positive, ...]
+    original_max_position_embeddings: Annotated[int, msgspec.Meta(gt=1, lt=1 << 31)]
+    factor: _Positive
+    """How many times as long as the original the whole context is."""
+    attention_factor: _Positive | None = None
+    """Multiplies cos and sin under both sets; None derives it from ``factor``."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling

@@ -26,7 +26,7 @@ class Model(Protocol):
         """Whether a checkpoint may hold ``name`` although :meth:`destinations` does not."""
 
     def twins(self) -> Mapping[str, Sequence[str]]:
-        """For names of :meth:`destinations` the tensors that a checkpoint may hold instead, the likeliest first."""
+        """Names of :meth:`destinations` -> tensors that a checkpoint may hold instead, the likeliest first."""
 
 
 class Decoder(Model, Protocol):
@@ -49,8 +49,8 @@ class Decoder(Model, Protocol):
         Args:
             token_ids_T: [T] int64.
             positions_T: [T] int64.
-            caches: the pages of each layer.
-            metas: where the tokens stand, for each layer.
+            caches: the pages of each mixer, of which a layer may have two.
+            metas: rows and blocks of the step's tokens, for each mixer.
             arena: begun with T rows.
         """
 

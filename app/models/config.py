@@ -13,21 +13,34 @@ from app.layers.config import (
     DeltaConfig,
     ExpertsConfig,
     FeedForwardConfig,
+    GroupsConfig,
+    LatentConfig,
+    LayerInputsConfig,
+    MambaConfig,
     MixerConfig,
     MlpConfig,
+    PositionScale,
     Rope,
+    ShortConvConfig,
 )
 from app.models.config_fields import ConfigError
+from app.models.quantization import Fp8Scales
 
 __all__ = [
     "AttentionConfig",
     "ConfigError",
     "DeltaConfig",
     "ExpertsConfig",
+    "GroupsConfig",
+    "LatentConfig",
     "LayerConfig",
+    "LayerInputsConfig",
+    "MambaConfig",
     "MlpConfig",
     "ModelConfig",
+    "PositionScale",
     "Rope",
+    "ShortConvConfig",
 ]
 
 
@@ -36,6 +49,17 @@ class LayerConfig(msgspec.Struct, frozen=True):
 
     mixer: MixerConfig
     mlp: FeedForwardConfig
+    parallel: bool = False
+    """The second works on what the first reads, and both are added to the stream at once."""
+    beside: MixerConfig | None = None
+    """Another mixer that reads what the first reads; what both make is added to the stream at once."""
+    factor: bool = False
+    """A learned factor is on the stream behind the layer."""
+
+    @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """Mixers of the layer: the one, or both."""
+        return (self.mixer,) if self.beside is None else (self.mixer, self.beside)
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +78,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of a table of learned positions; None: there is none."""
     embedding_scale: float = 1.0
     """Factor on the token embeddings."""
+    logit_scale: float = 1.0
+    """Factor on the logits."""
     logit_softcap: float | None = None
-    """Logits x become ``logit_softcap * tanh(x / logit_softcap)``."""
+    """Scaled logits x become ``logit_softcap * tanh(x / logit_softcap)``."""
+    fp8: Fp8Scales | None = None
+    """Scales of weights that the checkpoint holds in FP8; None: it holds none."""
+    layer_inputs: LayerInputsConfig | None = None
+    """Inputs of its own that every layer has; None: there are none."""
 
     @property
     def num_layers(self) -> int:
@@ -63,6 +93,22 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.layers)
 
     @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """Mixers of all layers in order, each of which keeps pages or uses those of another."""
+        return tuple(mixer for layer in self.layers for mixer in layer.mixers)
+
+    @property
+    def keepers(self) -> tuple[int, ...]:
+        """Indices of the mixers whose pages each mixer uses: its own, unless it attends over another's."""
+        sources = (getattr(mixer, "pages_of", None) for mixer in self.mixers)
+        return tuple(index if source is None else source for index, source in enumerate(sources))
+
+    @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
         """The mixers that keep keys and values, in order."""
-        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, AttentionConfig))
+        return tuple(mixer for mixer in self.mixers if isinstance(mixer, AttentionConfig))
+
+    @property
+    def latents(self) -> tuple[LatentConfig, ...]:
+        """The mixers that keep latents, in order."""
+        return tuple(mixer for mixer in self.mixers if isinstance(mixer, LatentConfig))

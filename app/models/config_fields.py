@@ -124,6 +124,6 @@ def is_neutral(field: str, value: object, head_dim: int) -> bool:
 
 
 def shown(value: object) -> str:
-    """For an error of one line: what a stranger wrote may be long."""
+    """A value as text for an error of one line, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

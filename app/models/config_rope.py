@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from app.layers.config import Rope
-from app.layers.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from app.layers.rope_scaling import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
 from app.models.config_fields import ConfigError, convert, shown
 
 _DEFAULT_ROPE_THETA = 10_000.0
@@ -34,6 +34,7 @@ def read_rope(
     *,
     partial: float | None = None,
     implied: frozenset[str] = frozenset(),
+    silent_theta: float = _DEFAULT_ROPE_THETA,
 ) -> Rope:
     """Rotary settings out of ``rope_scaling`` or ``rope_parameters``; what they leave out stands beside them.
 
@@ -41,6 +42,7 @@ def read_rope(
         partial: share of a head that is rotated when the config is silent, of a family that rotates a part of each;
             None: the family rotates whole heads.
         implied: fields that, of this family, change nothing.
+        silent_theta: the base when the config is silent.
 
     Raises:
         ConfigError: they are malformed or not supported.
@@ -53,7 +55,7 @@ def read_rope(
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConfigError(f"{field} = {sorted(rope)!r}: rotary settings by layer type are not supported")
     rope = {key: value for key, value in rope.items() if key not in implied}
-    return rope_of(rope, field, config, max_position_embeddings, head_dim, partial=partial)
+    return rope_of(rope, field, config, max_position_embeddings, head_dim, partial=partial, silent_theta=silent_theta)
 
 
 def rope_of(
@@ -64,6 +66,7 @@ def rope_of(
     head_dim: int,
     *,
     partial: float | None = None,
+    silent_theta: float = _DEFAULT_ROPE_THETA,
 ) -> Rope:
     """One object of rotary settings, e.g. those of one type of layers.
 
@@ -71,18 +74,52 @@ def rope_of(
         rope: the object.
         field: where it stands, for errors.
         config: the ``config.json``, for what the object leaves out.
-        partial: as of :func:`read_rope`.
+        partial: as of :func:`read_rope`, likewise ``silent_theta``.
 
     Raises:
         ConfigError: it is malformed or not supported.
     """
-    theta = rope.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA
+    theta = rope.get("rope_theta") or config.get("rope_theta") or silent_theta
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= _MAX_ROPE_THETA:
         raise ConfigError(f"rope_theta = {theta!r} is not a positive number, at most {_MAX_ROPE_THETA:g}")
     width = _rotated_width(rope.get("partial_rotary_factor", config.get("partial_rotary_factor")), head_dim, partial)
     scaling = _scaling(rope, field, config, max_position_embeddings)
-    _refuse_number_changing(rope, field)
+    if isinstance(scaling, LongRopeScaling):
+        _check_factors(scaling, field, width)
+    _refuse_number_changing(rope, field, frozenset(() if scaling is None else scaling.__struct_fields__))
     return Rope(theta=float(theta), width=width, scaling=scaling)
+
+
+def rope_of_type(
+    config: Mapping[str, Any],
+    kind: str,
+    max_position_embeddings: int,
+    head_dim: int,
+    *,
+    scaled: str,
+    silent_theta: float,
+) -> Rope:
+    """Rotary settings of one type of layers, out of a ``rope_parameters`` with an object a type.
+
+    Args:
+        kind: type of the layers.
+        scaled: type whose layers an older ``rope_scaling`` and ``rope_theta`` are of.
+        silent_theta: the base when the config is silent.
+
+    Raises:
+        ConfigError: they are malformed or not supported.
+    """
+    by_type, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if not isinstance(by_type, dict) or not all(isinstance(value, dict | None) for value in by_type.values()):
+        raise ConfigError(f"rope_parameters = {shown(by_type)} has no object for each type of layers")
+    if not isinstance(older, dict) or any(isinstance(value, dict) for value in older.values()):
+        raise ConfigError(f"rope_scaling = {shown(older)} is not an object of rotary settings")
+    rope, beside = dict(by_type.get(kind) or {}), {**config, "rope_theta": None}
+    if kind == scaled:
+        rope |= older
+        beside = dict(config)
+    field = f"rope_parameters.{kind}"
+    return rope_of(rope, field, beside, max_position_embeddings, head_dim, silent_theta=silent_theta)
 
 
 def _rotated_width(share: object, head_dim: int, silent: float | None) -> int:
@@ -121,13 +158,25 @@ def _scaling(
             if "factor" not in given and isinstance(original, int) and original > 0:
                 given["factor"] = max_position_embeddings / original
             return convert(given, YarnScaling, field)
+        case "longrope":
+            if "factor" not in given and isinstance(original, int) and original > 0:
+                given["factor"] = max_position_embeddings / original
+            return convert(given, LongRopeScaling, field)
         case _:
             raise ConfigError(
-                f"{field}.rope_type = {kind!r} is not supported; supported are default, linear, dynamic, llama3, yarn"
+                f"{field}.rope_type = {kind!r} is not supported; supported are default, linear, dynamic, llama3, "
+                "longrope, yarn"
             )
 
 
-def _refuse_number_changing(rope: Mapping[str, Any], field: str) -> None:
+def _check_factors(scaling: LongRopeScaling, field: str, width: int) -> None:
+    for name in ("short_factor", "long_factor"):
+        count = len(getattr(scaling, name))
+        if count != width // 2:
+            raise ConfigError(f"{field}.{name} has {count} entries, {width // 2} frequencies need one each")
+
+
+def _refuse_number_changing(rope: Mapping[str, Any], field: str, reads: frozenset[str]) -> None:
     for key, value in rope.items():
-        if value not in NEUTRAL.get(key, (value,)):
+        if key not in reads and value not in NEUTRAL.get(key, (value,)):
             raise ConfigError(f"{field}.{key} = {shown(value)} is not supported")

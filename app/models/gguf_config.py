@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.models.config_fields import ConfigError
-from app.models.gguf_names import ROPE_FACTORS, Header, TensorInfo
+from app.models.gguf_names import LONG_ROPE_FACTORS, ROPE_FACTORS, Header, TensorInfo
 
 _LLAMA3_CONTEXT, _LLAMA3_LOW, _LLAMA3_HIGH = 8192, 1.0, 4.0
 """Original context and ramp of every Llama 3.1 and later; a GGUF file has only the table that follows from them."""
 _LARGEST = float(np.finfo(np.float32).max)
-_YARN_NEUTRAL = {"attn_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
+_MOST_FREQUENCIES = 1 << 12
+_MULTIPLIER = "yarn_log_multiplier"
+_YARN_NEUTRAL = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, _MULTIPLIER: 0.0}
 """Settings of YaRN that are accepted only where they change nothing."""
+
+_PLAIN_EXPERTS = {
+    "expert_gating_func": 1,
+    "expert_shared_count": 0,
+    "expert_group_count": 1,
+    "expert_group_used_count": 1,
+}
+"""Settings of experts -> where they change nothing: a softmax, no shared expert, no groups."""
 
 
 class GGUFReader:
@@ -32,22 +43,29 @@ class GGUFReader:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number, likewise."""
+        """A finite number, or the one that an array repeats for every layer."""
         value = self._uniform(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:
             raise self._wrong(key, value)
         # Stored as fp32: the shortest decimal that gives it back is what the model's makers wrote.
         return float(str(np.float32(value)))
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """Whether something is so."""
+        value = self._uniform(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value)
+        return value
+
     def text(self, key: str) -> str | None:
-        """A text; None where there is none."""
+        """A text, or the one that an array repeats for every layer; None where there is none."""
         value = self._uniform(key, None, required=False)
         if value is not None and not isinstance(value, str):
             raise self._wrong(key, value)
         return value
 
     def values(self, key: str) -> Any:
-        """Whatever the file has, an array a layer say; None where there is nothing."""
+        """The value as the file has it, e.g. an array with an element for each layer; None where there is none."""
         return self.header.metadata.get(f"{self.header.architecture}.{key}")
 
     def error(self, problem: str) -> ConfigError:
@@ -70,13 +88,23 @@ class GGUFReader:
 
 
 def gated_decoder_json(
-    reader: GGUFReader, architecture: str, *, partial: bool = False, experts: bool = False
+    reader: GGUFReader,
+    architecture: str,
+    *,
+    partial: bool = False,
+    experts: bool = False,
+    all_dim: bool = False,
+    layer_norm: bool = False,
+    kv_heads: int | None = None,
 ) -> dict[str, Any]:
     """``config.json`` of a decoder with rotary attention and a SiLU-gated MLP in every layer, none of which slides.
 
     Args:
         partial: a part of each head is rotated, of which ``rope.dimension_count`` says how much.
         experts: the family reads the metadata of experts itself.
+        all_dim: as of :func:`rope_scaling_json`.
+        layer_norm: norms are LayerNorms, their epsilon is ``layer_norm_eps``.
+        kv_heads: of layers that have attention, where not all do.
 
     Raises:
         ConfigError: a field is missing, malformed or not supported.
@@ -91,27 +119,60 @@ def gated_decoder_json(
     for key in ("attention.value_length", "rope.dimension_count"):
         if reader.integer(key, head_dim) != head_dim and not (partial and key == "rope.dimension_count"):
             raise reader.error(f"{name}.{key} differs from the head width {head_dim}: not supported")
+    if layer_norm:
+        epsilon = {"layer_norm_eps": reader.number("attention.layer_norm_epsilon")}
+    else:
+        epsilon = {"rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon")}
+    # Files of models without a dense layer may leave its width out.
+    inner = reader.integer("feed_forward_length", reader.integer("expert_feed_forward_length", 0) if experts else None)
     return {
         "architectures": [architecture],
         "hidden_size": hidden,
-        "intermediate_size": reader.integer("feed_forward_length"),
+        "intermediate_size": inner,
         "num_hidden_layers": reader.integer("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": reader.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads or reader.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": reader.integer("context_length"),
-        "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        **epsilon,
         "rope_theta": reader.number("rope.freq_base", 10_000.0),
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         "sliding_window": None,
-        "rope_scaling": rope_scaling_json(reader, head_dim),
+        "rope_scaling": rope_scaling_json(reader, head_dim, all_dim=all_dim),
     }
 
 
+def experts_json(reader: GGUFReader, *, normalised: bool | None, reads: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """``config.json`` of a mixture of experts in every layer.
+
+    Args:
+        normalised: whether llama.cpp divides weights by their sum, of an architecture that does as the file says only
+            where it says so; None: it asks no file.
+        reads: settings that the family reads itself.
+
+    Raises:
+        ConfigError: a field is missing, malformed or not supported.
+    """
+    name = reader.header.architecture
+    for key, neutral in _PLAIN_EXPERTS.items():
+        if key not in reads and reader.integer(key, neutral) not in (0, neutral):
+            raise reader.error(f"{name}.{key} = {reader.values(key)!r} is not supported")
+    if reader.number("expert_weights_scale", 1.0) not in (0.0, 1.0):
+        raise reader.error(f"{name}.expert_weights_scale is not supported")
+    config: dict[str, Any] = {
+        "num_experts": reader.integer("expert_count"),
+        "num_experts_per_tok": reader.integer("expert_used_count"),
+    }
+    if normalised is not None:
+        said = reader.values("expert_weights_norm")
+        config["norm_topk_prob"] = said if isinstance(said, bool) else normalised
+    return config
+
+
 def window_of(reader: GGUFReader) -> int | None:
-    """Positions that a query of a layer that slides sees; None where that is all of the context."""
+    """Positions that a query sees in layers with a window; None where that is all of the context."""
     window = reader.integer("attention.sliding_window", 0)
     return window if 0 < window < reader.integer("context_length") else None
 
@@ -127,8 +188,14 @@ def refuse_window(reader: GGUFReader) -> None:
         raise reader.error(f"{key} does not say which layers slide: not supported")
 
 
-def rope_scaling_json(reader: GGUFReader, head_dim: int) -> dict[str, Any] | None:
+def rope_scaling_json(
+    reader: GGUFReader, head_dim: int, *, all_dim: bool = False, tenth: bool = False
+) -> dict[str, Any] | None:
     """``rope_scaling`` of a ``config.json``.
+
+    Args:
+        all_dim: ``yarn_log_multiplier`` is YaRN's ``mscale_all_dim``.
+        tenth: it is a tenth of both ``mscale`` and that, which no such file leaves out.
 
     Raises:
         ConfigError: a field is missing, malformed or not supported.
@@ -136,6 +203,8 @@ def rope_scaling_json(reader: GGUFReader, head_dim: int) -> dict[str, Any] | Non
     factors = reader.header.tensors.get(ROPE_FACTORS)
     if factors is not None:
         return _llama3_scaling(reader, factors, head_dim)
+    if any(name in reader.header.tensors for name in LONG_ROPE_FACTORS):
+        return _long_scaling(reader)
     kind = reader.text("rope.scaling.type")
     # Files from before rope.scaling.* say it with rope.scale_linear.
     factor = reader.number("rope.scaling.factor", reader.number("rope.scale_linear", 0.0))
@@ -145,29 +214,69 @@ def rope_scaling_json(reader: GGUFReader, head_dim: int) -> dict[str, Any] | Non
         case "linear" | None:
             return {"rope_type": "linear", "factor": factor}
         case "yarn":
-            return _yarn_scaling(reader, factor)
+            return _yarn_scaling(reader, factor, all_dim=all_dim, tenth=tenth)
         case _:
             raise reader.error(f"rope.scaling.type = {kind!r} is not supported; supported are none, linear, yarn")
 
 
-def _yarn_scaling(reader: GGUFReader, factor: float) -> dict[str, Any]:
+def _yarn_scaling(reader: GGUFReader, factor: float, *, all_dim: bool, tenth: bool) -> dict[str, Any]:
+    mscales: dict[str, Any] = {}
+    if all_dim and (of_all := reader.number(f"rope.scaling.{_MULTIPLIER}", 0.0)):
+        mscales = {"mscale": 1.0, "mscale_all_dim": of_all}
+    if tenth:
+        value = float(str(np.float32(10 * reader.number(f"rope.scaling.{_MULTIPLIER}"))))
+        mscales = {"mscale": value, "mscale_all_dim": value}
     for key, neutral in _YARN_NEUTRAL.items():
+        if key == _MULTIPLIER and (all_dim or tenth):
+            continue
         if reader.number(f"rope.scaling.{key}", neutral) != neutral:
             raise reader.error(f"{reader.header.architecture}.rope.scaling.{key} is not supported")
+    usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    amplitude = reader.number("rope.scaling.yarn_attn_factor", 1.0)
+    if amplitude != 1.0 and not math.isclose(amplitude, usual, rel_tol=1e-5):  # some files say what is so anyway
+        raise reader.error(f"{reader.header.architecture}.rope.scaling.yarn_attn_factor is not supported")
     return {
         "rope_type": "yarn",
         "factor": factor,
+        **mscales,
         "original_max_position_embeddings": reader.integer("rope.scaling.original_context_length"),
         "beta_fast": reader.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": reader.number("rope.scaling.yarn_beta_slow", 1.0),
     }
 
 
+def _long_scaling(reader: GGUFReader) -> dict[str, Any]:
+    """LongRoPE, both of whose sets of factors are tensors."""
+    kind = reader.text("rope.scaling.type")
+    if kind not in (None, "none", "longrope"):
+        raise reader.error(f"rope.scaling.type = {kind!r} beside LongRoPE's factors is not supported")
+    short, long = (_factors(reader, name) for name in LONG_ROPE_FACTORS)
+    return {
+        "rope_type": "longrope",
+        "short_factor": short,
+        "long_factor": long,
+        "attention_factor": reader.number("rope.scaling.attn_factor", 0.0) or None,
+        "original_max_position_embeddings": reader.integer(
+            "rope.scaling.original_context_length", reader.integer("context_length")
+        ),
+    }
+
+
+def _factors(reader: GGUFReader, name: str) -> list[float]:
+    tensor = reader.header.tensors.get(name)
+    if tensor is None:
+        raise reader.error(f"tensor {name!r} is missing")
+    if tensor.dtype != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > _MOST_FREQUENCIES:
+        raise reader.error(f"tensor {name!r} is {tensor.dtype} {tensor.shape}, not a rotary table")
+    values = np.fromfile(reader.header.file_of(tensor), dtype="<f4", count=tensor.shape[0], offset=tensor.offset)
+    return [float(str(value)) for value in values]  # as GGUFReader.number
+
+
 def _llama3_scaling(reader: GGUFReader, factors: TensorInfo, head_dim: int) -> dict[str, Any]:
     """Llama 3's parameters, recovered from the table of what each frequency is divided by."""
     if factors.dtype != "F32" or factors.shape != (head_dim // 2,):
         raise reader.error(f"tensor {ROPE_FACTORS!r} is {factors.dtype} {factors.shape}, not a rotary table")
-    table = np.fromfile(reader.header.path, dtype="<f4", count=head_dim // 2, offset=factors.offset)
+    table = np.fromfile(reader.header.file_of(factors), dtype="<f4", count=head_dim // 2, offset=factors.offset)
     factor = float(table.max())
     theta = reader.number("rope.freq_base", 10_000.0)
     with np.errstate(all="ignore"):  # what a damaged table or base gives does not compare equal

@@ -7,7 +7,7 @@ transformers 5 writes. GGUF metadata is turned into the same JSON when a model i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from app.layers.rope_scaling import YarnScaling
 from app.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, Rope
 from app.models.config_fields import MOE_FIELDS, ConfigError, convert, refuse_number_changing, shown
 from app.models.config_rope import read_rope
+from app.models.quantization import read_quantization
 
 Positive = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 """Configs come from strangers: beyond this nothing could be served, and products of sizes would overflow in torch."""
@@ -57,6 +58,8 @@ ROPE_FIELDS: Final = frozenset(
 """Fields that :func:`app.models.config_rope.read_rope` reads."""
 FIELDS_READ: Final = frozenset(DecoderFields.__struct_fields__) | BESIDE_FIELDS | ROPE_FIELDS
 """Fields of a family that reads :class:`DecoderFields`."""
+QK_NORM_FIELDS: Final = frozenset({"use_qk_norm", "qk_layernorm"})
+"""Fields that may say that query and key heads are normed, of a family in which they always are."""
 
 _Fields = TypeVar("_Fields")
 
@@ -86,8 +89,7 @@ def read_fields(
             raise ConfigError(
                 f"{field} = {shown(config[field])}: mixture-of-experts models of this family are not supported"
             )
-    if config.get("quantization_config"):
-        _check_quantization(config["quantization_config"])
+    read_quantization(config)
     return fields
 
 
@@ -122,35 +124,11 @@ def activation_of(value: object, field: str, accepted: Mapping[str, Activation])
 
 SILU: Final[Mapping[str, Activation]] = {"silu": "silu", "swish": "silu"}
 """One function under two names."""
-
-
-class _WeightScheme(msgspec.Struct):
-    num_bits: Literal[8]
-    type: Literal["int"]
-    symmetric: Literal[True]
-    strategy: Literal["channel"]
-
-
-class _QuantizedGroup(msgspec.Struct):
-    weights: _WeightScheme
-
-
-class _QuantizationConfig(msgspec.Struct):
-    """int8 weights with one scale an output, as ``tuili quantize`` and compressed-tensors write them."""
-
-    quant_method: Literal["compressed-tensors"]
-    format: Literal["int-quantized"]
-    config_groups: dict[str, _QuantizedGroup]
-
-
-def _check_quantization(value: Any) -> None:
-    try:
-        msgspec.convert(value, _QuantizationConfig)
-    except msgspec.ValidationError as error:
-        method = value.get("quant_method") if isinstance(value, dict) else value
-        raise ConfigError(
-            f"quantization_config = {method!r}: only int8 weights with a scale for each output are supported ({error})"
-        ) from None
+GELU: Final[Mapping[str, Activation]] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+}
+"""Two functions under several names, as transformers has them."""
 
 
 def kv_heads_of(fields: DecoderFields, *, silent: int | None = None) -> int:
@@ -195,6 +173,36 @@ def head_dim_of(fields: DecoderFields, *, silent: int | None = None) -> int:
     return head_dim
 
 
+def share_of_width(hidden_size: int, num_heads: int, head_dim: int | None) -> int:
+    """Width of a head that is rotated, of a family whose heads share ``hidden_size`` out.
+
+    Args:
+        head_dim: what the config says it is.
+
+    Raises:
+        ConfigError: the heads do not divide ``hidden_size``, the width is odd, or the config says another.
+    """
+    if hidden_size % num_heads or hidden_size // num_heads % 2:
+        raise ConfigError(f"num_attention_heads = {num_heads} does not share hidden_size = {hidden_size} out evenly")
+    share = hidden_size // num_heads
+    if head_dim not in (None, share):
+        raise ConfigError(f"head_dim = {head_dim} is not supported, only the {share} that hidden_size leaves for each")
+    return share
+
+
+def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """Checks the heads of a config that says all three sizes.
+
+    Raises:
+        ConfigError: the key/value heads do not divide the query heads, or a width is odd, which cannot be rotated.
+    """
+    if num_heads % num_kv_heads or head_dim % 2:
+        raise ConfigError(
+            f"num_attention_heads = {num_heads} of width head_dim = {head_dim} do not go with num_key_value_heads = "
+            f"{num_kv_heads}: a multiple of these, of an even width, is needed"
+        )
+
+
 _OLD_LAYER_TYPES = {"attention": "full_attention"}
 
 
@@ -213,6 +221,17 @@ def windows_of_types(types: Sequence[str], window: int | None, num_layers: int) 
         if kind == "sliding_attention" and window is None:
             raise ConfigError("layer_types names sliding_attention but sliding_window is not in use")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def every_other_window(types: Sequence[str] | None, window: int | None, num_layers: int) -> tuple[int | None, ...]:
+    """Window of each layer where the first and then every other layer slides, unless ``layer_types`` says otherwise.
+
+    Raises:
+        ConfigError: as of :func:`windows_of_types`.
+    """
+    if types is None:
+        types = ["full_attention" if i % 2 else "sliding_attention" for i in range(num_layers)]
+    return windows_of_types(types, window, num_layers)
 
 
 def later_windows(fields: DecoderFields) -> tuple[int | None, ...]:
@@ -243,9 +262,9 @@ def no_windows(fields: DecoderFields, architecture: str) -> tuple[None, ...]:
     return (None,) * fields.num_hidden_layers
 
 
-def context_of(max_position_embeddings: int, rope: Rope) -> int:
+def context_of(max_position_embeddings: int, rope: Rope | None) -> int:
     """Longest sequence the model is made for: YaRN stretches the original context, whatever the config repeats."""
-    if isinstance(rope.scaling, YarnScaling):
+    if rope is not None and isinstance(rope.scaling, YarnScaling):
         stretched = int(rope.scaling.factor * rope.scaling.original_max_position_embeddings)
         return max(max_position_embeddings, stretched)
     return max_position_embeddings
@@ -263,13 +282,17 @@ def gated_decoder(
     o_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    partial: float | None = None,
     reads: frozenset[str] = FIELDS_READ,
+    rope: Rope | None = None,
 ) -> ModelConfig:
     """Rotary attention and a SiLU-gated MLP in every layer, alike but for their windows.
 
     Args:
         windows: of each layer.
+        partial: as of :func:`~app.models.config_rope.read_rope`.
         reads: fields that the family reads, or that say of it what is so anyway.
+        rope: rotary settings of a family that reads them otherwise than most.
 
     Raises:
         ConfigError: rotary settings that are malformed or not supported, another activation, or a field that nothing
@@ -277,7 +300,8 @@ def gated_decoder(
     """
     activation = activation_of(fields.hidden_act, "hidden_act", SILU)
     refuse_number_changing(config, reads, head_dim)
-    rope = read_rope(config, fields.max_position_embeddings, head_dim)
+    if rope is None:
+        rope = read_rope(config, fields.max_position_embeddings, head_dim, partial=partial)
     attention = AttentionConfig(
         num_heads=fields.num_attention_heads,
         num_kv_heads=num_kv_heads,
@@ -298,3 +322,19 @@ def gated_decoder(
         context_length=context_of(fields.max_position_embeddings, rope),
         tie_word_embeddings=bool(fields.tie_word_embeddings),
     )
+
+
+def with_layers(
+    model: ModelConfig, attention: Sequence[Mapping[str, Any]], mlp: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """A decoder with other attention and feed-forward parts.
+
+    Args:
+        attention: of each layer, fields of its :class:`AttentionConfig` and their values.
+        mlp: likewise of every layer's feed-forward part.
+    """
+    layers = tuple(
+        LayerConfig(msgspec.structs.replace(layer.mixer, **changes), msgspec.structs.replace(layer.mlp, **(mlp or {})))
+        for layer, changes in zip(model.layers, attention, strict=True)
+    )
+    return msgspec.structs.replace(model, layers=layers)

@@ -1,7 +1,8 @@
 """Packed weights on the disk: a later start reads them straight into place instead of packing them again.
 
 A file holds a header of JSON, then every buffer of the model as it lies in memory. It belongs to exact source files
-(path, size, time of change), a format and a version of the layout; anything else in it is as good as no file.
+(path, size, time of change), a format, a version of the layout and what a config says of the form in which weights are
+kept; anything else in it is as good as no file.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
-from app.kernels.types import PackedWeight
-from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Part, Tee, View
-from app.quant.packed import PackedBias, PackedRows
+from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Kept, Part, Tee, View
 
 _MAGIC = b"tuili packed\n"
 _MAX_HEADER = 1 << 24
@@ -59,21 +58,26 @@ class PackedCache:
         buffers = _buffers(destinations.values())
         try:
             with FileIO(self.path) as file:
-                return self._read(file, buffers)
+                return self._read(file, self._identity_of(destinations), buffers)
         except FileNotFoundError:
             return False
         except (OSError, msgspec.MsgspecError, ValueError) as error:
             _log.warning("%s cannot be used, the weights are packed again: %s", self.path, error)
             return False
 
-    def _read(self, file: FileIO, buffers: Sequence[Tensor]) -> bool:
+    def _identity_of(self, destinations: Mapping[str, Destination]) -> str:
+        """Of these weights: those of a config with other parameters are others."""
+        given = {name: found for name, place in destinations.items() if (found := list(_parameters_of(place)))}
+        return _digest((self._identity, given)) if given else self._identity
+
+    def _read(self, file: FileIO, identity: str, buffers: Sequence[Tensor]) -> bool:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("not a file of packed weights")
         size = int.from_bytes(file.read(8), "little")
         if size > _MAX_HEADER:
             raise ValueError("bad header")
         header = msgspec.json.decode(file.read(size), type=_Header)
-        if header.identity != self._identity:
+        if header.identity != identity:
             return False
         if [entry.nbytes for entry in header.buffers] != [buffer.nbytes for buffer in buffers]:
             raise ValueError("made for a model of another shape")
@@ -92,15 +96,15 @@ class PackedCache:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=0):
-                self._write(_buffers(destinations.values()))
+                self._write(self._identity_of(destinations), _buffers(destinations.values()))
         except Timeout:
             _log.debug("%s is being written by another process", self.path)
         except OSError as error:
             _log.warning("%s could not be written, the next start packs the weights again: %s", self.path, error)
 
-    def _write(self, buffers: Sequence[Tensor]) -> None:
+    def _write(self, identity: str, buffers: Sequence[Tensor]) -> None:
         entries = [_Buffer(buffer.nbytes, zlib.crc32(_bytes(buffer))) for buffer in buffers]
-        header = msgspec.json.encode(_Header(self._identity, entries))
+        header = msgspec.json.encode(_Header(identity, entries))
         partial = self.path.with_suffix(".partial")
         try:
             with partial.open("wb", buffering=0) as file:
@@ -150,13 +154,22 @@ def _buffers_of(destination: Destination) -> Iterable[Tensor]:
             yield from _buffers_of(destination.destination)
         case Elsewhere():
             pass
-        case PackedRows() | PackedBias():
-            yield from _buffers_of_weight(destination.weight)
+        case Kept():
+            yield from destination.buffers()
         case _:
             raise TypeError(f"{type(destination).__name__} is not kept in packed form")
 
 
-def _buffers_of_weight(weight: PackedWeight) -> Iterable[Tensor]:
-    for buffer in (weight.data, weight.scale, weight.bias):
-        if buffer is not None:
-            yield buffer
+def _parameters_of(destination: Destination) -> Iterable[float]:
+    """Those of the forms that a tensor is brought into on its way."""
+    match destination:
+        case Tee() | Interleaved():
+            if isinstance(destination, Interleaved) and destination.groups > 1:
+                yield destination.groups
+            for part in destination.parts:
+                yield from _parameters_of(part)
+        case Part():
+            yield from _parameters_of(destination.destination)
+        case Adapted():
+            yield from destination.parameters
+            yield from _parameters_of(destination.destination)

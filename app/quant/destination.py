@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,14 @@ class Destination(Protocol):
 
     def copy_(self, source: Tensor, /) -> object:
         """Stores a floating tensor of that shape."""
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A destination whose weight can be written to the disk as it lies in memory, and read back into place."""
+
+    def buffers(self) -> Iterable[Tensor]:
+        """The weight's memory, which may be shared with other destinations; always in the same order."""
 
 
 class Tee:
@@ -102,6 +110,9 @@ class Adapted:
         destination: takes it in the model's form.
     """
 
+    parameters: tuple[float, ...] = ()
+    """What a ``config.json`` says of the form: files of packed weights are for these alone."""
+
     def __init__(self, destination: Destination, shape: Sequence[int]) -> None:
         self.destination = destination
         self.shape: Sequence[int] = tuple(shape)
@@ -135,6 +146,17 @@ class Transposed(Adapted):
         return source.t().contiguous()
 
 
+class OneRow(Adapted):
+    """A vector [N] of a model whose checkpoint has [1, N]."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination, (1, *destination.shape))
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """Its one row."""
+        return source[0]
+
+
 class PlusOne(Adapted):
     """A norm's weight w of a checkpoint whose model multiplies by 1 + w."""
 
@@ -144,6 +166,47 @@ class PlusOne(Adapted):
     def adapt(self, source: Tensor) -> Tensor:
         """1 + w, in fp32."""
         return source.float() + 1.0
+
+
+class PairsApart(Adapted):
+    """Rows of heads whose rotated pairs are neighbours in a checkpoint, and half a rotation apart in a model.
+
+    Args:
+        heads: that the rows are.
+        width: leading rows of each head that are rotated.
+    """
+
+    def __init__(self, destination: Destination, heads: int, width: int) -> None:
+        super().__init__(destination, destination.shape)
+        self.parameters = (heads, width)
+        self._heads, self._width = heads, width
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """Of each head first the firsts of its pairs, then the seconds, then what is not rotated."""
+        rows = source.reshape(self._heads, -1, *source.shape[1:])
+        turned, rest = rows[:, : self._width], rows[:, self._width :]
+        return torch.cat((turned[:, 0::2], turned[:, 1::2], rest), dim=1).flatten(0, 1)
+
+
+def pairs_apart(destination: Destination, head_dim: int, width: int) -> Destination:
+    """A :class:`PairsApart` of heads of ``head_dim`` rows, of which a rank may have a part; no more of it is read."""
+    if isinstance(destination, Part):
+        whole = destination.shape[destination.extent.dim]
+        return Part(pairs_apart(destination.destination, head_dim, width), destination.extent, whole)
+    return PairsApart(destination, destination.shape[0] // head_dim, width)
+
+
+class Scaled(Adapted):
+    """A tensor of a checkpoint that a model has times a factor."""
+
+    def __init__(self, destination: Destination, factor: float) -> None:
+        super().__init__(destination, destination.shape)
+        self.parameters = (factor,)
+        self._factor = factor
+
+    def adapt(self, source: Tensor) -> Tensor:
+        """The product, in fp32."""
+        return source.float() * self._factor
 
 
 class Elsewhere:
@@ -201,7 +264,7 @@ class Interleaved:
         if any(part.shape[0] % groups or part.shape[1:] != parts[0].shape[1:] for part in parts):
             raise ValueError(f"{[list(part.shape) for part in parts]} cannot be interleaved {groups} times")
         self.parts = parts
-        self._groups = groups
+        self.groups = groups
         self.shape: Sequence[int] = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
     @property
@@ -215,7 +278,7 @@ class Interleaved:
 
     def copy_(self, source: Tensor, /) -> None:
         """Stores each part's rows."""
-        sizes = [part.shape[0] // self._groups for part in self.parts]
-        rows = torch.split(source.reshape(self._groups, sum(sizes), *source.shape[1:]), sizes, dim=1)
+        sizes = [part.shape[0] // self.groups for part in self.parts]
+        rows = torch.split(source.reshape(self.groups, sum(sizes), *source.shape[1:]), sizes, dim=1)
         for part, of_part in zip(self.parts, rows, strict=True):
             part.copy_(of_part.flatten(0, 1))

@@ -14,7 +14,7 @@ from app.store.home import Store
 from app.store.progress import ProgressReporter
 
 _VERSION = 1
-"""Of the check: a stricter one tries every tokenizer again."""
+"""Version of the check. After a change every tokenizer is tried again."""
 # The server's own text side, by name: nothing of it is needed in this process to pull a model.
 _CHECK = """from pathlib import Path
 from app.text.tokenizer_check import check

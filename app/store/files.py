@@ -15,16 +15,21 @@ from app.checkpoints.header import WeightError
 from app.checkpoints.safetensors_header import read_safetensors_header
 from app.models.architectures import parse_config
 from app.models.config import ConfigError
+from app.store.eos_tokens import eos_token_ids
 from app.store.errors import StoreError
-from app.store.special_tokens import DeclaredTokens, TokenizerFiles, declared_tokens, eos_token_ids
+from app.store.special_tokens import DeclaredTokens, TokenizerFiles, declared_tokens
 
 INDEX = "model.safetensors.index.json"
+TEMPLATES = "additional_chat_templates"
+"""Directory of templates, each a file of its name."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_DEFAULT_TEMPLATE = "default"
+_MAX_TEMPLATES = 32
 _NAMES_SHOWN = 5
 _MAX_BYTES = 256 << 20
-"""Of a file that is read whole; the largest tokenizers take some 40 MB."""
+"""Most bytes of a file that is read whole. The largest tokenizers take some 40 MB."""
 _MAX_JSON = 32 << 20
-"""Bytes of a config or an index, which become Python objects of many times that; the largest take some 10 MB."""
+"""Most bytes of a config or an index. As Python objects they take many times that; the largest have some 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,19 @@ class ModelFiles:
     """All that is needed to serve a model."""
 
     name: str
-    """For clients, unless the settings say otherwise."""
+    """Name of the model for clients, unless the settings say otherwise."""
     directory: Path
-    """Holds ``config.json``."""
+    """Directory that holds ``config.json``."""
     weights: tuple[Path, ...]
-    """Absolute; safetensors, or one GGUF file."""
+    """Absolute paths of the weights: safetensors files, or the GGUF file, or all of those that one is split into."""
     config: dict[str, Any]
-    """``config.json``."""
+    """Contents of ``config.json``."""
     generation_config: dict[str, Any]
-    """Sampling defaults; empty when the model has none."""
+    """Contents of ``generation_config.json``, with sampling defaults; empty when the model has none."""
     tokenizer_file: Path
+    """Path of ``tokenizer.json``."""
     chat_template: str | None
+    """Jinja source of the chat template; None when the model has none."""
     bos_token: str | None
     eos_token: str | None
     pad_token: str | None
@@ -50,19 +57,24 @@ class ModelFiles:
     """Every id that ends an answer, ascending: those of config, generation config and tokenizer together."""
     add_bos: bool
     """Begin texts with BOS even if the tokenizer's own post-processor does not."""
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    """Sources of the model's other chat templates by their names, e.g. ``tool_use``."""
     special_tokens: dict[str, str] = field(default_factory=dict)
     """Text by name, as templates use them: ``bos_token``, ``unk_token`` and the like, and the model's own names."""
 
 
 def read_model(
-    name: str, directory: Path, weights: Sequence[Path], *, tokenizer_file: Path | None = None
+    name: str, directory: Path, weights: Sequence[Path], *, tokenizer_file: Path | None = None, via: str | None = None
 ) -> ModelFiles:
     """Reads the JSON files of a model directory.
+
+    Args:
+        via: the library that is to compute the model; None: tuili does.
 
     Raises:
         StoreError: a file is missing, unreadable or of a shape that cannot be served.
     """
-    config = read_config(directory)
+    config = read_config(directory, via)
     generation = _read_generation_config(directory / "generation_config.json")
     tokenizer_file = tokenizer_file or directory / "tokenizer.json"
     definition = None
@@ -71,6 +83,7 @@ def read_model(
         definition = _read_bytes(tokenizer_file)
     tokenizer = _read_tokenizer_files(directory, definition)
     tokens = _declared_tokens(directory, tokenizer)
+    templates = _chat_templates(directory, tokenizer.tokenizer_config)
     return ModelFiles(
         name=name,
         directory=directory,
@@ -78,12 +91,13 @@ def read_model(
         config=config,
         generation_config=generation,
         tokenizer_file=tokenizer_file,
-        chat_template=_chat_template(directory, tokenizer.tokenizer_config),
+        chat_template=templates.pop(_DEFAULT_TEMPLATE, None),
         bos_token=tokens.named.get("bos_token"),
         eos_token=tokens.named.get("eos_token"),
         pad_token=tokens.named.get("pad_token"),
-        eos_token_ids=eos_token_ids(directory, generation, tokenizer, tokens),
+        eos_token_ids=eos_token_ids(directory, generation, tokenizer, tokens, via),
         add_bos=tokens.adds_bos,
+        chat_templates=templates,
         special_tokens=tokens.named,
     )
 
@@ -122,14 +136,19 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     return (found[0],)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path, via: str | None = None) -> dict[str, Any]:
     """Reads ``config.json`` and checks that such a model can be served.
+
+    Args:
+        via: the library that is to compute the model, which then has to know it; None: tuili does.
 
     Raises:
         StoreError: missing, unreadable or of a shape that cannot be served.
     """
     file = directory / "config.json"
     config = _read_json(file)
+    if via is not None:
+        return config
     try:
         parse_config(config)
     except ConfigError as e:
@@ -137,19 +156,31 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
     """Reads a JSON object.
+
+    Args:
+        unique: no name may stand twice in an object, of which the second would count.
 
     Raises:
         StoreError: missing, unreadable, or something else than an object.
     """
     try:
-        value = json.loads(_read(path))
+        value = json.loads(_read(path), object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as e:
         raise StoreError(f"{path}: not valid JSON: {e}") from None
     if not isinstance(value, dict):
         raise StoreError(f"{path}: not a JSON object")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands twice")
+        found[name] = value
+    return found
 
 
 def _read(path: Path) -> bytes:
@@ -214,19 +245,25 @@ class _SamplingDefaults(msgspec.Struct):
 
 
 def _read_generation_config(path: Path) -> dict[str, Any]:
+    """The file's contents, its sampling defaults as numbers of the type that they are of."""
     generation = _read_if_there(path)
+    top_k = generation.get("top_k")
+    if isinstance(top_k, float) and top_k.is_integer():  # some write 50.0
+        generation["top_k"] = int(top_k)
     try:
-        msgspec.convert(generation, _SamplingDefaults)
+        defaults = msgspec.structs.asdict(msgspec.convert(generation, _SamplingDefaults))
     except msgspec.ValidationError as e:
         raise StoreError(f"{path}: {e}") from None
-    return generation
+    return generation | {name: value for name, value in defaults.items() if name in generation}
 
 
 def _shards(directory: Path) -> tuple[Path, ...]:
     index = directory / INDEX
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = _read_json(index, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise StoreError(f"{index}: weight_map is not an object of file names")
+    if not weight_map:
+        raise StoreError(f"{index}: weight_map names no files")
     shards: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
         shards.setdefault(file, set()).add(tensor)
@@ -262,15 +299,33 @@ def _what_instead(directory: Path) -> str:
     return "no safetensors weights"
 
 
-def _chat_template(directory: Path, tokenizer: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        try:
-            return _read(file).decode()
-        except UnicodeDecodeError as e:
-            raise StoreError(f"{file}: {e}") from None
-    template = tokenizer.get("chat_template")
-    if isinstance(template, list):
-        defaults = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = defaults[-1].get("template") if defaults else None
-    return template if isinstance(template, str) else None
+def _chat_templates(directory: Path, tokenizer: Mapping[str, Any]) -> dict[str, str]:
+    """Sources of all templates by name. A file goes before the tokenizer config's template of that name."""
+    files = {_DEFAULT_TEMPLATE: directory / "chat_template.jinja"}
+    files |= {file.stem: file for file in sorted((directory / TEMPLATES).glob("*.jinja"))}
+    templates = _templates_of_config(tokenizer.get("chat_template"))
+    templates |= {name: _read_text(file) for name, file in files.items() if file.exists()}
+    if len(templates) > _MAX_TEMPLATES:
+        raise StoreError(f"{directory}: {len(templates)} chat templates, at most {_MAX_TEMPLATES} are read")
+    return templates
+
+
+def _templates_of_config(value: object) -> dict[str, str]:
+    """A text, or several of them with their names."""
+    match value:
+        case str():
+            return {_DEFAULT_TEMPLATE: value}
+        case dict():
+            named = list(value.items())
+        case list():
+            named = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
+        case _:
+            return {}
+    return {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read(file).decode()
+    except UnicodeDecodeError as e:
+        raise StoreError(f"{file}: {e}") from None

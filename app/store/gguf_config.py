@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gguf import TokenType
@@ -17,6 +17,7 @@ from app.store.errors import StoreError
 from app.store.gguf_tokenizer import GGUFTokenizerError, special_token_id
 
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_TEMPLATE = "tokenizer.chat_template"
 _SAMPLING = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
@@ -24,6 +25,13 @@ _SAMPLING = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
+
+_INFILL = {
+    "prefix_token": ("fim_pre_token_id", "prefix_token_id"),
+    "suffix_token": ("fim_suf_token_id", "suffix_token_id"),
+    "middle_token": ("fim_mid_token_id", "middle_token_id"),
+}
+"""Newer and older names of the tokens for filling in the middle."""
 
 
 def config_json(header: GGUFHeader) -> dict[str, Any]:
@@ -36,8 +44,6 @@ def config_json(header: GGUFHeader) -> dict[str, Any]:
         family = find_gguf(header.architecture)
     except ConfigError as error:
         raise StoreError(f"{header.path}: {error}") from None
-    if header.metadata.get("split.count", 0) not in (0, 1):  # 0: never split
-        raise StoreError(f"{header.path}: one of several files of a model; merge them with: llama-gguf-split --merge")
     make = family.names.gguf_config
     if make is None:
         raise StoreError(f"{header.path}: architecture {header.architecture!r} has no names of GGUF metadata")
@@ -53,7 +59,7 @@ def _ties_head(header: GGUFHeader) -> bool:
     embedding, head = header.tensors.get("token_embd.weight"), header.tensors.get("output.weight")
     if embedding is None or head is None:
         return head is None
-    return equal_data(header.path, embedding, header.path, head)
+    return equal_data(header.file_of(embedding), embedding, header.file_of(head), head)
 
 
 def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
@@ -63,9 +69,6 @@ def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
         StoreError: a special token that is not in the vocabulary, or a template that is no text.
     """
     metadata = header.metadata
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise StoreError(f"{header.path}: tokenizer.chat_template is not a text")
     config: dict[str, Any] = {
         "bos_token": _token(header, "bos_token_id"),
         "eos_token": _token(header, "eos_token_id"),
@@ -74,11 +77,35 @@ def tokenizer_config_json(header: GGUFHeader) -> dict[str, Any]:
         "sep_token": _token_beside_text(header, "seperator_token_id"),
         "cls_token": _token_beside_text(header, "cls_token_id"),
         "mask_token": _token_beside_text(header, "mask_token_id"),
+        **{name: _infill_token(header, keys) for name, keys in _INFILL.items()},
         # Silence is left to the tokenizer, which knows what it means for its kind.
         "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token"),
-        "chat_template": template,
+        "chat_template": _chat_template(header),
     }
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _chat_template(header: GGUFHeader) -> str | list[dict[str, str]] | None:
+    """The template, or all of them with their names where there are several."""
+
+    def text(key: str) -> str | None:
+        value = header.metadata.get(key)
+        if value is not None and not isinstance(value, str):
+            raise StoreError(f"{header.path}: {key} is not a text")
+        return value
+
+    default, names = text(_TEMPLATE), header.metadata.get(f"{_TEMPLATE}s", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{header.path}: {_TEMPLATE}s is no list of names")
+    named = {name: text(f"{_TEMPLATE}.{name}") for name in names}
+    for name, template in named.items():
+        if template is None:
+            raise StoreError(f"{header.path}: {_TEMPLATE}.{name} is missing, which {_TEMPLATE}s names")
+    if not named:
+        return default
+    return [
+        {"name": name, "template": text} for name, text in {"default": default, **named}.items() if text is not None
+    ]
 
 
 def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
@@ -101,7 +128,7 @@ def generation_config_json(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _silent_end_tokens(header: GGUFHeader) -> set[int]:
-    """Those that the family knows of, if they are control tokens here."""
+    """End tokens that the family knows of and that are control tokens in this file."""
     tokens, types = _tokens(header.metadata), header.metadata.get("tokenizer.ggml.token_type")
     try:
         names = find_gguf(header.architecture).names.gguf_end_tokens
@@ -141,6 +168,11 @@ def _token_beside_text(header: GGUFHeader, name: str) -> str | None:
     if token_id is not None and isinstance(types, list) and types[token_id : token_id + 1] == [TokenType.NORMAL]:
         return None
     return _token(header, name)
+
+
+def _infill_token(header: GGUFHeader, names: Sequence[str]) -> str | None:
+    """A token for filling in the middle, by the first of the names that the file has."""
+    return next((token for name in names if (token := _token_beside_text(header, name)) is not None), None)
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[Any]:

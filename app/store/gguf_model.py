@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from app.checkpoints.gguf_header import GGUFHeader, read_gguf_header
+from app.checkpoints.gguf_split import parts_of, split_name
 from app.checkpoints.header import WeightError
-from app.models.architectures import parse_config
+from app.models.architectures import find_gguf, parse_config
 from app.models.config import ConfigError
 from app.store.checking import derive_from_gguf
 from app.store.errors import StoreError
@@ -59,48 +61,61 @@ def write_derived(gguf: Path, directory: Path) -> None:
 
 
 def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
-    """A GGUF file where it is, with the files derived from it in the store.
+    """A GGUF file where it is, with the files derived from it in the store; of a model that is split, any file.
 
-    They are derived again when the file's path, size or time of change is another; what was derived before
-    is deleted.
+    They are derived again when a file's path, size or time of change is another; what was derived before is deleted.
 
     Args:
         path: absolute. The model is named after it, also where it is a link: in a hub's cache the target's name is
             a hash.
 
     Raises:
-        StoreError: a file that is broken or cannot be served.
+        StoreError: a file that is missing, broken or cannot be served.
     """
-    name = path.stem if path.suffix.lower() == ".gguf" else path.name
-    entry = _entry_name(name, path)
+    try:
+        parts = parts_of(path)
+    except WeightError as e:
+        raise StoreError(str(e)) from None
+    first, name = parts[0], _model_name(path)
+    entry = _entry_name(name, parts)
 
     def build(directory: Path) -> Manifest:
-        with progress.task(f"Reading {path.name}"):
-            derive_from_gguf(path, directory)
-        return Manifest(name=name, source=str(path), weights=[str(path)])
+        with progress.task(f"Reading {first.name}"):
+            derive_from_gguf(first, directory)
+        return Manifest(name=name, source=str(first), weights=[str(part) for part in parts])
 
     found = store.find(entry)
     if found is None:
         found = store.create(entry, build, progress)
         for other, manifest in list(store.entries()):
-            if manifest.source == str(path) and other != entry:
+            if manifest.source == str(first) and other != entry:
                 store.remove(other, progress)
-    return read_model(name, found[0], [path])
+    return read_model(name, found[0], parts)
 
 
-def _entry_name(name: str, path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as e:
-        raise StoreError(f"{path}: {e.strerror or e}") from None
-    identity = f"{FORMAT}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+def _model_name(path: Path) -> str:
+    split = split_name(path)
+    if split is not None:
+        return split.stem
+    return path.stem if path.suffix.lower() == ".gguf" else path.name
+
+
+def _entry_name(name: str, parts: Sequence[Path]) -> str:
+    identity = str(FORMAT)
+    for part in parts:
+        try:
+            status = part.stat()
+        except OSError as e:
+            raise StoreError(f"{part}: {e.strerror or e}") from None
+        identity += f"\0{part.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     return f"{slug(name)}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _tokenizer_json(header: GGUFHeader) -> str:
     try:
         msgspec.convert(header.metadata, _TokenizerFields)
-        return str(build_tokenizer(header.metadata).to_str(pretty=False))
+        before_space = find_gguf(header.architecture).names.gguf_tokens_before_space
+        return str(build_tokenizer(header.metadata, before_space=before_space).to_str(pretty=False))
     except (msgspec.ValidationError, GGUFTokenizerError) as e:
         raise StoreError(f"{header.path}: {e}") from None
 

@@ -6,12 +6,13 @@ it. So only pre-tokenizers whose definition is known are accepted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from app.store.gguf_pre_tokenizers import PRE_TOKENIZERS
 
 _SPACE = "▁"
 """SentencePiece's spelling of a space."""
@@ -20,6 +21,8 @@ _MAX_PIECE = 256
 """Characters of a SentencePiece token. Work and memory for its merges grow with the square; real ones have up to 64."""
 
 
+_KINDS = ("gpt2", "llama", "gemma4")
+"""Byte-level BPE; SentencePiece, by scores; the same vocabulary by merges."""
 _NO_TOKEN = (-1, 0xFFFFFFFF)
 """Ids that say that there is no such token: -1, signed or written as the metadata's usual uint32."""
 
@@ -33,14 +36,15 @@ class UnknownPreTokenizer(GGUFTokenizerError):  # noqa: N818 - says what is the 
 
     def __init__(self, name: str | None) -> None:
         what = "names no pre-tokenizer" if name is None else f"names the pre-tokenizer {name!r}, which is not known"
-        super().__init__(f"the GGUF file {what}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
+        super().__init__(f"the GGUF file {what}; known are {', '.join(sorted(PRE_TOKENIZERS))}")
 
 
-def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def build_tokenizer(metadata: Mapping[str, Any], *, before_space: Sequence[str] | None = None) -> Tokenizer:
     """The tokenizer of a GGUF file.
 
     Args:
         metadata: the file's keys with their values as plain Python objects; those under ``tokenizer.ggml.`` are read.
+        before_space: see :attr:`app.models.names.FamilyNames.gguf_tokens_before_space`.
 
     Raises:
         UnknownPreTokenizer: byte-level BPE with a pre-tokenizer that is not known.
@@ -48,21 +52,24 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind = fields.get("model")
-    build = {"gpt2": _build_byte_level, "llama": _build_sentencepiece}.get(str(kind))
-    if build is None:
-        raise GGUFTokenizerError(f"the GGUF file has a tokenizer of kind {kind!r}; known are 'gpt2' and 'llama'")
+    if kind not in _KINDS:
+        known = ", ".join(map(repr, _KINDS))
+        raise GGUFTokenizerError(f"the GGUF file has a tokenizer of kind {kind!r}; known are {known}")
     tokens: list[str] = _required(fields, "tokens")
     types: list[int] = fields.get("token_type") or [TokenType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise GGUFTokenizerError(f"the GGUF file has {len(tokens)} tokens but {len(types)} token types")
-    return build(fields, tokens, types)
+    if kind == "gpt2":
+        return _build_byte_level(fields, tokens, types)
+    make_model = _merged_model if kind == "gemma4" else _scored_model
+    return _build_sentencepiece(fields, tokens, types, before_space, make_model)
 
 
 def special_token_id(value: object, name: str, num_tokens: int) -> int | None:
     """A special token's id as the metadata has it; None when there is no such token.
 
     Args:
-        value: of ``tokenizer.ggml.<name>``; None when the file has none.
+        value: value of ``tokenizer.ggml.<name>``; None when the file has none.
 
     Raises:
         GGUFTokenizerError: it is not in the vocabulary.
@@ -88,12 +95,17 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
     return vocab
 
 
-def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+def _add_tokens(
+    tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int], before_space: Sequence[str] | None = None
+) -> None:
     """Declares the tokens that are matched as they stand: control tokens, and those the model's makers added."""
     kinds = list(zip(tokens, types, strict=True))
     control = [token for token, kind in kinds if kind in (TokenType.CONTROL, TokenType.UNKNOWN)]
     added = [token for token, kind in kinds if kind == TokenType.USER_DEFINED]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    swallowing = set[str]() if before_space is None else set(control) - set(before_space)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True, rstrip=token in swallowing) for token in control]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
 
 
@@ -125,58 +137,9 @@ def _marker(fields: Mapping[str, Any], tokens: Sequence[str], name: str, *, defa
 # Byte-level BPE
 
 
-@dataclass(frozen=True, slots=True)
-class _PreTokenizer:
-    """How text is cut into words before merging."""
-
-    pattern: str | None = None
-    """Words; None for GPT-2's own pattern."""
-    split_digits: bool = False
-    nfc: bool = False
-    """Compose characters first."""
-    ignore_merges: bool = False
-    """A word that is a token is that token, whatever the merges would give."""
-    add_bos: bool = False
-    """When the file does not say."""
-
-
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
-_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
-_MARKED_REST = _REST.replace(r"\p{L}\p{N}", r"\p{L}\p{M}\p{N}")
-_QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{_MARKED_REST}"
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-_GPT2 = _PreTokenizer()
-_SPLIT_DIGITS = _PreTokenizer(split_digits=True)
-_LLAMA_BPE = _PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True)
-
-_PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "smollm": _SPLIT_DIGITS,
-    "starcoder": _SPLIT_DIGITS,
-    "refact": _SPLIT_DIGITS,
-    "command-r": _PreTokenizer(split_digits=True, nfc=True),
-    "llama-bpe": _LLAMA_BPE,
-    "llama3": _LLAMA_BPE,
-    "llama-v3": _LLAMA_BPE,
-    "qwen2": _PreTokenizer(_QWEN2, nfc=True),
-    "qwen35": _PreTokenizer(_QWEN35, nfc=True),
-    "deepseek-r1-qwen": _PreTokenizer(_QWEN2),
-    "tekken": _PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True),
-}
-"""By ``tokenizer.ggml.pre``."""
-
-
 def _build_byte_level(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
     name = fields.get("pre")
-    pre = _PRE_TOKENIZERS.get(str(name))
+    pre = PRE_TOKENIZERS.get(str(name))
     if pre is None:
         raise UnknownPreTokenizer(name)
     merges = [_merge(line, index) for index, line in enumerate(_required(fields, "merges"))]
@@ -187,7 +150,7 @@ def _build_byte_level(fields: Mapping[str, Any], tokens: Sequence[str], types: S
     tokenizer = Tokenizer(model)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.pre_tokenizer = pre.build()
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, tokens, types)
     _add_post_processor(tokenizer, fields, tokens, add_bos=pre.add_bos)
@@ -202,26 +165,15 @@ def _merge(line: str, index: int) -> tuple[str, str]:
     return line[:split], line[split + 1 :]
 
 
-def _pre_tokenizer(pre: _PreTokenizer) -> pre_tokenizers.PreTokenizer:
-    steps: list[pre_tokenizers.PreTokenizer] = []
-    if pre.split_digits:
-        steps.append(pre_tokenizers.Digits(individual_digits=True))
-    if pre.pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(pre.pattern), behavior="isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.pattern is None))
-    return pre_tokenizers.Sequence(steps)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # SentencePiece BPE with byte fallback
 
 
-def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+def _scored_model(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> models.BPE:
     scores: list[float] = _required(fields, "scores")
     if len(scores) != len(tokens):
         raise GGUFTokenizerError(f"the GGUF file has {len(tokens)} tokens but {len(scores)} scores")
     vocab = _vocabulary(tokens)
-    unknown = special_token_id(fields.get("unknown_token_id", 0), "unknown_token_id", len(tokens))
     mergeable = {
         token: token_id
         for token, token_id in vocab.items()
@@ -231,15 +183,36 @@ def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types
     if len(longest) > _MAX_PIECE:
         what = f"token {vocab[longest]} is {len(longest)} characters long"
         raise GGUFTokenizerError(f"the GGUF file's {what}, at most {_MAX_PIECE} are supported")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=_merges_by_score(mergeable, scores),
+    return _fallback_model(fields, tokens, _merges_by_score(mergeable, scores))
+
+
+def _merged_model(fields: Mapping[str, Any], tokens: Sequence[str], _types: Sequence[int]) -> models.BPE:
+    merges = [_merge(line, index) for index, line in enumerate(_required(fields, "merges"))]
+    return _fallback_model(fields, tokens, merges)
+
+
+def _fallback_model(fields: Mapping[str, Any], tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> models.BPE:
+    unknown = special_token_id(fields.get("unknown_token_id", 0), "unknown_token_id", len(tokens))
+    try:
+        return models.BPE(
+            vocab=_vocabulary(tokens),
+            merges=list(merges),
             unk_token=None if unknown is None else tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
-    )
+    except Exception as error:  # the library raises bare Exception
+        raise GGUFTokenizerError(f"the GGUF file's merges do not fit its tokens: {error}") from error
+
+
+def _build_sentencepiece(
+    fields: Mapping[str, Any],
+    tokens: Sequence[str],
+    types: Sequence[int],
+    before_space: Sequence[str] | None,
+    make_model: Callable[[Mapping[str, Any], Sequence[str], Sequence[int]], models.BPE],
+) -> Tokenizer:
+    tokenizer = Tokenizer(make_model(fields, tokens, types))
     add_space = bool(fields.get("add_space_prefix", True))
     to_underscore = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = (
@@ -254,7 +227,7 @@ def _build_sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types
         TokenType.NORMAL if kind == TokenType.USER_DEFINED and _SPACE in token else kind
         for token, kind in zip(tokens, types, strict=True)
     ]
-    _add_tokens(tokenizer, tokens, in_text)
+    _add_tokens(tokenizer, tokens, in_text, before_space)
     _add_post_processor(tokenizer, fields, tokens, add_bos=True)
     return tokenizer
 

@@ -25,17 +25,17 @@ from app.store.errors import StoreError
 from app.store.progress import ProgressReporter
 
 FORMAT = 1
-"""Of an entry's files; entries of another format are pulled again."""
+"""Version of an entry's layout. Entries of another version are pulled again."""
 MANIFEST = "manifest.json"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RETIRED = "~"
-"""After an entry's name, in which it cannot occur: the entry is being deleted."""
+"""Suffix of an entry that is being deleted. No entry's name has this character."""
 _ROOMS = ("models", "building", "locks", "checked", "packed")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an entry is."""
+    """Description of an entry, kept in it as ``manifest.json``."""
 
     name: str
     """The model's name for people and clients."""
@@ -46,7 +46,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     """Commit of a hub repository."""
     licence: str | None = None
+    """Licence of the model, where it is known."""
     format: int = FORMAT
+    """Version of the entry's layout."""
 
 
 def default_home() -> Path:

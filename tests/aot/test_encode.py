@@ -8,6 +8,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from tests.aot import compiling
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_spills_nor_asks_for_more_than_there_is() -> None:
     rows = compiling.rows_of("tests.aot.encode_variants")

@@ -10,6 +10,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from tests.aot import compiling
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:

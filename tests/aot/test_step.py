@@ -10,6 +10,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from tests.aot import compiling
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
@@ -34,7 +36,7 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
         "_experts_vector",
         "_qk_norm_rope_kv_write",
         "_decode",
-        "_merge_splits",
+        "merge_splits",
         "_prefill",
         "_peaks",
         "_thresholds",
@@ -47,7 +49,8 @@ def test_every_kernel_of_a_step_is_among_them(rows: list[dict[str, Any]]) -> Non
 
 
 def test_attention_over_prompts_multiplies_in_warp_groups(rows: list[dict[str, Any]]) -> None:
-    assert all(row["wgmma"] for row in rows if row["name"] == "_prefill")
+    """But for heads so wide that there is no room for tiles of 64 rows."""
+    assert all(row["wgmma"] for row in rows if row["name"] == "_prefill" and row["constants"]["E"] <= 256)
 
 
 def test_embed_lets_nobody_read_what_the_first_kernel_has_not_written(rows: list[dict[str, Any]]) -> None:

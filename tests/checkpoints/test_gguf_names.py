@@ -15,9 +15,10 @@ from app.checkpoints.base import StoredTensor
 from app.checkpoints.header import WeightError
 from app.checkpoints.loader import iter_weights
 from app.models import architectures
+from app.models.architecture import Architecture
 from app.quant.destination import Extent
 
-ROW = architectures.Architecture(module="tests.checkpoints.odd", hf=("OddForCausalLM",), gguf=("odd",))
+ROW = Architecture(title="Odd", examples="", module="tests.checkpoints.odd", hf=("OddForCausalLM",), gguf=("odd",))
 EXPERTS, N, K = 3, 5, 32
 
 
@@ -88,5 +89,5 @@ def test_an_architecture_nobody_knows_is_an_error(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(WeightError, match=r"m\.gguf: architecture 'odd' is not supported; supported are llama"):
+    with pytest.raises(WeightError, match=r"m\.gguf: architecture 'odd' is not supported; .*`tuili models`"):
         list(iter_weights([tmp_path / "m.gguf"]))

@@ -67,6 +67,16 @@ def test_a_head_that_nobody_has_is_an_error(tmp_path: Path) -> None:
         runner_of(directory)
 
 
+def test_a_head_of_another_shape_is_an_error_though_the_config_ties_it(tmp_path: Path) -> None:
+    def short(tensors: dict[str, Tensor]) -> None:
+        tensors[HEAD] = tensors[EMBEDDING][1:].clone()
+
+    with pytest.raises(
+        WeightError, match=r"tensor 'lm_head\.weight' has shape \(127, 64\), the model expects \(128, 64\)"
+    ):
+        runner_of(checkpoint(tmp_path, config=TIED, weights=short))
+
+
 def test_equal_in_all_but_the_last_element_is_not_equal(tmp_path: Path) -> None:
     def nearly(tensors: dict[str, Tensor]) -> None:
         equal_head(tensors)
@@ -83,8 +93,9 @@ def test_tensors_of_two_files_are_compared(tmp_path: Path) -> None:
         assert ties_head(True, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], NAMES) is tied
 
 
-def test_int8_values_mean_nothing_without_their_scales(tmp_path: Path) -> None:
-    values = torch.ones(4, 4, dtype=torch.int8)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_scaled_values_mean_nothing_without_their_scales(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.ones(4, 4).to(dtype)
     scales = {f"{EMBEDDING}_scale": torch.ones(4), f"{HEAD}_scale": torch.full((4,), 2.0)}
     save_file({EMBEDDING: values, HEAD: values.clone()} | scales, tmp_path / "a.safetensors")
     assert ties_head(True, [tmp_path / "a.safetensors"], NAMES) is False

@@ -92,6 +92,17 @@ def test_pages_take_the_bytes_that_are_planned(mode: Mode) -> None:
     assert (state.conv.shape, state.recurrent.shape) == ((blocks, 3, 10), (blocks, 2, 8, 4))
     assert state.conv.nbytes + state.recurrent.nbytes == blocks * STATES.bytes_per_block(16)
     assert (state.conv.dtype, state.recurrent.dtype, state.block_size) == (torch.bfloat16, torch.float32, 16)
+    assert state.largest is state.recurrent
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.REFERENCE])
+def test_a_state_may_be_a_convolutions_inputs_alone(mode: Mode) -> None:
+    backend, shape = chosen(mode), StatePages(conv_inputs=2, channels=10, dtype=torch.bfloat16)
+    state = backend.allocate_pages(shape, 5, 16)
+    assert isinstance(state, LayerState)
+    assert (state.conv.shape, state.recurrent.numel()) == ((5, 2, 10), 0)
+    assert state.conv.nbytes == 5 * shape.bytes_per_block(16)
+    assert state.largest is state.conv
 
 
 # -- nobody above asks ------------------------------------------------------------------------------------------

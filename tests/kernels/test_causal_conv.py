@@ -36,19 +36,23 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def conv64(inputs: Tensor, weight: Tensor) -> Tensor:
+def conv64(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[n, C] of a whole sequence, token by token."""
     taps = weight.shape[0]
     padded = torch.cat((torch.zeros(taps - 1, inputs.shape[1]), inputs)).double()
     out = torch.stack([(padded[t : t + taps] * weight.double()).sum(0) for t in range(len(inputs))])
+    if bias is not None:
+        out += bias.double()
     return out / (1 + (-out).exp())
 
 
 class Case:
     """Whole sequences, of which the step's rows are the ends; pages hold the states that rows begin with."""
 
-    def __init__(self, rows: Rows, channels: int, dtype: torch.dtype, taps: int = TAPS) -> None:
-        self.rows = rows
+    def __init__(
+        self, rows: Rows, channels: int, dtype: torch.dtype, taps: int = TAPS, bias: Tensor | None = None
+    ) -> None:
+        self.rows, self.bias = rows, bias
         self.sequences = [randn(s + n, channels, seed=row, dtype=dtype) for row, (s, n) in enumerate(rows.spans)]
         self.weight = randn(taps, channels, seed=99)
         wide = poisoned(rows.num_tokens, channels + 5, dtype=dtype)
@@ -69,7 +73,7 @@ class Case:
         return padded[position : position + taps - 1]
 
     def run(self) -> None:
-        causal_conv(self.x, self.weight, self.state, self.rows.meta, self.out)
+        causal_conv(self.x, self.weight, self.state, self.rows.meta, self.out, bias_C=self.bias)
 
     def check(self) -> None:
         states = [
@@ -79,7 +83,7 @@ class Case:
         check_pages(self.state.conv, self.before_pages, self.rows, states, 0.0)
         for row, ((start, count), sequence) in enumerate(zip(self.rows.spans, self.sequences, strict=True)):
             if count:
-                expected = conv64(sequence, self.weight)[start:]
+                expected = conv64(sequence, self.weight, self.bias)[start:]
                 assert relative_error(self.out[self.rows.tokens(row)], expected) < TOLERANCE[self.out.dtype], row
 
 
@@ -98,6 +102,16 @@ def test_against_fp64(implementation: str, dtype: torch.dtype, channels: int, sp
 @pytest.mark.parametrize("taps", [2, 3, 7])
 def test_other_numbers_of_taps(implementation: str, taps: int) -> None:
     case = Case(make_rows([(0, 1), (15, 2), (30, 7)]), 33, torch.float32, taps)
+    case.run()
+    case.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spans", [[(0, 1), (15, 2), (30, 7)], DECODES], ids=["mixed", "decodes"])
+def test_a_bias_is_added_ahead_of_the_silu(
+    implementation: str, dtype: torch.dtype, spans: list[tuple[int, int]]
+) -> None:
+    case = Case(make_rows(spans), 33, dtype, bias=randn(33, seed=98))
     case.run()
     case.check()
 
@@ -158,6 +172,8 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         causal_conv(x, weight[:1], state, meta, out)
     with pytest.raises(ValueError, match=r"weight has shape \[4, 7\]"):
         causal_conv(x, weight[:, :7], state, meta, out)
+    with pytest.raises(ValueError, match=r"bias has shape \[7\]"):
+        causal_conv(x, weight, state, meta, out, bias_C=weight[0, :7])
     with pytest.raises(ValueError, match=r"state.conv is torch.bfloat16"):
         causal_conv(x, weight, LayerState(state.conv.bfloat16(), torch.empty(0), BLOCK), meta, out)
     with pytest.raises(ValueError, match="too narrow"):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from app.kernels import dispatch
-from app.kernels.experts import experts
+from app.kernels.experts import GELU_TANH, SILU, Gate, experts
 from app.kernels.int8 import quantize_groups, quantize_tokens
 from app.kernels.linear.pack import unpack
 from app.kernels.native.library import ISAS, NativeError, best_isa
 from app.kernels.native.program import Program
 from app.kernels.types import Act, ExpertsWeight, PackedExperts, Routing
-from app.quant.packed import NewPackedExperts
+from app.quant.experts import NO_BIAS, ExpertsBias
+from app.quant.formats.packed import NewPackedExperts
 from tests.kernels.mixture import (
+    CLAMPED,
     experts64,
+    gated64,
+    gates_of,
     hidden64,
     routing_of,
     run,
@@ -45,22 +49,34 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     dispatch.configure(dispatch.Mode.AUTO, 1)
 
 
-def make_experts(count: int, inner: int, width: int, dtype: torch.dtype) -> PackedExperts:
-    new = NewPackedExperts(count, inner, width, dtype=dtype)
+def make_experts(count: int, inner: int, width: int, dtype: torch.dtype, bias: ExpertsBias = NO_BIAS) -> PackedExperts:
+    new = NewPackedExperts(count, inner, width, dtype=dtype, bias=bias)
+    gate_up_bias, down_bias = randn(count, 2 * inner, seed=11), randn(count, width, seed=12)
     gate_up, down = small(count, 2 * inner, width, seed=2), small(count, width, inner, seed=3)
     for i in range(count):
         new.gate_up(i, 0, 2 * inner).copy_(gate_up[i])
         new.down(i).copy_(down[i])
+        if (of_gate_up := new.gate_up_bias(i, 0, 2 * inner)) is not None:
+            of_gate_up.copy_(gate_up_bias[i])
+        if (of_down := new.down_bias(i)) is not None:
+            of_down.copy_(down_bias[i])
     return new.weight
 
 
 def plain(weight: PackedExperts) -> ExpertsWeight:
     gate_ups, downs = [unpack(one) for one in weight.gate_up], [unpack(one) for one in weight.down]
+
+    def stack(parts: Iterable[Tensor | None]) -> Tensor | None:
+        found = [part for part in parts if part is not None]
+        return torch.stack(found) if found else None
+
     return ExpertsWeight(
         torch.stack([one.values for one in gate_ups]),
         torch.stack([one.values for one in downs]),
-        None if gate_ups[0].scale is None else torch.stack([one.scale for one in gate_ups if one.scale is not None]),
-        None if downs[0].scale is None else torch.stack([one.scale for one in downs if one.scale is not None]),
+        stack(one.scale for one in gate_ups),
+        stack(one.scale for one in downs),
+        gate_up_bias=stack(one.bias for one in gate_ups),
+        down_bias=stack(one.bias for one in downs),
     )
 
 
@@ -78,14 +94,17 @@ def kept64(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return (values.double() * scale.double().repeat_interleave(64, dim=1)[:, : flat.shape[1]]).view_as(hidden)
 
 
-def check(x: Act, weight: PackedExperts, routing: Routing, dtype: torch.dtype) -> None:
+def check(x: Act, weight: PackedExperts, routing: Routing, dtype: torch.dtype, gate: Gate = SILU) -> None:
     tokens = x.values.shape[0]
-    residual = randn(tokens, weight.width, seed=6)
-    out = run(x, weight, routing, residual=residual)
+    residual, residual_gate = randn(tokens, weight.width, seed=6), gates_of(tokens)
+    out = run(x, weight, routing, residual=residual, gate=gate)
     assert not out.isnan().any()
+    gated = run(x, weight, routing, residual=residual, residual_gate=residual_gate, gate=gate)
+    if tokens:
+        assert relative_error(gated.double() - out, gated64(residual, residual_gate) - residual.double()) < 1e-4
     if tokens:
         unpacked = plain(weight)
-        kept = kept64(hidden64(x, unpacked, routing), dtype)
+        kept = kept64(hidden64(x, unpacked, routing, gate), dtype)
         expected = experts64(kept, unpacked, routing) + residual.double()
         # A value that lies half between two steps may go either way: some 1e-4 of them, by a step.
         assert relative_error(out, expected) < (1e-3 if dtype is torch.bfloat16 else 3e-4)
@@ -99,6 +118,27 @@ def test_every_number_of_tokens(isa: str, dtype: torch.dtype, shape: tuple[int, 
     weight = make_experts(count, inner, width, dtype)
     for tokens in (0, 1, 2, 7, 33) if width < 4000 else (1, 30):
         check(make_x(tokens, width, dtype), weight, routing_of(randn(tokens, count, seed=5), chosen), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", [SILU, GELU_TANH, CLAMPED])
+@pytest.mark.parametrize("bias", [ExpertsBias(gate_up=True, down=True), ExpertsBias(gate_up=True), NO_BIAS])
+def test_biases_and_the_clamped_gate(isa: str, dtype: torch.dtype, gate: Gate, bias: ExpertsBias) -> None:
+    for count, chosen, inner, width in [(8, 2, 100, 64), (5, 5, 36, 132)]:
+        weight = make_experts(count, inner, width, dtype, bias)
+        for tokens in (1, 7, 33):
+            routing = routing_of(randn(tokens, count, seed=5), chosen)
+            check(make_x(tokens, width, dtype), weight, routing, dtype, gate)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_nan_is_not_clamped_away(isa: str, dtype: torch.dtype) -> None:
+    weight, x = make_experts(4, 64, 64, dtype, ExpertsBias(gate_up=True, down=True)), randn(7, 64)
+    x[3, 5] = float("nan")
+    act = quantized(x) if dtype is torch.int8 else Act(x.to(dtype))
+    out = run(act, weight, routing_of(randn(7, 4), 2), gate=CLAMPED)
+    assert out.isnan().any(dim=-1).tolist() == [row == 3 for row in range(7)]
+    assert out[3].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,10 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from app.kernels.experts import GELU_TANH, SILU, Gate
 from app.kernels.int8 import quantize_tokens
 from app.kernels.types import Act, ActFormat, Routing
 from tests.kernels.mixture import (
+    CLAMPED,
+    biased,
     experts64,
+    gated64,
+    gates_of,
     hidden64,
     int8_experts,
     plain_experts,
@@ -76,6 +81,42 @@ def test_floating_rows(shape: tuple[int, int, int, int, int], int8: bool, dtype:
     kept = kept64(scratch.hidden, chosen)
     assert relative_error(kept, hidden64(x, weight, routing)) <= TOLERANCE[dtype]
     assert relative_error(out, experts64(kept, weight, routing)) <= 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["w8a8", "w8a16", "float"])
+@pytest.mark.parametrize("gate", [SILU, GELU_TANH, CLAMPED])
+@pytest.mark.parametrize("shape", [SHAPES[2], (3, 3, 2, 12, 16)])
+def test_biases_and_the_clamped_gate(shape: tuple[int, int, int, int, int], gate: Gate, kind: str) -> None:
+    tokens, count, chosen, inner, width = shape
+    x = int8_x(tokens, width) if kind == "w8a8" else Act(randn(tokens, width, seed=1))
+    weight = plain_experts(count, inner, width)
+    if kind != "float":
+        weight = int8_experts(count, inner, width, ActFormat.INT8_TOKEN if kind == "w8a8" else ActFormat.FLOAT)
+    weight, routing = biased(weight), routed(tokens, count, chosen)
+    out, scratch = run_with_scratch(x, weight, routing, gate=gate)
+    kept = kept64(scratch.hidden, chosen)
+    if kind != "w8a8":
+        assert relative_error(kept, hidden64(x, weight, routing, gate)) <= TOLERANCE[torch.float32]
+    assert relative_error(out, experts64(kept, weight, routing)) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("tokens", [2, 7])
+def test_a_nan_is_not_clamped_away(tokens: int) -> None:
+    weight, x = biased(plain_experts(4, 24, 20)), randn(tokens, 20)
+    x[1, 3] = float("nan")
+    out = run(Act(x), weight, routed(tokens, 4, 2), gate=CLAMPED)
+    assert out.isnan().all(dim=-1).tolist() == [row == 1 for row in range(tokens)]
+    assert out.isnan().any(dim=-1).tolist() == [row == 1 for row in range(tokens)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("tokens", [3, 17])
+def test_a_residual_may_have_a_gate(dtype: torch.dtype, tokens: int) -> None:
+    weight, x = plain_experts(5, 9, 14, dtype), Act(randn(tokens, 14, seed=1, dtype=dtype))
+    routing, residual, gate = routed(tokens, 5, 2), randn(tokens, 14, seed=6, dtype=dtype), gates_of(tokens)
+    out, scratch = run_with_scratch(x, weight, routing, dtype, residual, gate)
+    expected = experts64(kept64(scratch.hidden, 2), weight, routing) + gated64(residual, gate)
+    assert relative_error(out, expected) <= 2 * TOLERANCE[dtype]
 
 
 def test_all_tokens_to_one_expert_and_none_to_the_others() -> None:

@@ -1,4 +1,4 @@
-"""``gated_norm`` and ``sigmoid_mul`` in every form against float64 formulas."""
+"""``gated_norm``, ``sigmoid_mul``, ``gelu_mul`` and ``head_norm_add`` in every form against float64 formulas."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from app.kernels.gated_norm import gated_norm
+from app.kernels.gelu_mul import gelu_mul
+from app.kernels.head_norm_add import head_norm_add
 from app.kernels.sigmoid_mul import sigmoid_mul
 from app.kernels.types import Act
 from tests.kernels.delta import IMPLEMENTATIONS, running
@@ -56,6 +58,19 @@ def norm64(x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
     return gated
 
 
+def gelu64(gate: Tensor, x: Tensor) -> Tensor:
+    z = gate.double()
+    gated: Tensor = z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))) * x.double()
+    return gated
+
+
+def head_norm_add64(x: Tensor, weight: Tensor, addend: Tensor, eps: float, scale: float) -> Tensor:
+    heads = x.double().unflatten(1, (-1, weight.numel()))
+    normed = heads / (heads.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+    added: Tensor = (normed.flatten(1) + addend.double()) * scale
+    return added
+
+
 def sigmoid64(x: Tensor, gate: Tensor) -> Tensor:
     return x.double() / (1 + (-gate.double()).exp())
 
@@ -66,10 +81,15 @@ def sigmoid64(x: Tensor, gate: Tensor) -> Tensor:
 def test_against_fp64(implementation: str, dtype: torch.dtype, tokens: int, heads: int, width: int) -> None:
     x, gate = randn(tokens, heads * width, seed=1, dtype=dtype), gate_of(tokens, heads * width, dtype)
     weight = randn(width, seed=2)
-    normed, gated = (poisoned_act(tokens, heads * width, dtype) for _ in range(2))
+    normed, gated, by_gelu = (poisoned_act(tokens, heads * width, dtype) for _ in range(3))
     gated_norm(x, weight, gate, 1e-5, normed)
     sigmoid_mul(x, gate, gated)
+    gelu_mul(x, gate, by_gelu)
+    added, addend = poisoned(tokens, heads * width, dtype=dtype), randn(tokens, heads * width, seed=7, dtype=dtype)
+    head_norm_add(x, weight, addend, added, eps=0.3, scale=0.7)
     if tokens:
+        assert relative_error(by_gelu.values, gelu64(x, gate)) < TOLERANCE[dtype]
+        assert relative_error(added, head_norm_add64(x, weight, addend, 0.3, 0.7)) < TOLERANCE[dtype]
         assert relative_error(normed.values, norm64(x, weight, gate, 1e-5)) < TOLERANCE[dtype]
         assert relative_error(gated.values, sigmoid64(x, gate)) < TOLERANCE[dtype]
 
@@ -79,10 +99,12 @@ def test_int8_is_the_rounded_result(implementation: str, heads: int, width: int)
     x, gate = randn(7, heads * width, seed=1), gate_of(7, heads * width, torch.float32)
     x[3] = 0
     weight = randn(width, seed=2)
-    normed, gated = (int8_act(implementation, 7, heads * width) for _ in range(2))
+    normed, gated, by_gelu = (int8_act(implementation, 7, heads * width) for _ in range(3))
     gated_norm(x, weight, gate, 1e-5, normed)
     sigmoid_mul(x, gate, gated)
-    for out, expected in ((normed, norm64(x, weight, gate, 1e-5)), (gated, sigmoid64(x, gate))):
+    gelu_mul(x, gate, by_gelu)
+    both = (normed, norm64(x, weight, gate, 1e-5)), (gated, sigmoid64(x, gate))
+    for out, expected in (*both, (by_gelu, gelu64(x, gate))):
         assert ((dequantize(out) - expected).abs() <= 0.5001 * steps(out) + 1e-6).all()
         assert out.values[3].eq(0).all()
 
@@ -90,6 +112,8 @@ def test_int8_is_the_rounded_result(implementation: str, heads: int, width: int)
 def test_a_scale_a_token_is_not_for_native_kernels(implementation: str) -> None:
     x, gate, weight = randn(3, 130), gate_of(3, 130, torch.float32), randn(65, seed=1)
     out = Act(poisoned(3, 130, dtype=torch.int8), poisoned(3, 1))
+    gelu_mul(x, gate, out)
+    assert relative_error(dequantize(out), gelu64(x, gate)) < INT8_TOLERANCE
     gated_norm(x, weight, gate, 1e-6, out)
     assert relative_error(dequantize(out), norm64(x, weight, gate, 1e-6)) < INT8_TOLERANCE
     if implementation == "triton":
@@ -117,6 +141,12 @@ def test_rows_do_not_see_each_other(implementation: str) -> None:
     gated_norm(x, weight, gate, 1e-6, whole)
     gated_norm(x[3:4], weight, gate[3:4], 1e-6, alone)
     assert torch.equal(whole.values[3:4], alone.values)
+    gelu_mul(x, gate, whole)
+    gelu_mul(x[3:4], gate[3:4], alone)
+    assert torch.equal(whole.values[3:4], alone.values)
+    head_norm_add(x, weight, x, whole.values, eps=1e-6, scale=0.5)
+    head_norm_add(x[3:4], weight, x[3:4], alone.values, eps=1e-6, scale=0.5)
+    assert torch.equal(whole.values[3:4], alone.values)
 
 
 def test_the_output_may_be_the_input() -> None:
@@ -124,6 +154,13 @@ def test_the_output_may_be_the_input() -> None:
     expected = sigmoid64(x, gate)
     sigmoid_mul(x, gate, Act(x))
     assert relative_error(x, expected) < 1e-6
+    expected = gelu64(x, gate)
+    gelu_mul(x, gate, Act(x))
+    assert relative_error(x, expected) < 1e-6
+    weight, addend = randn(32, seed=1), randn(5, 96, seed=2)
+    expected = head_norm_add64(x, weight, addend, 1e-6, 0.5)
+    head_norm_add(x, weight, addend, addend, eps=1e-6, scale=0.5)
+    assert relative_error(addend, expected) < 1e-6
 
 
 def test_agrees_with_transformers(implementation: str) -> None:
@@ -143,5 +180,11 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         gated_norm(x, torch.ones(6), randn(12, 2).t(), 1e-6, out)
     with pytest.raises(ValueError, match=r"gate is torch.bfloat16"):
         sigmoid_mul(x, gate.bfloat16(), out)
+    with pytest.raises(ValueError, match=r"gelu_mul: x has shape"):
+        gelu_mul(x, gate[:, :11], out)
+    with pytest.raises(ValueError, match="head_norm_add: x has 12 columns, expected heads of 5"):
+        head_norm_add(x, torch.ones(5), x, x, eps=0.0, scale=1.0)
+    with pytest.raises(ValueError, match=r"head_norm_add: addend is torch\.bfloat16"):
+        head_norm_add(x, torch.ones(6), gate.bfloat16(), x, eps=0.0, scale=1.0)
     with pytest.raises(ValueError, match="sigmoid_mul: out has shape"):
         sigmoid_mul(x, gate, poisoned_act(2, 11))

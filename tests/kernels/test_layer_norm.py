@@ -24,10 +24,11 @@ pytestmark = pytest.mark.usefixtures("form")
 WIDTHS = [1, 7, 63, 576, 1000]
 
 
-def norm64(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def norm64(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     x = x.double()
     x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double() + bias.double()
+    normed = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+    return normed if bias is None else normed + bias.double()
 
 
 def weights(width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,16 @@ def test_adds_into_the_residual_and_norms_the_sum(dtype: torch.dtype, width: int
     layer_norm(x, weight, bias, 1e-5, out, residual=residual)
     assert torch.equal(residual, total)
     assert relative_error(out.values, norm64(total, weight, bias)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [63, 576])
+def test_without_a_bias(dtype: torch.dtype, width: int) -> None:
+    x, residual, weight = randn(5, width, seed=1, dtype=dtype), randn(5, width, seed=2, dtype=dtype), weights(width)[0]
+    total, out = (x.double() + residual.double()).to(dtype), poisoned_act(5, width, dtype)
+    layer_norm(x, weight, None, 1e-5, out, residual=residual)
+    assert torch.equal(residual, total)
+    assert relative_error(out.values, norm64(total, weight, None)) < TOLERANCE[dtype]
 
 
 def test_a_large_mean_costs_no_digits() -> None:

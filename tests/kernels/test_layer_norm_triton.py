@@ -30,6 +30,12 @@ def test_the_residual_stream_is_rounded_once_and_normed_as_stored(dtype: torch.d
     assert relative_error(out.values, norm64(expected, weight, bias)) <= TOLERANCE[dtype]
 
 
+def test_without_a_bias() -> None:
+    x, weight, out = randn(4, 63), weights(63)[0], poisoned_act(4, 63)
+    layer_norm(x, weight, None, 1e-5, out)
+    assert relative_error(out.values, norm64(x, weight, None)) <= TOLERANCE[torch.float32]
+
+
 def test_int8_has_a_scale_a_token() -> None:
     x, (weight, bias) = randn(4, 200) * torch.tensor([1.0, 100.0, 0.0, 1e-3])[:, None], weights(200)
     out = Act(poisoned(4, 200, dtype=torch.int8), poisoned(4, 1))

@@ -8,17 +8,22 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from app.contract.request import SamplingParams
 from app.kernels import dispatch
+from app.kernels.add_norm import add_norm
 from app.kernels.dispatch import Call
 from app.kernels.embed import embed
+from app.kernels.gelu_mul import gelu_mul
+from app.kernels.head_norm_add import head_norm_add
 from app.kernels.layer_norm import layer_norm
 from app.kernels.linear import Activation, linear
 from app.kernels.linear.pack import new_packed_weight, pack_rows
@@ -27,11 +32,16 @@ from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
 from app.kernels.norm_add_norm import norm_add_norm
 from app.kernels.paged_attention import paged_attention
+from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from app.kernels.scale_logits import scale_logits
 from app.kernels.types import Act, StepArena
-from app.layers.config import ExpertsConfig
+from app.layers.config import ClampedSwiglu, ExpertsConfig, GroupsConfig, LatentConfig, Rope
 from app.layers.experts import Experts
+from app.layers.latent_attention import LatentAttention
+from app.layers.rotary import rope_table
 from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
+from tests.kernels.latents import latent_sequences
 from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
@@ -49,6 +59,7 @@ def restored() -> Iterator[None]:
     dispatch.configure(*before)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
 def test_objects_of_an_instruction_set_share_nothing_but_their_kinds(tmp_path: Path) -> None:
@@ -163,6 +174,8 @@ def run_ops_of_other_models() -> None:
     """The ops, and the ways through ops, that a Llama does not take."""
     x, weight, out = randn(3, 70), randn(70, seed=1), poisoned_act(3, 70, torch.int8)
     norm_add_norm(x, weight, randn(3, 70, seed=2), weight, 1e-6, out)
+    norm_add_norm(x, weight, randn(3, 70, seed=2), None, 1e-6, out)
+    add_norm(x, None, 0.0, out)
     layer_norm(x, weight, weight, 1e-6, out, residual=randn(3, 70, seed=2))
     ids, table = torch.tensor([4, 1]), randn(5, 70, dtype=torch.bfloat16)
     embed(ids, table, poisoned(2, 70), scale=3.0, positions_T=ids, position_table_PD=table)
@@ -171,9 +184,47 @@ def run_ops_of_other_models() -> None:
         pack_rows(packed_weight, 0, randn(70, 32))
         product = poisoned_act(3, 35 if activation.gated else 70)
         linear(Act(randn(3, 32, dtype=torch.bfloat16)), packed_weight, product, activation=activation)
+    scale_logits(randn(2, 70), scale=0.5, softcap=3.0)
+    gelu_mul(x, randn(3, 70, seed=2), out)
+    norm_add_norm(x, weight, randn(3, 70, seed=2), weight, 1e-6, out, factor=torch.tensor([0.5]))
+    head_norm_add(x, randn(14), randn(3, 70, seed=2), poisoned(3, 70), eps=1e-6, scale=0.7)
     pages, q = make_pages([20, 5], dtype=torch.int8), randn(3, 9, 64)
+    qkv, slots, queries = randn(2, 9 * 64), torch.tensor([7, 3]), poisoned(2, 3, 64)
+    norms: dict[str, Any] = {"q_norm": randn(3 * 64), "k_norm": randn(3 * 64), "q_scale_P": randn(5)}
+    qk_norm_rope_kv_write(qkv, torch.tensor([4, 0]), None, packed(pages.kv), slots, queries, **norms)
     how: dict[str, Any] = {"scale": 0.1, "softcap": 2.0, "sinks": torch.zeros(9)}
     paged_attention(q, packed(pages.kv), pages.metadata([2, 1]), poisoned_act(3, 576), **how)
+
+
+def run_latents() -> None:
+    """Attention over latents of two rows, by itself."""
+    config = LatentConfig(
+        num_heads=5,
+        q_rank=None,
+        kv_rank=40,
+        nope_dim=12,
+        rope_dim=10,
+        v_dim=12,
+        scale=0.2,
+        rope=Rope(theta=100.0, width=10),
+        interleaved=True,
+        norm_eps=1e-6,
+    )
+    placement = Placement(torch.float32, torch.device("cpu"), WeightFormat.PACKED_INT8)
+    rope = rope_table(config.rope, 100, placement.device)
+    layer = LatentAttention(config, 72, rope_PR=rope, placement=placement)
+    for seed, destination in enumerate(layer.destinations("").values()):
+        destination.copy_(randn(*destination.shape, seed=seed) / 8)
+    sequences = latent_sequences([70, 20], config.width, dtype=torch.bfloat16)
+    meta = replace(sequences.metadata([1, 6], heads=5, rank=40), slot_mapping=torch.arange(7), split_workspace=None)
+    arena = StepArena(7, placement.device)
+    arena.begin(7)
+    buffers = layer.layout.take(arena)
+    buffers.x.values.copy_(randn(7, 72))
+    assert buffers.x.scale is not None
+    buffers.x.scale.fill_(0.1)
+    sequences.pages.values.nan_to_num_()
+    layer(buffers, Act(torch.empty(7, 72)), torch.arange(7), sequences.pages, meta)
 
 
 FORMATS = {
@@ -182,15 +233,39 @@ FORMATS = {
 }
 
 
+SILU_EXPERTS = ExpertsConfig(count=5, chosen=2, width=36)
+CLAMPED_EXPERTS = msgspec.structs.replace(
+    SILU_EXPERTS, activation=ClampedSwiglu(alpha=2.0, limit=1.0), bias=True, router_bias=True
+)
+
+
 def run_experts(weight_format: WeightFormat) -> None:
-    """A layer of experts over a few tokens, by itself."""
+    """Layers of experts over a few tokens, by themselves: by the plain rule, with biases and a clamped gate, and by a
+    rule that has all there is."""
     int8 = weight_format is WeightFormat.PACKED_INT8
     dtype = torch.float32 if int8 else torch.bfloat16
     placement = Placement(dtype, torch.device("cpu"), weight_format)
-    layer = Experts(ExpertsConfig(count=5, chosen=2, width=36), 72, placement=placement)
+    grouped = ExpertsConfig(
+        count=12,
+        chosen=3,
+        width=36,
+        scoring="sigmoid" if int8 else "softmax",
+        scale=2.5,
+        least_sum=0.1,
+        sum_offset=0.1,
+        correction=True,
+        groups=GroupsConfig(count=4, chosen=2, best=2),
+        shared_width=68,
+        shared_gate=True,
+    )
+    for config in (SILU_EXPERTS, CLAMPED_EXPERTS, grouped):
+        call_experts(Experts(config, 72, placement=placement), dtype)
+
+
+def call_experts(layer: Experts, dtype: torch.dtype) -> None:
     for seed, destination in enumerate(layer.destinations("").values()):
         destination.copy_(randn(*destination.shape, seed=seed) / 8)
-    arena = StepArena(9, placement.device)
+    arena = StepArena(9, torch.device("cpu"))
     arena.begin(9)
     buffers = layer.layout.take(arena)
     buffers.x.values.copy_(randn(9, 72))
@@ -220,6 +295,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     run(runner, requests, 4, chunk=29)
     run_ops_of_other_models()
     run_experts(WeightFormat.PACKED_INT8 if name == "int8" else WeightFormat.PACKED_BF16)
+    run_latents()
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"
     subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)
@@ -237,5 +313,6 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
             offset += size
         assert offset == len(left)
     other_models = {"causal_conv", "gated_delta", "gated_norm", "packed_attention", "pool", "sigmoid_mul"}
-    unused = {"int8": {"gather"}, "bfloat16": {"quantize"}}
+    other_models |= {"gated_conv", "selective_scan", "silu_gate"}
+    unused = {"int8": {"gather"}, "bfloat16": set[str]()}
     assert set(ARGS) - tape.names == unused[name] | other_models

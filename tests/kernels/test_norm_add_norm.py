@@ -37,12 +37,21 @@ def operands(
 
 
 def check(
-    tokens: int, width: int, dtype: torch.dtype, weight_dtype: torch.dtype, out_dtype: torch.dtype | None = None
+    tokens: int,
+    width: int,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    out_dtype: torch.dtype | None = None,
+    factor: float | None = None,
 ) -> None:
     x, x_weight, stream, weight = operands(tokens, width, dtype, weight_dtype)
     before, total = x.clone(), stream.double() + norm64(x, x_weight)
     out = poisoned_act(tokens, width, out_dtype or dtype)
-    norm_add_norm(x, x_weight, stream, weight, 1e-6, out)
+    if factor is None:
+        norm_add_norm(x, x_weight, stream, weight, 1e-6, out)
+    else:
+        total *= factor
+        norm_add_norm(x, x_weight, stream, weight, 1e-6, out, factor=torch.tensor([factor]))
     assert torch.equal(x, before)
     if tokens:
         # Rounded once: half a unit in the last place.
@@ -56,6 +65,12 @@ def check(
 @pytest.mark.parametrize("width", [1, 7, 63, 640, 1000])
 def test_norms_adds_and_norms(dtype: torch.dtype, weight_dtype: torch.dtype, tokens: int, width: int) -> None:
     check(tokens, width, dtype, weight_dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [7, 640])
+def test_a_factor_on_the_sum(dtype: torch.dtype, width: int) -> None:
+    check(5, width, dtype, torch.float32, factor=0.375)
 
 
 def test_output_of_another_dtype() -> None:
@@ -108,5 +123,7 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         norm_add_norm(x, x_weight, stream, weight.bfloat16(), 1e-6, poisoned_act(3, 8))
     with pytest.raises(ValueError, match=r"norm_add_norm: residual is torch.bfloat16"):
         norm_add_norm(x, x_weight, stream.bfloat16(), weight, 1e-6, poisoned_act(3, 8))
+    with pytest.raises(ValueError, match=r"norm_add_norm: factor has shape \[2\]"):
+        norm_add_norm(x, x_weight, stream, weight, 1e-6, poisoned_act(3, 8), factor=torch.ones(2))
     with pytest.raises(ValueError, match="norm_add_norm: out has shape"):
         norm_add_norm(x, x_weight, stream, weight, 1e-6, poisoned_act(2, 8))

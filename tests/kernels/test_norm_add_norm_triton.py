@@ -23,6 +23,10 @@ def test_weights_of_fp32_norm_rows_of_bf16() -> None:
     check(3, 63, torch.bfloat16, torch.float32)
 
 
+def test_a_factor_on_the_sum() -> None:
+    check(3, 63, torch.float32, torch.float32, factor=0.375)
+
+
 def test_int8_has_a_scale_a_token() -> None:
     x, x_weight, stream, weight = operands(4, 200, torch.float32)
     x[2], stream[2] = 0, 0

@@ -54,7 +54,7 @@ def until(pages: Pages, end: int, row: int = 0) -> Pages:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "width"), [(9, 3, 64), (32, 8, 128), (8, 8, 80), (6, 1, 96), (4, 1, 256)]
+    ("heads", "kv_heads", "width"), [(9, 3, 64), (32, 8, 128), (8, 8, 80), (6, 1, 96), (4, 1, 256), (2, 1, 512)]
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("window", [None, 21])

@@ -98,7 +98,7 @@ def test_int8_keys_lose_nothing_to_16_bit_queries() -> None:
     assert relative_error(actual, expected) <= TOLERANCE[torch.float16]
 
 
-@pytest.mark.parametrize("width", [16, 80, 96, 128, 256])
+@pytest.mark.parametrize("width", [16, 80, 96, 128, 256, 512])
 def test_head_widths(width: int) -> None:
     check([40, 20], [1, 20], width=width, heads=(2, 1))
 
@@ -125,8 +125,8 @@ def test_sequences_beyond_the_most_splits() -> None:
     ("query", "page", "window", "softcap", "sunk"),
     [
         (torch.float32, torch.float32, None, None, False),
-        (torch.float32, torch.int8, None, None, False),
-        (torch.bfloat16, torch.int8, None, None, False),
+        pytest.param(torch.float32, torch.int8, None, None, False, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, torch.int8, None, None, False, marks=pytest.mark.slow),
         (torch.float32, torch.int8, 300, None, False),
         (torch.bfloat16, torch.int8, None, 3.0, True),
     ],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from app.kernels.qk_norm_rope_kv_write.preparation import Preparation
 from app.kernels.qk_norm_rope_kv_write.reference import qk_norm_rope_kv_write_reference
 from app.kernels.types import LayerKVCache
 from tests.kernels.test_qk_norm_rope_kv_write import (
@@ -90,9 +91,8 @@ def test_int8_values_are_those_of_the_scale_as_stored() -> None:
     positions, slots = torch.zeros(6, dtype=torch.int64), torch.tensor(SLOTS)
     # At position 0 nothing is turned: the same fp32 values are quantised.
     qk_norm_rope_kv_write(qkv, positions, rope_table(32), cache, slots, poisoned(6, 3, 32))
-    qk_norm_rope_kv_write_reference(
-        qkv, positions, rope_table(32), expected, slots, poisoned(6, 3, 32), None, None, 1e-6
-    )
+    how = Preparation(rope_table(32), None, None, 1e-6, None)
+    qk_norm_rope_kv_write_reference(qkv, positions, expected, slots, poisoned(6, 3, 32), how)
     assert expected.scale is not None
     assert cache.scale is not None
     for slot in SLOTS:

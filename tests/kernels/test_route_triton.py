@@ -6,20 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.kernels.route import Scoring, route
+from app.kernels.route import RoutingRule, Scoring, route
 from app.kernels.route.reference import route_reference
 from app.kernels.types import Routing
-from tests.kernels.mixture import empty_routing
-from tests.kernels.util import randn
+from tests.kernels.mixture import RULES, bias_of, empty_routing
+from tests.kernels.util import poisoned, randn
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def both(logits: Tensor, chosen: int, scoring: Scoring, *, normalise: bool) -> tuple[Routing, Routing]:
+    return by_rule(logits, chosen, RoutingRule(scoring=scoring, normalise=normalise), None)
+
+
+def by_rule(
+    logits: Tensor, chosen: int, rule: RoutingRule, bias: Tensor | None, factor: Tensor | None = None
+) -> tuple[Routing, Routing]:
     tokens, count = logits.shape
     triton, reference = (empty_routing(tokens, count, chosen) for _ in range(2))
-    route(logits, triton, scoring=scoring, normalise=normalise)
-    route_reference(logits, reference, scoring.value, normalise)
+    route(logits, triton, rule, bias_X=bias, factor_X=factor)
+    route_reference(logits, reference, rule, bias, factor)
     return triton, reference
 
 
@@ -32,6 +38,36 @@ def test_is_what_the_reference_gives(scoring: Scoring, normalise: bool, tokens: 
     torch.testing.assert_close(triton.weights, reference.weights, rtol=1e-5, atol=1e-7)
     assert triton.slots.equal(reference.slots)
     assert triton.offsets.equal(reference.offsets)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("tokens", "experts", "chosen"), [(3, 8, 2), (9, 24, 5)])
+def test_every_rule_is_the_references(
+    rule: RoutingRule, with_bias: bool, tokens: int, experts: int, chosen: int
+) -> None:
+    wide = poisoned(tokens, experts + 1)
+    wide[:, :experts] = 3 * randn(tokens, experts)
+    triton, reference = by_rule(wide[:, :experts], chosen, rule, bias_of(experts) if with_bias else None)
+    assert triton.experts.equal(reference.experts)
+    torch.testing.assert_close(triton.weights, reference.weights, rtol=1e-5, atol=1e-7)
+    assert triton.slots.equal(reference.slots)
+
+
+def test_each_experts_factor_is_on_its_weights() -> None:
+    triton, reference = by_rule(3 * randn(9, 24), 5, RoutingRule(normalise=True), None, randn(24, seed=3))
+    assert triton.experts.equal(reference.experts)
+    torch.testing.assert_close(triton.weights, reference.weights, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_no_number_is_chosen_first_in_groups_too() -> None:
+    logits = randn(3, 8)
+    logits[1, 6] = float("nan")
+    for rule in RULES:
+        triton, reference = by_rule(logits, 3, rule, None)
+        assert triton.experts[[0, 2]].equal(reference.experts[[0, 2]])
+        assert triton.weights.isnan().all(dim=1).tolist() == [False, True, False]
+        assert (triton.experts[1].sort().values.diff() > 0).all()
 
 
 def test_groups_more_slots_than_a_block() -> None:
@@ -51,5 +87,5 @@ def test_equal_logits_and_what_is_no_number() -> None:
 
 def test_no_tokens_are_no_launch() -> None:
     routing = empty_routing(0, 4, 2)
-    route(randn(0, 4), routing, scoring=Scoring.SOFTMAX, normalise=True)
+    route(randn(0, 4), routing, RoutingRule(normalise=True))
     assert routing.offsets.eq(99).all()

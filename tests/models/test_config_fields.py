@@ -5,41 +5,47 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from app.models.architectures import ARCHITECTURES, parse_config
 from app.models.config import ConfigError
 from app.models.config_fields import NEUTRAL, is_neutral
-from app.models.gemma3 import config as gemma3
-from app.models.gpt2 import config as gpt2
-from app.models.qwen3_next import config as qwen3_next
-from app.models.qwen3moe import config as qwen3moe
 from app.models.reading import FIELDS_READ
 from tests.models.checkpoints import checkpoint, expected_logprobs, served_logprobs
 from tests.models.test_config import GPT2, LLAMA_3_1, MISTRAL_7B, QWEN2_5, QWEN3, SMOLLM2, windows_of
+from tests.models.tiny import VARIANTS, family_of
 from tests.runner.driver import runner_of
 
-EXPERTS = frozenset(
-    ("moe_intermediate_size", "num_experts_per_tok", "shared_expert_intermediate_size", "norm_topk_prob")
-)
-"""Of a mixture, where there is one: that is refused by the number of its experts."""
-FAMILIES = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), FIELDS_READ),
-    "qwen3_next": qwen3_next.FIELDS | EXPERTS,
-    "qwen3_5": qwen3_next.FIELDS,
-    "gemma3": gemma3.FIELDS_READ,
-    "gpt2": gpt2.FIELDS_READ,
-    "qwen3_moe": qwen3moe.FIELDS_READ,
-}
-"""transformers' name -> the fields that are read here."""
-TEXT_OF = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text"}
-"""transformers' config of the decoder, of a family that has one for more."""
+
+@dataclass(frozen=True)
+class Family:
+    """transformers' decoder of a tiny model's family."""
+
+    config: type[PreTrainedConfig]
+    read: frozenset[str]
+    """Fields that are read here: ``FIELDS_READ`` of the family's ``config``, or of all where it has no more."""
+
+
+def families() -> dict[str, Family]:
+    """transformers' name of each family that has a tiny model -> the family."""
+    found = {}
+    for config, _ in VARIANTS.values():
+        name = config.__module__.split(".")[-2]
+        own = getattr(import_module(f"{family_of(config).module}.config"), "FIELDS_READ", FIELDS_READ)
+        found[name] = Family(config, own)
+    return found
+
+
+FAMILIES = families()
 SHARED = ("modeling_rope_utils", "masking_utils")
 PACKAGE = Path(transformers.__file__).parent
 
@@ -49,15 +55,20 @@ HARMLESS = {
     "initializer_range": "of training",
     "pad_token_id": "the embedding row that training leaves alone",
     "use_cache": "of the caller",
+    "num_logits_to_keep": "of the caller",
     "get_text_config": "a method",
     "standardize_rope_params": "a method",
     "validate_rope": "a method",
     "default_theta": "of the class",
     "output_router_logits": "of training, likewise the loss of the router",
     "router_aux_loss_coef": "of training",
+    "router_jitter_noise": "of training",
     "attn_pdrop": "of training, likewise the other dropouts",
     "embd_pdrop": "of training",
     "resid_pdrop": "of training",
+    "residual_dropout": "of training",
+    "embedding_dropout": "of training",
+    "is_decoder": "of the caller",
     **dict.fromkeys(("num_labels", "problem_type", "classifier_dropout", "hidden_dropout"), "of classifiers"),
     "summary_activation": "of a second head, likewise the rest of the summary",
     "summary_first_dropout": "of a second head",
@@ -68,6 +79,10 @@ HARMLESS = {
     "vision_config": "of what sees images, like the next two",
     "image_token_id": "",
     "mm_tokens_per_image": "",
+    "qk_head_dim": "the sum of two that are read",
+    "num_mtp_layers": "of layers that draft tokens",
+    "num_nextn_predict_layers": "likewise",
+    "kv_sharing_modes": "made of fields that are read",
 }
 """Read by transformers' models or declared by their configs, without any effect on the numbers."""
 DECLARED_HARMLESS = {
@@ -104,13 +119,14 @@ def family_source(family: str) -> str:
     return (PACKAGE / "models" / family / f"modeling_{family}.py").read_text()
 
 
+_SEES = "Vision|Audio|Multimodal|Clippable|PreTrained|Qwen3_5(Moe)?Model|Gemma4Model|ForConditional"
+
+
 def text_source(family: str) -> str:
-    """Without the classes of what sees images, which have configs of their own."""
+    """Without the classes of what sees images or hears, which have configs of their own, and how weights begin."""
     tree = ast.parse(family_source(family))
     return "\n".join(
-        ast.unparse(node)
-        for node in tree.body
-        if not (isinstance(node, ast.ClassDef) and re.search("Vision|Qwen3_5Model|ForConditional", node.name))
+        ast.unparse(node) for node in tree.body if not (isinstance(node, ast.ClassDef) and re.search(_SEES, node.name))
     )
 
 
@@ -125,7 +141,7 @@ def test_what_a_familys_model_reads_is_read_here_or_harmless(family: str) -> Non
     read = fields_of(text_source(family))
     assert "hidden_size" in read
     assert "rope_parameters" in read or family == "gpt2"
-    assert unknown(read, FAMILIES[family]) == set()
+    assert unknown(read, FAMILIES[family].read) == set()
 
 
 @pytest.mark.parametrize("module", SHARED)
@@ -137,10 +153,15 @@ def test_what_its_masks_and_angles_read_is_read_here_or_harmless(module: str) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_familys_config_declares_is_read_here_or_harmless(family: str) -> None:
-    config = transformers.AutoConfig.for_model(TEXT_OF.get(family, family))
+    config = FAMILIES[family].config()
     declared = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
     assert "hidden_size" in declared
-    assert unknown(declared, FAMILIES[family]) - DECLARED_HARMLESS == set()
+    assert unknown(declared, FAMILIES[family].read) - DECLARED_HARMLESS == set()
+
+
+def test_every_family_that_is_served_has_a_tiny_model() -> None:
+    tiny = {family_of(config).module for config, _ in VARIANTS.values()}
+    assert {row.module for row in ARCHITECTURES if row.generates} == tiny
 
 
 def test_factors_and_caps_of_all_other_decoders_are_refused() -> None:
@@ -244,11 +265,19 @@ def test_fields_that_a_family_does_not_read_change_nothing() -> None:
     assert parse_config(windowless) == parse_config(SMOLLM2)
 
 
-CONFIG_OF = dict.fromkeys(("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), "Qwen3_5TextConfig")
+CONFIG_OF = {
+    **dict.fromkeys(("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), "Qwen3_5TextConfig"),
+    **dict.fromkeys(("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"), "Qwen3_5MoeTextConfig"),
+}
+ELSEWHERE = ("gemma3", "gemma4", "deepseek", "minicpm3", "granitemoehybrid", "falcon_h1")
+"""Families whose own tests say what their absent fields are."""
+CONFIG_OF["Mistral3ForConditionalGeneration"] = "MistralConfig"
+CONFIG_OF["Lfm2VlForConditionalGeneration"] = "Lfm2Config"
 
 
 @pytest.mark.parametrize(
-    "architecture", [name for row in ARCHITECTURES for name in row.hf if row.module != "app.models.gemma3"]
+    "architecture",
+    [name for row in ARCHITECTURES for name in row.hf if row.module.removeprefix("app.models.") not in ELSEWHERE],
 )
 def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -> None:
     default = re.sub("(ForCausalLM|LMHeadModel)$", "Config", architecture)
@@ -262,14 +291,15 @@ def test_absent_fields_are_what_transformers_takes_them_for(architecture: str) -
         "num_hidden_layers": 30,
         "vocab_size": 128,
     }
-    if architecture == "Qwen3NextForCausalLM":
-        given["num_experts"] = 0
     theirs, ours = theirs_of(**given), parse_config(given)
     attention = ours.attentions[0]
     assert attention.num_kv_heads == getattr(theirs, "num_key_value_heads", 32)
     assert attention.head_dim == (getattr(theirs, "head_dim", None) or 128)
-    assert ours.norm_eps == getattr(theirs, "rms_norm_eps", None) or theirs.layer_norm_epsilon
+    epsilons = ("norm_eps", "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
+    assert ours.norm_eps == next(getattr(theirs, name) for name in epsilons if hasattr(theirs, name))
     rope = getattr(theirs, "rope_parameters", None)
+    if rope and isinstance(next(iter(rope.values())), dict):  # by type of layer
+        rope = rope[theirs.layer_types[0]]
     assert (attention.rope and attention.rope.theta) == (rope and rope["rope_theta"])
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     sliding = getattr(theirs, "sliding_window", None)
@@ -300,6 +330,14 @@ BY_LAYER = ["full_attention", "sliding_attention", "attention"]
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("gpt2", {"reorder_and_upcast_attn": True, "n_ctx": 64, "num_key_value_heads": 2, "attn_pdrop": 0.5}),
         ("gpt2_scales", {"activation_function": "gelu_new", "layer_norm_epsilon": 0.5}),
+        ("gpt_neox", {"rope_parameters": None, "rotary_pct": 0.5, "rotary_emb_base": 500}),
+        ("gpt_neox", {"hidden_act": "gelu_fast", "layer_norm_eps": 0.5}),
+        ("gpt_neox", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        ("starcoder2", {"hidden_act": "gelu", "sliding_window": 24, "norm_epsilon": 0.5}),
+        ("phi3_short", {"sliding_window": None, "rope_parameters": None}),
+        ("phi3", {"original_max_position_embeddings": 256}),
+        ("cohere2", {"layer_types": None, "sliding_window_pattern": 3, "logit_scale": 2.0}),
+        ("cohere", {"sliding_window": 24, "layer_norm_eps": 0.5}),
     ],
 )
 def test_edited_configs_mean_the_same_to_both(tmp_path: Path, variant: str, config: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,8 +19,9 @@ from app.checkpoints.loader import load_weights
 from app.kernels.types import StepArena
 from app.layers.blocks import SelfAttention
 from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, Rope
-from app.models.decoder import DecoderLayer, DecoderStack, Parts
+from app.models.decoder import DecoderLayer, DecoderStack, ParallelLayer
 from app.models.names import DecoderNames
+from app.models.parts import Parts
 from app.quant.destination import Destination, Interleaved, Transposed
 from app.quant.placement import Placement
 from tests.models.tiny import CONTEXT, CPU, PagedExecution
@@ -79,8 +81,8 @@ class FusedAttention(SelfAttention):
         }
 
 
-def build() -> DecoderStack:
-    parts = Parts(CONFIG, max_positions=CONTEXT, placement=Placement(torch.float32, CPU))
+def build(model: ModelConfig = CONFIG) -> DecoderStack:
+    parts = Parts(model, max_positions=CONTEXT, placement=Placement(torch.float32, CPU))
 
     def layer(config: LayerConfig) -> DecoderLayer:
         assert isinstance(config.mixer, AttentionConfig)
@@ -95,7 +97,7 @@ def build() -> DecoderStack:
             mlp_post_norm=parts.rms_norm(plus_one=True),
         )
 
-    layers = [layer(config) for config in CONFIG.layers]
+    layers = [layer(config) for config in model.layers]
     return DecoderStack(parts, NAMES, layers, final_norm=parts.rms_norm(plus_one=True))
 
 
@@ -161,6 +163,20 @@ def test_a_made_up_family_computes_what_plain_torch_does(tmp_path: Path) -> None
     torch.testing.assert_close(logits, expected(weights, tokens), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("scale", "softcap"), [(0.25, None), (1.0, 1.5), (0.25, 1.5)])
+def test_logits_are_scaled_and_then_capped(scale: float, softcap: float | None) -> None:
+    def logits(config: ModelConfig) -> Tensor:
+        model = build(config)
+        for seed, destination in enumerate(model.destinations().values()):
+            destination.copy_(torch.randn(*destination.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+        return PagedExecution(model, config).sequence([7 * i % V for i in range(20)], [20], range(2))
+
+    plain = logits(CONFIG)
+    expected = plain * scale if softcap is None else (plain * scale / softcap).tanh() * softcap
+    changed = msgspec.structs.replace(CONFIG, logit_scale=scale, logit_softcap=softcap)
+    torch.testing.assert_close(logits(changed), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_layers_of_one_layout_share_their_buffers() -> None:
     model = build()
     arena = StepArena(3, CPU)
@@ -169,6 +185,19 @@ def test_layers_of_one_layout_share_their_buffers() -> None:
     attention, mlps = D + (H + 2 * G) * E + 2 * H * E, [D + width for width in set(WIDTHS)]
     stream = 3 * D  # residual, what a sublayer makes, the final states
     assert arena.nbytes() == 3 * 4 * (stream + attention + sum(mlps))
+
+
+def test_nothing_is_normed_behind_the_parts_of_a_parallel_layer() -> None:
+    parts = Parts(CONFIG, max_positions=8, placement=Placement(torch.float32, CPU))
+    norm, config = parts.rms_norm(), CONFIG.layers[0]
+    with pytest.raises(ValueError, match="no norm behind"):
+        ParallelLayer(
+            mixer_norm=norm,
+            mixer=parts.attention(config.mixer),
+            mlp_norm=norm,
+            mlp=parts.mlp(config.mlp),
+            mlp_post_norm=parts.rms_norm(),
+        )
 
 
 def test_a_part_of_another_kind_is_an_error() -> None:

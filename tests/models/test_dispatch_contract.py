@@ -92,7 +92,8 @@ def strays_of(action: Callable[[], object]) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(
-    scope="module", params=["llama_biases", "mistral", "qwen3", "qwen2_sliding", "gpt2", "gemma3", "qwen3moe"]
+    scope="module",
+    params=["llama_biases", "mistral", "qwen3", "qwen2_sliding", "gpt2", "gemma3", "qwen3moe", "gpt_neox", "cohere2"],
 )
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     return runner_of(save(make_reference(request.param), tmp_path_factory.mktemp(request.param)))

@@ -119,7 +119,7 @@ def test_strict_mode_names_the_cause(options: dict[str, Any]) -> None:
     ("fields", "options"),
     [
         ({"head_dim": 20}, {}),
-        ({"head_dim": 272}, {}),
+        ({"head_dim": 528}, {}),
         ({"num_attention_heads": 129, "num_key_value_heads": 1}, {}),
         ({}, {"block_size": 8}),
     ],

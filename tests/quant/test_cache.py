@@ -17,7 +17,7 @@ from app.kernels.linear.pack import unpack
 from app.kernels.types import PackedExperts, PackedWeight
 from app.quant import cache as cache_module
 from app.quant.cache import PackedCache
-from app.quant.destination import Destination, Tee
+from app.quant.destination import Destination, Interleaved, Scaled, Tee
 from app.quant.placement import Placement, WeightFormat
 
 N, K = 70, 24
@@ -156,3 +156,32 @@ def test_a_process_that_writes_is_left_alone(source: Path) -> None:
     with FileLock(stored.path.with_suffix(".lock")):
         stored.save(Model(WeightFormat.PACKED_INT8).destinations)
     assert not stored.path.exists()
+
+
+def test_weights_of_a_config_with_another_factor_are_others(source: Path) -> None:
+    def destinations(factor: float | None, model: Model) -> dict[str, Destination]:
+        rows: list[Destination] = [model.layer.rows(0, N), model.layer.rows(N, 2 * N)]
+        if factor is not None:
+            rows[1] = Scaled(rows[1], factor)
+        return {"gate_up": Interleaved(rows)}
+
+    def model() -> Model:
+        return Model(WeightFormat.PACKED_INT8)
+
+    packed(source).save(destinations(0.5, model()))
+    assert packed(source).restore(destinations(0.5, model()))
+    assert not packed(source).restore(destinations(0.25, model()))
+    assert not packed(source).restore(destinations(None, model()))
+
+
+def test_weights_of_a_config_with_other_heads_are_others(source: Path) -> None:
+    """Whose fused rows, as many, go elsewhere."""
+
+    def destinations(heads: int) -> dict[str, Destination]:
+        layer = Model(WeightFormat.PACKED_INT8).layer
+        return {"gate_up": Interleaved([layer.rows(0, N), layer.rows(N, 2 * N)], heads)}
+
+    packed(source).save(destinations(7))
+    assert packed(source).restore(destinations(7))
+    assert not packed(source).restore(destinations(2))
+    assert not packed(source).restore(destinations(1))

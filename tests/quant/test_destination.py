@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.quant.destination import Extent, Interleaved, Part, View
+from app.quant.destination import Extent, Interleaved, Part, Scaled, View, pairs_apart
 from app.quant.placement import Placement, WeightFormat
 from tests.kernels.util import poisoned, randn
 
@@ -65,3 +65,35 @@ def test_a_view_is_kept_in_its_own_order() -> None:
     assert torch.equal(memory[:, 1:4], source[:, 0].t())
     assert memory[:, 0].isnan().all()
     assert memory[:, 4:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_tensor_is_rounded_once(dtype: torch.dtype) -> None:
+    source, kept = randn(5, 7, dtype=torch.bfloat16), poisoned(5, 7, dtype=dtype)
+    place = Scaled(kept, 0.22)
+    assert (tuple(place.shape), place.numel(), place.nbytes) == ((5, 7), 35, kept.nbytes)
+    place.copy_(source)
+    assert torch.equal(kept, (source.float() * 0.22).to(dtype))
+
+
+@pytest.mark.parametrize("width", [6, 8])
+@pytest.mark.parametrize("columns", [(), (3,)])
+def test_pairs_of_heads_are_put_apart(width: int, columns: tuple[int, ...]) -> None:
+    """Rotating neighbours and then putting them apart is putting apart and then rotating halves."""
+    heads, head_dim = 4, 8
+    source, kept = randn(heads * head_dim, *columns), poisoned(heads * head_dim, *columns)
+    pairs_apart(kept, head_dim, width).copy_(source)
+    for head in range(heads):
+        of_head, from_head = kept.unflatten(0, (heads, -1))[head], source.unflatten(0, (heads, -1))[head]
+        assert torch.equal(of_head[: width // 2], from_head[:width:2])
+        assert torch.equal(of_head[width // 2 : width], from_head[1:width:2])
+        assert torch.equal(of_head[width:], from_head[width:])
+
+
+def test_a_rank_puts_its_own_heads_apart() -> None:
+    source, whole, kept = randn(32, 3), poisoned(32, 3), poisoned(16, 3)
+    pairs_apart(whole, 8, 6).copy_(source)
+    place = pairs_apart(Part(kept, Extent(0, 16, 32), 32), 8, 6)
+    assert isinstance(place, Part), "no more than the rank's rows are read"
+    place.destination.copy_(place.extent.of(source))
+    assert torch.equal(kept, whole[16:])

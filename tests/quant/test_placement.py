@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,8 @@ def test_rows_are_quantised_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         quantized.append(x.shape[0])
         return quantize(x)
 
-    monkeypatch.setattr("app.quant.plain.quantize", counting)
-    monkeypatch.setattr("app.quant.plain._CHUNK_ELEMENTS", 5 * K + 1)
+    monkeypatch.setattr("app.quant.formats.int8.quantize", counting)
+    monkeypatch.setattr("app.quant.formats.int8._CHUNK_ELEMENTS", 5 * K + 1)
     pieces.rows(0, N).copy_(source)
     assert quantized == [5, 5, 2]
     assert all(map(torch.equal, dequantized(pieces), dequantized(whole)))
@@ -167,7 +168,10 @@ def test_a_gpu_keeps_the_values_of_an_int8_checkpoint(tmp_path: Path) -> None:
     original, config = model_of(make_reference("qwen3_biases"), tmp_path, W8A8)
     directory = tmp_path / "int8"
     directory.mkdir()
-    write_int8_checkpoint({}, sorted(tmp_path.glob("*.safetensors")), directory, progress=lambda _done, _total: None)
+    source = json.loads((tmp_path / "config.json").read_text())
+    write_int8_checkpoint(
+        source, sorted(tmp_path.glob("*.safetensors")), directory, progress=lambda _done, _total: None
+    )
     reloaded = filled(config, directory, W8A8)
     for ours, theirs in zip(original.layers, reloaded.layers, strict=True):
         for one, other in zip(linears_of(ours), linears_of(theirs), strict=True):

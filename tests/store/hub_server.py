@@ -21,10 +21,17 @@ class Hub:
 
     repos: dict[str, dict[str, bytes]]
     gated: set[str] = field(default_factory=set)
+    """Repositories to which access has to be granted."""
+    tokens: dict[str, set[str]] = field(default_factory=dict)
+    """Repositories to which each token gives access; other tokens are none."""
     downloaded: list[str] = field(default_factory=list)
-    """Paths of the files that were sent."""
+    """Paths of the files that were sent, or the rest of which was."""
+    resumed: list[int] = field(default_factory=list)
+    """Bytes that clients had already when they asked for the rest of a file."""
     break_after: int | None = None
-    """Bytes of a ``.safetensors`` file after which the connection is cut."""
+    """Bytes of a ``.safetensors`` file after which the connection is always cut."""
+    cuts: list[int] = field(default_factory=list)
+    """Likewise once each, in order."""
     endpoint: str = ""
 
 
@@ -73,8 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "EntryNotFound")
 
     def _refused(self, repo: str, revision: str) -> bool:
-        if repo in self.hub.gated:
-            self._fail(403, "GatedRepo")
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self.hub.tokens:
+            self._fail(401, "", "Invalid credentials in Authorization header")
+        elif repo in self.hub.gated and repo not in self.hub.tokens.get(token, ()):
+            self._fail(403 if token else 401, "GatedRepo")
         elif repo not in self.hub.repos:
             self._fail(404, "RepoNotFound")
         elif revision not in REVISIONS:
@@ -94,20 +104,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([{"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in files])
 
     def _file(self, repo: str, name: str) -> None:
-        data = self.hub.repos.get(repo, {}).get(name)
+        if self._refused(repo, "main"):
+            return
+        data = self.hub.repos[repo].get(name)
         if data is None:
-            return self._fail(404, "EntryNotFound")
-        self.send_response(200)
+            self._fail(404, "EntryNotFound")
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{_etag(data)}"')
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) - start))
+        if asked:
+            self.hub.resumed.append(start)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         if self.command == "GET":
             self.hub.downloaded.append(name)
-            cut = self.hub.break_after if name.endswith(".safetensors") else None
-            self.wfile.write(data[:cut])
+            cut = self._cut() if name.endswith(".safetensors") else None
+            self.wfile.write(data[start:cut])
             self.close_connection = cut is not None
-        return None
+
+    def _cut(self) -> int | None:
+        return self.hub.cuts.pop(0) if self.hub.cuts else self.hub.break_after
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()
@@ -117,10 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _fail(self, status: int, code: str) -> None:
+    def _fail(self, status: int, code: str, message: str = "refused") -> None:
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", f"refused: {code}")
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from app.store import ModelNotFound, SilentProgress, Store, StoreError, pull, resolve
-from tests.store.tiny import CONFIG, write_directory, write_json
+from app.checkpoints.loader import iter_weights
+from app.contract.request import SamplingParams
+from app.serving.generator import sampling_defaults
+from app.store import ModelNotFound, SilentProgress, Store, StoreError, locate_config, pull, resolve
+from tests.store.tiny import CONFIG, random_weights, write_directory, write_json
 
 SILENT = SilentProgress()
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that tries the tiny tokenizer once for all tests."""
+    return Store(tmp_path_factory.mktemp("tried") / "home")
 
 
 def test_directory_is_used_in_place(tmp_path: Path, store: Store) -> None:
@@ -75,12 +84,51 @@ def test_index_names_only_safetensors_of_the_directory(tmp_path: Path, store: St
         resolve(str(directory), store)
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
-def test_broken_index(tmp_path: Path, store: Store, index: str) -> None:
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        ("{}", "weight_map is not an object of file names"),
+        ('{"weight_map": 3}', "weight_map is not an object of file names"),
+        ('{"weight_map": {"a": 3}}', "weight_map is not an object of file names"),
+        ('{"weight_map": {}}', "weight_map names no files"),
+        ('{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}', "'a' stands twice"),
+    ],
+)
+def test_broken_index(tmp_path: Path, tried: Store, index: str, message: str) -> None:
     directory = write_directory(tmp_path / "m", shards=2)
     (directory / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(StoreError, match=r"model\.safetensors\.index\.json: "):
-        resolve(str(directory), store)
+    with pytest.raises(StoreError, match=rf"model\.safetensors\.index\.json: .*{message}"):
+        resolve(str(directory), tried)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"total_size": 1}, {"total_size": 10**15}, {"total_size": "many"}, [3]])
+def test_the_sizes_of_an_index_count_for_nothing(tmp_path: Path, tried: Store, metadata: object) -> None:
+    """Some are of parameters, or of another dtype; the files' own headers are checked."""
+    directory = write_directory(tmp_path / "m", shards=2)
+    index = directory / "model.safetensors.index.json"
+    write_json(index, json.loads(index.read_text()) | {"metadata": metadata})
+    assert len(resolve(str(directory), tried).weights) == 2
+
+
+def test_a_whole_file_goes_before_an_index(tmp_path: Path, tried: Store) -> None:
+    """As transformers has it."""
+    directory = write_directory(tmp_path / "m", shards=2)
+    write_directory(directory)
+    assert [file.name for file in resolve(str(directory), tried).weights] == ["model.safetensors"]
+
+
+def test_what_only_shards_hold_is_loaded_too(tmp_path: Path, tried: Store) -> None:
+    """An index need not list every tensor."""
+    directory = write_directory(tmp_path / "m", shards=2)
+    index = directory / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    one_of_each = {file: tensor for tensor, file in said["weight_map"].items()}
+    said["weight_map"] = {tensor: file for file, tensor in one_of_each.items()}
+    write_json(index, said)
+    listed = iter_weights(resolve(str(directory), tried).weights)
+    assert {stored.name for stored in listed} == set(random_weights())
 
 
 def test_truncated_weights_are_found_before_anything_is_started(tmp_path: Path, store: Store) -> None:
@@ -133,19 +181,24 @@ def test_random_weights_need_no_file(tmp_path: Path, store: Store) -> None:
         ("generation_config.json", '{"eos_token_id": [true]}', "eos_token_id = True is no token id"),
         ("generation_config.json", '{"eos_token_id": 1000000000000}', "eos_token_id = 1000000000000 is no token id"),
         ("generation_config.json", '{"temperature": "hot"}', r"generation_config\.json: .* - at `\$\.temperature`"),
+        ("generation_config.json", '{"top_k": 2.5}', r"generation_config\.json: .* - at `\$\.top_k`"),
+        ("generation_config.json", '{"temperature": true}', r"generation_config\.json: .* - at `\$\.temperature`"),
+        ("generation_config.json", '{"temperature": 1', r"generation_config\.json: not valid JSON"),
+        ("generation_config.json", "[1]", r"generation_config\.json: not a JSON object"),
+        ("generation_config.json", "", r"generation_config\.json: not valid JSON"),
         ("generation_config.json", '{"top_p": NaN}', r"generation_config\.json: .* - at `\$\.top_p`"),
         ("tokenizer_config.json", '{"eos_token": "<nowhere>"}', "EOS token '<nowhere>' is not in the vocabulary"),
         ("tokenizer.json", "{", r"tokenizer\.json: "),
     ],
 )
-def test_broken_json_is_one_line(tmp_path: Path, store: Store, file: str, content: str | None, message: str) -> None:
+def test_broken_json_is_one_line(tmp_path: Path, tried: Store, file: str, content: str | None, message: str) -> None:
     directory = write_directory(tmp_path / "m")
     if content is None:
         (directory / file).unlink()
     else:
         (directory / file).write_text(content)
     with pytest.raises(StoreError, match=message) as caught:
-        resolve(str(directory), store)
+        resolve(str(directory), tried)
     assert "\n" not in str(caught.value)
 
 
@@ -203,6 +256,59 @@ def test_eos_is_the_union_of_all_files(
     directory = write_directory(tmp_path / "m")
     write_json(directory / "tokenizer_config.json", config)
     assert resolve(str(directory), store).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": 2}, (1, 2)),
+        ({"eos_token_id": [2, 3]}, (1, 2, 3)),
+        ({"eos_token_id": []}, (1,)),
+        ({"eos_token_id": None}, (1,)),
+        ({}, (1,)),
+        (None, (1,)),
+    ],
+)
+def test_eos_of_every_kind(tmp_path: Path, tried: Store, generation: Any, expected: tuple[int, ...]) -> None:
+    directory = write_directory(tmp_path / "m")
+    if generation is not None:
+        write_json(directory / "generation_config.json", generation)
+    assert resolve(str(directory), tried).eos_token_ids == expected
+
+
+def test_eos_of_the_text_part(tmp_path: Path, tried: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "config.json", CONFIG | {"text_config": {"eos_token_id": [3, 2]}})
+    assert resolve(str(directory), tried).eos_token_ids == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        (
+            {"temperature": 1, "top_p": 1, "top_k": 20, "min_p": 0},
+            {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0},
+        ),
+        ({"top_k": 50.0, "repetition_penalty": 1}, {"top_k": 50, "repetition_penalty": 1.0}),
+        ({"temperature": None, "top_k": None, "top_p": None}, {}),
+        # Other servers take the temperature, too: clients send theirs, or want the makers'.
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.7}),
+        ({"do_sample": False}, {}),
+        ({"temperature": 0.0, "top_k": -1}, {"temperature": 0.0, "top_k": -1}),
+        ({"_from_model_config": True, "transformers_version": "5.0", "num_beams": 4, "anything": {"a": []}}, {}),
+    ],
+)
+def test_sampling_defaults_of_every_kind(
+    tmp_path: Path, tried: Store, generation: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "generation_config.json", generation)
+    defaults = sampling_defaults(resolve(str(directory), tried).generation_config)
+    assert defaults == expected
+    assert {name: type(value) for name, value in defaults.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+    assert SamplingParams(**defaults)
 
 
 def test_unigram_vocabulary_is_searched_by_piece(tmp_path: Path, store: Store) -> None:
@@ -285,6 +391,35 @@ def test_chat_template_file_comes_first(tmp_path: Path, store: Store) -> None:
     assert files.chat_template == "file"
 
 
+@pytest.mark.parametrize(
+    "templates",
+    [
+        [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}, {"name": "rag", "template": "r"}],
+        {"default": "d", "tool_use": "t", "rag": "r"},
+    ],
+)
+def test_templates_with_names(tmp_path: Path, tried: Store, templates: object) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", {"chat_template": templates})
+    files = resolve(str(directory), tried)
+    assert (files.chat_template, files.chat_templates) == ("d", {"tool_use": "t", "rag": "r"})
+    (directory / "additional_chat_templates").mkdir()
+    for name in ("rag", "plain"):
+        (directory / "additional_chat_templates" / f"{name}.jinja").write_text(f"file {name}")
+    files = resolve(str(directory), tried)
+    assert files.chat_templates == {"tool_use": "t", "rag": "file rag", "plain": "file plain"}
+    (directory / "additional_chat_templates" / "rag.jinja").write_bytes(b"\xff")
+    with pytest.raises(StoreError, match=r"rag\.jinja: 'utf-8' codec"):
+        resolve(str(directory), tried)
+
+
+def test_more_templates_than_are_read(tmp_path: Path, tried: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "tokenizer_config.json", {"chat_template": {f"t{i}": "" for i in range(33)}})
+    with pytest.raises(StoreError, match="33 chat templates, at most 32 are read"):
+        resolve(str(directory), tried)
+
+
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "nowhere.gguf", "~no-such-user/m"])
 def test_path_to_nothing(store: Store, path: str) -> None:
     with pytest.raises(ModelNotFound, match="no such file or directory"):
@@ -322,3 +457,35 @@ print(json.dumps([files.name, sorted({{"torch", "transformers", "huggingface_hub
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == ["m", []]
+
+
+def test_what_another_library_computes_may_be_of_any_architecture(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    write_json(directory / "config.json", CONFIG | {"architectures": ["OtherModel"]})
+    with pytest.raises(StoreError, match=r"'OtherModel' is not supported; .*; --via transformers serves"):
+        pull(str(directory), store, SILENT)
+    files = pull(str(directory), store, SILENT, via="transformers")
+    assert files.config["architectures"] == ["OtherModel"]
+    assert resolve(str(directory), store, via="transformers") == files
+    assert locate_config(str(directory), store, via="transformers") == ("m", directory)
+
+
+def test_what_another_library_computes_needs_safetensors_all_the_same(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path / "m")
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(StoreError, match="only pickled weights"):
+        pull(str(directory), store, SILENT, via="transformers")
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "a.gguf"])
+def test_another_library_reads_no_gguf(
+    name: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.gguf").write_bytes(b"GGUF")
+    for ask in (
+        lambda: pull(name, store, SILENT, via="transformers"),
+        lambda: resolve(name, store, via="transformers"),
+    ):
+        with pytest.raises(StoreError, match=f"^{name}: via transformers no GGUF files are read"):
+            ask()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections.abc import ItemsView
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,15 @@ import pytest
 from app.checkpoints.gguf_header import read_gguf_header
 from app.models.architectures import parse_config
 from app.store.errors import StoreError
+from app.store.files import read_declared_tokens
 from app.store.gguf_config import config_json, generation_config_json, tokenizer_config_json
 from tests.store.tiny import CONFIG, FFN, HEADS, HIDDEN, LAYERS, VOCAB, Array, random_weights, write_gguf
+
+
+def read_named_tokens(directory: Path, tokenizer_config: dict[str, Any]) -> ItemsView[str, str]:
+    """Tokens with names, as the text side gets them of a directory."""
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    return read_declared_tokens(directory, b"{}").named.items()
 
 
 def config_of(tmp_path: Path, arch: str = "llama", **options: Any) -> dict[str, Any]:
@@ -141,9 +150,8 @@ def test_rope_table_that_is_not_llama3s(tmp_path: Path, table: Array) -> None:
 @pytest.mark.parametrize(
     ("arch", "extra", "message"),
     [
-        ("gemma", {}, "architecture 'gemma' is not supported; supported are llama, qwen2, qwen3"),
-        ("llama", {"llama.expert_count": 8}, "mixture-of-experts"),
-        ("llama", {"split.count": 3}, "one of several files of a model; merge them"),
+        ("gemma", {}, "architecture 'gemma' is not supported; the nearest that is served is gemma[234] "),
+        ("llama", {"llama.expert_count": 8}, r"the metadata has no llama\.expert_used_count"),
         ("llama", {"llama.embedding_length": None}, r"the metadata has no llama\.embedding_length"),
         ("llama", {"llama.context_length": "long"}, r"llama\.context_length = 'long' is of the wrong type"),
         ("llama", {"llama.block_count": True}, r"llama\.block_count = True is of the wrong type"),
@@ -205,6 +213,14 @@ def test_named_tokens_that_are_ordinary_text_are_not_named(tmp_path: Path) -> No
         "sep_token": "<|pad|>",
         "mask_token": "<|bos|>",
     }
+
+
+@pytest.mark.parametrize("names", [("fim_pre", "fim_suf", "fim_mid"), ("prefix", "suffix", "middle")])
+def test_tokens_for_filling_in_the_middle_have_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    ids = {f"tokenizer.ggml.{name}_token_id": token_id for token_id, name in enumerate(names)}
+    config = tokenizer_config_json(read_gguf_header(write_gguf(tmp_path / "m.gguf", extra=ids)))
+    assert (config["prefix_token"], config["suffix_token"], config["middle_token"]) == ("<|bos|>", "<|eos|>", "<|pad|>")
+    assert read_named_tokens(tmp_path, config) >= {"prefix_token": "<|bos|>", "middle_token": "<|pad|>"}.items()
 
 
 @pytest.mark.parametrize("count", [0, 1, None])

@@ -41,6 +41,20 @@ def test_gguf_file_is_served_where_it_is(tmp_path: Path, store: Store) -> None:
     ]
 
 
+def test_templates_with_names(tmp_path: Path, store: Store) -> None:
+    extra = {"tokenizer.chat_templates": ["tool_use", "rag"], "tokenizer.chat_template.tool_use": "t"}
+    file = write_gguf(tmp_path / "m.gguf", extra=extra | {"tokenizer.chat_template.rag": "r"})
+    files = resolve(str(file), store)
+    assert files.chat_template == "{{ messages[0].content }}"
+    assert files.chat_templates == {"tool_use": "t", "rag": "r"}
+    other = write_gguf(tmp_path / "other.gguf", extra=extra)
+    with pytest.raises(StoreError, match=r"tokenizer\.chat_template\.rag is missing, which tokenizer.chat_templates"):
+        resolve(str(other), store)
+    numbers = write_gguf(tmp_path / "numbers.gguf", extra={"tokenizer.chat_templates": [1, 2]})
+    with pytest.raises(StoreError, match=r"tokenizer\.chat_templates is no list of names"):
+        resolve(str(numbers), store)
+
+
 def test_derived_once(tmp_path: Path, store: Store) -> None:
     file = write_gguf(tmp_path / "m.gguf")
     first = resolve(str(file), store)

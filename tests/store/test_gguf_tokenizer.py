@@ -90,12 +90,14 @@ class TestPreTokenizers:
     def test_single_digits_then_gpt2(self, pre: str) -> None:
         assert words(pre, "it's 1234x  y\n\n z") == ["it", "'s", " ", "1", "2", "3", "4", "x", " ", " y", "\n\n", " z"]
 
-    @pytest.mark.parametrize("pre", ["gpt-2", "default"])
+    @pytest.mark.parametrize("pre", ["gpt-2", "default", "exaone4", "olmo"])
     def test_gpt2(self, pre: str) -> None:
         text = "it's IT'S 1234x  y!!\n\n z"
         assert words(pre, text) == ["it", "'s", " IT", "'", "S", " 1234", "x", " ", " y", "!!", "\n\n", " z"]
 
-    @pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3"])
+    @pytest.mark.parametrize(
+        "pre", ["llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"]
+    )
     def test_llama3_takes_three_digits(self, pre: str) -> None:
         text = "IT'S 1234567 (ok)!\n\nx\u00a0y  z\n "
         expected = ["IT", "'S", " ", "123", "456", "7", " (", "ok", ")!\n\n", "x", "\u00a0y", " ", " z", "\n", " "]
@@ -118,11 +120,33 @@ class TestPreTokenizers:
         expected = ["Hello", "World", " JSONParser", " ", "1", "2", " a", "/b", "//\n"]
         assert words("tekken", text) == expected
 
-    def test_qwen2_composes_characters(self) -> None:
-        tokenizer = build_tokenizer(byte_level_metadata("qwen2"))
+    def test_gpt4o_keeps_contractions_with_their_word(self) -> None:
+        text = "HelloWorld JSONParser's 12345 I'LL a/b//\n"
+        expected = ["Hello", "World", " JSONParser's", " ", "123", "45", " I'LL", " a", "/b", "//\n"]
+        assert words("gpt-4o", text) == expected
+
+    def test_deepseek_v3_cuts_out_digits_then_han_and_kana(self) -> None:
+        text = "It's 12345 a_name, 你好，カタx\u0301!!\n\n  $y ½"
+        expected = ["It", "'s", " ", "123", "45", " a", "_name", ",", " ", "你好", "，", "カタ"]
+        assert words("deepseek-v3", text) == [*expected, "x\u0301", "!!\n\n", " ", " $", "y", " ", "½"]
+
+    def test_deepseek_coder_takes_line_breaks_and_digits_alone(self) -> None:
+        text = "if x+1:\r\n\treturn  12, 你好。\u0ee1"
+        expected = ["if", " x", "+", "1", ":", "\r", "\n", "\treturn", "  ", "1", "2", ",", " ", "你好", "。", "\u0ee1"]
+        assert words("deepseek-coder", text) == expected
+
+    def test_deepseek_llm_cuts_words_again_by_each_rule(self) -> None:
+        """Its third rule takes what lies between a colon and a tilde, letters included."""
+        text = "Straße Ωж x12 (ok)！\n 你好\u0561 \U00010400\U0001d400  "
+        expected = ["Stra", "ß", "e", " Ωж", " x", "1", "2", " (", "ok", ")！", "\n", " ", "你好"]
+        assert words("deepseek-llm", text) == [*expected, "\u0561", " \U00010400", "\U0001d400", "  "]
+
+    @pytest.mark.parametrize("pre", ["qwen2", "olmo"])
+    def test_characters_are_composed(self, pre: str) -> None:
+        tokenizer = build_tokenizer(byte_level_metadata(pre))
         assert ids(tokenizer, "e\u0301") == ids(tokenizer, "\u00e9")
 
-    @pytest.mark.parametrize("pre", ["chatglm-bpe", "made-up", None])
+    @pytest.mark.parametrize("pre", ["bloom", "made-up", None])
     def test_an_unknown_one_is_an_error_that_names_it_and_the_known_ones(self, pre: str | None) -> None:
         with pytest.raises(UnknownPreTokenizer) as caught:
             build_tokenizer(byte_level_metadata(pre))
@@ -138,6 +162,12 @@ class TestByteLevel:
         abc = 256 + merges.index("ab c")
         assert ids(build_tokenizer(byte_level_metadata("llama-bpe", merges)), "abc") == [abc]
         assert ids(build_tokenizer(byte_level_metadata("gpt-2", merges)), "abc") == [ord("a"), 256]
+
+    @pytest.mark.parametrize("pre", ["dbrx", "smaug-bpe", "glm4"])
+    def test_those_that_cut_alike_merge_every_word_and_add_no_bos(self, pre: str) -> None:
+        merges = ("b c", "a b", "ab c")
+        tokenizer = build_tokenizer(byte_level_metadata(pre, merges))
+        assert ids(tokenizer, "abc", add_special_tokens=True) == [ord("a"), 256]
 
     def test_bos_and_eos_are_added_as_the_file_says(self) -> None:
         metadata = byte_level_metadata("gpt-2", add_bos_token=True, add_eos_token=True)

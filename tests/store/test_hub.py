@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +15,18 @@ import pytest
 
 from app.store import SilentProgress, Store, StoreError, resolve
 from app.store import pull as fetch
-from app.store.hub import parse_hub_id
+from app.store.hub import at_revision, parse_hub_id
 from tests.store.hub_server import COMMIT, Hub, serve_hub
 from tests.store.tiny import CONFIG, write_directory
 
 PULL = """
-import sys
+import os, sys
 from pathlib import Path
+from huggingface_hub import constants
 from app.store import Store, StoreError, TerminalProgress, pull
+constants.DOWNLOAD_CHUNK_SIZE = int(os.environ.get("PIECES", constants.DOWNLOAD_CHUNK_SIZE))
 try:
-    print(pull(sys.argv[1], Store(Path(sys.argv[2])), TerminalProgress()).directory)
+    print(pull(sys.argv[1], Store(Path(sys.argv[2])), TerminalProgress(), via=sys.argv[3] or None).directory)
 except StoreError as e:
     sys.exit(str(e))
 """
@@ -42,11 +46,12 @@ def hub(repo: dict[str, bytes]) -> Iterator[Hub]:
         yield running
 
 
-def pull(hub: Hub, name: str, store: Store) -> subprocess.CompletedProcess[str]:
+def pull(hub: Hub, name: str, store: Store, via: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the client reads its environment when it is imported."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(store.home.parent / "hf"), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-W", "error::DeprecationWarning:app", "-c", PULL, name, str(store.home)]
+    environment |= variables
+    command = [sys.executable, "-W", "error::DeprecationWarning:app", "-c", PULL, name, str(store.home), via]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -129,12 +134,169 @@ def test_unusable_config_is_found_before_the_weights_are_fetched(
     assert hub.downloaded == ["config.json"]
 
 
+def test_what_another_library_computes_is_pulled_whatever_it_is(hub: Hub, store: Store, repo: dict[str, bytes]) -> None:
+    hub.repos["org/other"] = repo | {"config.json": json.dumps(CONFIG | {"architectures": ["OtherModel"]}).encode()}
+    assert pull(hub, "org/other", store, via="transformers").returncode == 0
+    assert resolve("org/other", store, via="transformers").config["architectures"] == ["OtherModel"]
+    with pytest.raises(StoreError, match="'OtherModel' is not supported"):
+        resolve("org/other", store)
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
 def test_connection_that_breaks_in_the_weights(hub: Hub, store: Store) -> None:
+    """Half of the files are no model afterwards either."""
     hub.break_after = 1000
     done = pull(hub, "org/tiny", store)
     assert done.returncode == 1
     assert "cannot fetch org/tiny: " in done.stderr.splitlines()[-1]
     assert is_empty(store)
+    done = pull(hub, "org/tiny", store, **OFFLINE)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cannot fetch org/tiny: HF_HUB_OFFLINE is set, and ")
+    assert "does not hold all of it (" in last
+    assert is_empty(store)
+
+
+def test_a_download_that_breaks_goes_on_where_it_was(hub: Hub, store: Store, repo: dict[str, bytes]) -> None:
+    """By pieces, which are smaller here than the client has them."""
+    hub.cuts = [1000]
+    assert pull(hub, "org/tiny", store, PIECES="100").returncode == 0
+    assert hub.resumed == [1000]
+    for file in resolve("org/tiny", store).weights:
+        assert file.read_bytes() == repo[file.name]
+
+
+def test_the_next_pull_fetches_what_is_missing_alone(hub: Hub, store: Store) -> None:
+    second = hub.repos["org/tiny"].pop("model-00002-of-00002.safetensors")
+    hub.repos["org/tiny"]["tokenizer_config.json"] += b" "
+    failed = pull(hub, "org/tiny", store)
+    assert "model-00002-of-00002.safetensors is missing" in failed.stderr.splitlines()[-1]
+    assert is_empty(store)
+    hub.repos["org/tiny"]["model-00002-of-00002.safetensors"] = second
+    hub.downloaded.clear()
+    shutil.rmtree(trees_of(store), ignore_errors=True)  # the client takes it that a commit never changes
+    assert pull(hub, "org/tiny", store).returncode == 0
+    assert hub.downloaded == ["model-00002-of-00002.safetensors"]
+
+
+def trees_of(store: Store, cache: str = "hf/hub") -> Path:
+    return store.home.parent / cache / "models--org--tiny" / "trees"
+
+
+@pytest.mark.parametrize(("variable", "cache"), [("HF_HOME", "elsewhere/hub"), ("HF_HUB_CACHE", "elsewhere")])
+def test_files_lie_in_the_cache_of_the_hubs_client(hub: Hub, store: Store, variable: str, cache: str) -> None:
+    """Once: the store has the same files."""
+    where = store.home.parent / "elsewhere"
+    assert pull(hub, "org/tiny", store, **{variable: str(where)}).returncode == 0
+    snapshot = store.home.parent / cache / "models--org--tiny" / "snapshots" / COMMIT
+    for file in resolve("org/tiny", store).weights:
+        assert file.samefile(snapshot / file.name)
+    shutil.rmtree(where)
+    assert all(file.is_file() for file in resolve("org/tiny", store).weights)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second disk")
+def test_a_cache_on_another_disk_is_linked_to(hub: Hub, store: Store) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as cache:
+        if Path(cache).stat().st_dev == store.home.parent.stat().st_dev:
+            pytest.skip("the same disk")
+        assert pull(hub, "org/tiny", store, HF_HUB_CACHE=cache).returncode == 0
+        assert all(file.is_symlink() for file in resolve("org/tiny", store).weights)
+    with pytest.raises(StoreError, match=r"missing; delete .*org--tiny, then: tuili pull org/tiny"):
+        resolve("org/tiny", store)
+
+
+def test_the_cache_is_enough_offline_and_when_nobody_answers(hub: Hub, store: Store, tmp_path: Path) -> None:
+    name = "org/tiny@v1.0"
+    assert pull(hub, name, store).returncode == 0
+    hub.downloaded.clear()
+    for entry, variables in (("offline", OFFLINE), ("unreachable", {"HF_ENDPOINT": "http://127.0.0.1:1"})):
+        fresh = Store(tmp_path / entry)
+        done = pull(hub, name, fresh, **variables)
+        assert done.returncode == 0, done.stderr
+        assert f"Taking {name} from the cache of the hub's client" in done.stderr
+        assert resolve(name, fresh).weights[0].samefile(resolve(name, store).weights[0])
+    assert not hub.downloaded
+
+
+def test_offline_without_a_cache_is_one_line(hub: Hub, store: Store) -> None:
+    done = pull(hub, "org/tiny", store, **OFFLINE)
+    assert done.returncode == 1
+    cache = store.home.parent / "hf" / "hub"
+    said = f"cannot fetch org/tiny: HF_HUB_OFFLINE is set, and {cache} does not hold all of it"
+    assert done.stderr.splitlines()[-1] == said
+    assert is_empty(store)
+
+
+GATED = {"org/gated"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "access has to be granted on the hub first; then set HF_TOKEN"),
+        ({"HF_TOKEN": "hf_other"}, "access has to be granted on the hub to the account whose token is sent (HF_TOKEN)"),
+        ({"HF_TOKEN": "hf_wrong"}, "the hub refuses the token that is sent (HF_TOKEN): 401"),
+        (
+            {"HF_TOKEN": "hf_good", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"},
+            "access has to be granted on the hub first; then set HF_TOKEN, and HF_HUB_DISABLE_IMPLICIT_TOKEN not",
+        ),
+        ({"HF_TOKEN": "hf_good"}, None),
+        ({}, None),
+    ],
+)
+def test_tokens(
+    hub: Hub, store: Store, repo: dict[str, bytes], variables: dict[str, str], message: str | None, tmp_path: Path
+) -> None:
+    """From the variable or the file of the client's login."""
+    hub.repos["org/gated"], hub.gated = dict(repo), GATED
+    hub.tokens = {"hf_good": GATED, "hf_other": set()}
+    if message is None and not variables:
+        (tmp_path / "hf").mkdir()
+        (tmp_path / "hf" / "token").write_text("hf_good\n")
+    done = pull(hub, "org/gated", store, **variables)
+    if message is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"cannot fetch org/gated: {message}"
+    assert "hf_" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["pull", "serve"])
+def test_a_revision_may_be_a_setting(hub: Hub, store: Store, verb: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(store.home.parent / "hf"), "NO_PROXY": "127.0.0.1"}
+    model = ["org/tiny"] if verb == "pull" else ["--model", "org/tiny", "--port", "0"]
+    command = [sys.executable, "-m", "app.cli", verb, *model, "--revision", "v9", "--home", str(store.home)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot fetch org/tiny@v9: the repository has no such revision" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "expected"),
+    [
+        ("org/tiny", None, "org/tiny"),
+        ("smollm2-135m", None, "smollm2-135m"),
+        ("org/tiny", "refs/pr/1", "org/tiny@refs/pr/1"),
+        ("org/tiny@v1.0", "v1.0", "org/tiny@v1.0"),
+        ("org/tiny@v1.0", "main", "names another one"),
+        ("smollm2-135m", "main", "'smollm2-135m' is no hub id, which alone has revisions"),
+        ("./model.gguf", "main", "is no hub id"),
+        ("tests/store", "main", "is no hub id"),
+        ("org/tiny", "a b", "revision = 'a b' is no branch, tag or commit"),
+    ],
+)
+def test_a_revision_goes_with_a_hub_id(name: str, revision: str | None, expected: str) -> None:
+    if expected.startswith(name):
+        assert at_revision(name, revision) == expected
+        return
+    with pytest.raises(StoreError, match=expected):
+        at_revision(name, revision)
 
 
 def test_nobody_at_the_endpoint(hub: Hub, store: Store) -> None:

@@ -175,16 +175,18 @@ def write_gguf(
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     extra: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Array] | None = None,
+    split: int = 0,
 ) -> Path:
     """A GGUF file.
 
     Args:
         weights: by checkpoint name; for arch ``llama`` queries and keys are permuted as llama.cpp does.
-        types: quantised type by checkpoint name; fp32 otherwise.
+        types: quantised type by checkpoint name, or that of ``tensors``; fp32 otherwise.
         extra: metadata in place of or beside the usual; None removes.
-        tensors: more tensors, by GGUF name, as they are.
+        tensors: more tensors, by GGUF name.
+        split: most tensors of a file; then there are several, whose names :func:`parts` gives.
     """
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     for key, value in (metadata(arch) | dict(extra or {})).items():
         _add(writer, key, value)
     for name, values in (random_weights() if weights is None else weights).items():
@@ -192,18 +194,26 @@ def write_gguf(
             values = permute(values, HEADS)
         if arch == "llama" and ".k_proj." in name:
             values = permute(values, KV_HEADS)
-        kind = (types or {}).get(name)
-        if kind is None:
-            writer.add_tensor(gguf_name(name), values)
-        else:
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        _add_tensor(writer, gguf_name(name), values, (types or {}).get(name))
     for name, values in (tensors or {}).items():
-        writer.add_tensor(name, values)
+        _add_tensor(writer, name, values, (types or {}).get(name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def parts(path: Path) -> list[Path]:
+    """Files of a split model that was written as ``path``."""
+    return sorted(path.parent.glob(f"{path.stem}-0*-of-0*.gguf"))
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: Array, kind: gguf.GGMLQuantizationType | None) -> None:
+    if kind is None:
+        writer.add_tensor(name, values)
+    else:
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

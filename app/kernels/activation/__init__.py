@@ -1,5 +1,7 @@
-"""What a linear layer does to its outputs; on a GPU also an op of its own, behind a library's matrix product. The code
-of ``linear`` starts it."""
+"""Activations: what a linear layer does to its outputs.
+
+On a GPU also an op of its own behind a library's matrix product, which ``linear`` starts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ class Activation(enum.Enum):
     SILU_MUL = "silu_mul"
     """``silu(gate) * up``, where the weight stacks gate above up."""
     GELU_TANH_MUL = "gelu_tanh_mul"
-    """``gelu_tanh(gate) * up``, likewise."""
+    """``gelu_tanh(gate) * up``, where the weight stacks gate above up."""
     GELU = "gelu"
     """``y / 2 * (1 + erf(y / sqrt(2)))``."""
     GELU_TANH = "gelu_tanh"

@@ -13,8 +13,8 @@ from app.kernels.types import Act
 __all__ = ["add_norm"]
 
 
-def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: Tensor | None = None) -> None:
-    """RMSNorm of x, or of x added to a residual stream.
+def add_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float, out: Act, *, residual: Tensor | None = None) -> None:
+    """RMSNorm of x, or of x added to a residual stream; without a weight x itself, or the sum as it is stored.
 
     Without ``residual``: ``out = x / sqrt(mean(x²) + eps) * weight``. With it: ``residual += x`` in place (summed
     in fp32, rounded once to the stream's dtype), and ``out`` is the norm of that sum. Computed in fp32; an int8
@@ -22,7 +22,7 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
 
     Args:
         x_TD: [T, D] floating.
-        weight_D: [D] floating.
+        weight_D: [D] floating; None norms nothing.
         eps: added to the mean square.
         out: [T, D].
         residual: [T, D] of x's dtype.
@@ -30,9 +30,10 @@ def add_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, *, residual: 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
-    shape = (x_TD.shape[0], weight_D.numel())
+    shape = (x_TD.shape[0], x_TD.shape[-1] if weight_D is None else weight_D.numel())
     check_tensor("add_norm", "x", x_TD, shape, *FLOATING)
-    check_tensor("add_norm", "weight", weight_D, shape[1:], *FLOATING)
+    if weight_D is not None:
+        check_tensor("add_norm", "weight", weight_D, shape[1:], *FLOATING)
     check_act("add_norm", "out", out, shape)
     if residual is not None:
         check_tensor("add_norm", "residual", residual, shape, x_TD.dtype)

@@ -12,6 +12,10 @@ TUILI_INLINE void add_norm_row(const TuiliAddNormArgs& a, int64_t row, float* no
         for (int i = 0; i < n; i += W) store_at(residual, i, n, add(load_at(residual, i, n), load_at(x, i, n)));
         x = residual;
     }
+    if (a.weight == nullptr) {
+        for (int i = 0; i < n; i += W) store_at(normed, i, n, load_at(x, i, n));
+        return;
+    }
     const F inverse = inverse_rms(x, n, a.eps);
     const Wt* weight = (const Wt*)a.weight;
     for (int i = 0; i < n; i += W)

@@ -9,7 +9,7 @@ from app.kernels.native.program import dtype_code
 from app.kernels.types import Act
 
 
-def add_norm_cpu(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, residual: Tensor | None) -> None:
+def add_norm_cpu(x_TD: Tensor, weight_D: Tensor | None, eps: float, out: Act, residual: Tensor | None) -> None:
     call = Call(
         "add_norm",
         Dim.TOKENS,
@@ -19,7 +19,7 @@ def add_norm_cpu(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, residual:
         out=out.values,
         out_scale=out.scale,
         dtype=dtype_code(x_TD),
-        weight_dtype=dtype_code(weight_D),
+        weight_dtype=0 if weight_D is None else dtype_code(weight_D),
         out_dtype=dtype_code(out.values),
         width=x_TD.shape[1],
         eps=eps,

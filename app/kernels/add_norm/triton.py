@@ -1,6 +1,7 @@
 """``add_norm`` on a GPU: a program a token, the whole row in registers.
 
-Held against the reference in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
+Held against the reference in Triton's interpreter and on an H200, without a weight not yet run on a GPU; compiled ahead
+of time for sm_80 to sm_90.
 """
 
 import triton
@@ -29,7 +30,8 @@ def _add_norm(
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    norm_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if weight is not None:
+        norm_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
@@ -37,13 +39,14 @@ def _add_norm(
         rounded = to_dtype(value, residual.dtype.element_ty)
         tl.store(residual + row + columns, rounded, mask=inside)
         value = rounded.to(tl.float32)
-    mean_square = tl.sum(value * value, axis=0) / width
-    normed = value * (1.0 / tl.sqrt_rn(mean_square + eps))
-    normed *= norm_weight
-    store_row(out, out_scale, row, columns, inside, normed)
+    if weight is not None:
+        mean_square = tl.sum(value * value, axis=0) / width
+        value = value * (1.0 / tl.sqrt_rn(mean_square + eps))
+        value *= norm_weight
+    store_row(out, out_scale, row, columns, inside, value)
 
 
-def add_norm_triton(x_TD: Tensor, weight_D: Tensor, eps: float, out: Act, residual: Tensor | None) -> None:
+def add_norm_triton(x_TD: Tensor, weight_D: Tensor | None, eps: float, out: Act, residual: Tensor | None) -> None:
     """As the public ``add_norm``; an int8 ``out`` has one scale a token."""
     tokens, width = x_TD.shape
     launch(

@@ -1,6 +1,6 @@
 // Short convolution over the tokens of a row, channel by channel, and SiLU. A chunk is some channels of a row.
 //
-// Its state is the last taps - 1 inputs, as they came: a token is computed from the same numbers, in the same order,
+// The state is the last taps - 1 inputs, unrounded: a token is computed from the same numbers, in the same order,
 // wherever its row begins.
 #include "../native/rows.h"
 #include "../native/state.h"
@@ -39,7 +39,7 @@ static void leave(const TuiliCausalConvArgs& a, const Inputs<T>& inputs, int64_t
         memcpy(page + (int64_t)j * a.channels, input(inputs, tokens - inputs.kept + j), inputs.n * sizeof(T));
 }
 
-template <typename T>
+template <typename T, bool BIAS>
 static void conv_piece(const TuiliCausalConvArgs& a, const StateRow& row, int32_t first, T* kept) {
     const int32_t n = a.channels - first < CHANNELS ? a.channels - first : CHANNELS;
     const Inputs<T> inputs = {(const T*)a.x + row.token * a.x_stride + first, a.x_stride, kept, a.taps - 1, n};
@@ -59,6 +59,7 @@ static void conv_piece(const TuiliCausalConvArgs& a, const StateRow& row, int32_
             F sum = mul(load_at(tap[0], i, n), load_at(weight, i, n));
             for (int32_t j = 1; j < a.taps; j++)
                 sum = fma(load_at(tap[j], i, n), load_at(weight + (int64_t)j * a.channels, i, n), sum);
+            if (BIAS) sum = add(sum, load_at(a.bias + first, i, n));
             store_at(out, i, n, div(sum, add(set1(1.0f), exp(sub(zero(), sum)))));
         }
     }
@@ -72,7 +73,11 @@ static void causal_conv_run(const void* args, const TuiliStep*, int64_t chunk, c
                                    chunk / pieces(a));
     if (row.tokens == 0) return;
     const int32_t first = (int32_t)(chunk % pieces(a)) * CHANNELS;
-    TUILI_WITH_FLOAT(a.dtype, T, conv_piece(a, row, first, (T*)thread->scratch));
+    if (a.bias) {
+        TUILI_WITH_FLOAT(a.dtype, T, (conv_piece<T, true>(a, row, first, (T*)thread->scratch)));
+    } else {
+        TUILI_WITH_FLOAT(a.dtype, T, (conv_piece<T, false>(a, row, first, (T*)thread->scratch)));
+    }
 }
 
 }  // namespace TUILI_ISA

@@ -9,6 +9,7 @@ from app.kernels.native.program import dtype_code
 from app.kernels.types import AttentionMetadata, LayerState
 
 _MAX_TAPS = 16
+"""MAX_TAPS of cpu.cpp."""
 
 
 def fits_cpu(taps: int) -> bool:
@@ -19,7 +20,12 @@ def fits_cpu(taps: int) -> bool:
 
 
 def causal_conv_cpu(
-    x_TC: Tensor, weight_KC: Tensor, state: LayerState, meta: AttentionMetadata, out_TC: Tensor
+    x_TC: Tensor,
+    weight_KC: Tensor,
+    state: LayerState,
+    meta: AttentionMetadata,
+    out_TC: Tensor,
+    bias_C: Tensor | None,
 ) -> None:
     call = Call(
         "causal_conv",
@@ -31,6 +37,7 @@ def causal_conv_cpu(
         block_tables=meta.block_tables,
         state=state.conv,
         out=out_TC,
+        bias=bias_C,
         dtype=dtype_code(x_TC),
         channels=x_TC.shape[1],
         taps=weight_KC.shape[0],

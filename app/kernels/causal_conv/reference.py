@@ -11,7 +11,12 @@ from app.kernels.types import AttentionMetadata, LayerState
 
 
 def causal_conv_reference(
-    x_TC: Tensor, weight_KC: Tensor, state: LayerState, meta: AttentionMetadata, out_TC: Tensor
+    x_TC: Tensor,
+    weight_KC: Tensor,
+    state: LayerState,
+    meta: AttentionMetadata,
+    out_TC: Tensor,
+    bias_C: Tensor | None,
 ) -> None:
     taps = weight_KC.shape[0]
     for row in state_rows(meta, state.block_size):
@@ -22,6 +27,8 @@ def causal_conv_reference(
         total = inputs[:count].float() * weight_KC[0]
         for tap in range(1, taps):
             total += inputs[tap : tap + count].float() * weight_KC[tap]
+        if bias_C is not None:
+            total += bias_C
         out_TC[row.tokens].copy_(F.silu(total))
         for tokens, block in row.kept:
             state.conv[block].copy_(inputs[tokens : tokens + taps - 1])

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import let_next_start, to_dtype, wait_for_inputs
-from app.kernels.gpu.state import state_row
+from app.kernels.gpu.state import row_of, state_row
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import AttentionMetadata, LayerState
 
 
 @triton.jit
 def _input(x, x_stride, state, token, index, source, channel, C: tl.constexpr, K: tl.constexpr):
-    """fp32 input ``index`` of a row whose first token is ``token``; those below 0 are in its state."""
+    """fp32 input ``index`` of a row whose first token is ``token``; inputs below 0 are in the row's state."""
     at = state + (source * (K - 1) + (K - 1) + index) * C + channel
     held = tl.load(at, mask=channel < tl.where((index < 0) & (source >= 0), C, 0), other=0.0)
     at = x + (token + index).to(tl.int64) * x_stride + channel
@@ -28,12 +28,14 @@ def _input(x, x_stride, state, token, index, source, channel, C: tl.constexpr, K
 
 
 @triton.jit
-def _convolve(x, x_stride, weight, state, out, token, index, source, channel, C: tl.constexpr, K: tl.constexpr):
-    """Token ``index`` of the row."""
+def _convolve(x, x_stride, weight, bias, state, out, token, index, source, channel, C: tl.constexpr, K: tl.constexpr):
+    """Computes token ``index`` of a row whose first token is ``token``."""
     total = tl.zeros(channel.shape, tl.float32)
     for tap in tl.static_range(K):
         factor = tl.load(weight + tap * C + channel, mask=channel < C, other=0.0)
         total += factor * _input(x, x_stride, state, token, index - (K - 1) + tap, source, channel, C, K)
+    if bias is not None:
+        total += tl.load(bias + channel, mask=channel < C, other=0.0)
     at = out + (token + index).to(tl.int64) * C + channel
     tl.store(at, to_dtype(total / (1.0 + tl.exp(-total)), out.dtype.element_ty), mask=channel < C)
 
@@ -43,6 +45,7 @@ def _causal_conv(
     x,
     x_stride,
     weight,
+    bias,
     state,
     query_start_loc,
     seq_lens,
@@ -58,19 +61,12 @@ def _causal_conv(
 ):
     let_next_start(PDL)
     place = tl.program_id(0)
-    low = tl.full((), 0, tl.int32)
-    high = low + num_rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(query_start_loc + middle, cache_modifier=".cg") <= place:
-            low = middle
-        else:
-            high = middle
-    token, tokens, _, source, _, _, _ = state_row(query_start_loc, seq_lens, block_tables, table_width, low, B)
+    row = row_of(query_start_loc, num_rows, place)
+    token, tokens, _, source, _, _, _ = state_row(query_start_loc, seq_lens, block_tables, table_width, row, B)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     wait_for_inputs(PDL)
     if place < token + tokens:
-        _convolve(x, x_stride, weight, state, out, token, place - token, source, channel, C, K)
+        _convolve(x, x_stride, weight, bias, state, out, token, place - token, source, channel, C, K)
 
 
 @triton.jit
@@ -78,6 +74,7 @@ def _leave_conv_state(
     x,
     x_stride,
     weight,
+    bias,
     state,
     query_start_loc,
     seq_lens,
@@ -91,7 +88,7 @@ def _leave_conv_state(
     CONVOLVE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of a row; with CONVOLVE its token is computed first, of which there is one at most."""
+    """Leaves a row's state; with CONVOLVE its token is computed first, of which there is one at most."""
     let_next_start(PDL)
     token, tokens, _, source, target, checkpoint, before = state_row(
         query_start_loc, seq_lens, block_tables, table_width, tl.program_id(0), B
@@ -103,7 +100,7 @@ def _leave_conv_state(
     wait_for_inputs(PDL)
     if tokens > 0:
         if CONVOLVE:
-            _convolve(x, x_stride, weight, state, out, token, 0, source, channel, C, K)
+            _convolve(x, x_stride, weight, bias, state, out, token, 0, source, channel, C, K)
         # Ascending, each thread its own channels: what is overwritten has been read, wherever the state is left.
         for kept in tl.static_range(K - 1):
             index = kept - (K - 1)
@@ -115,7 +112,12 @@ def _leave_conv_state(
 
 
 def causal_conv_triton(
-    x_TC: Tensor, weight_KC: Tensor, state: LayerState, meta: AttentionMetadata, out_TC: Tensor
+    x_TC: Tensor,
+    weight_KC: Tensor,
+    state: LayerState,
+    meta: AttentionMetadata,
+    out_TC: Tensor,
+    bias_C: Tensor | None,
 ) -> None:
     """As the public ``causal_conv``."""
     tokens, channels = x_TC.shape
@@ -126,6 +128,7 @@ def causal_conv_triton(
         "x": x_TC,
         "x_stride": x_TC.stride(0),
         "weight": weight_KC,
+        "bias": bias_C,
         "state": state.conv,
         "query_start_loc": meta.query_start_loc,
         "seq_lens": meta.seq_lens,

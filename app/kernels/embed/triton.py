@@ -27,7 +27,7 @@ def _embed(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Nobody behind this one starts before the step's first kernel has ended: they may read at once what that one wrote.
+    # No later kernel starts before the step's first one has ended: all may read at once what that one wrote.
     wait_for_inputs(PDL)
     let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)

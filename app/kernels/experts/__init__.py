@@ -7,9 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_group_scale, check_tensor, check_token_scale
+from app.kernels.check import (
+    FLOATING,
+    check_act,
+    check_columns,
+    check_group_scale,
+    check_tensor,
+    check_token_scale,
+)
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.experts.cpu import experts_cpu
+from app.kernels.experts.gate import GELU_TANH, SILU, Gate
 from app.kernels.experts.reference import experts_reference
 from app.kernels.route import MAX_EXPERTS, check_routing
 from app.kernels.types import (
@@ -23,7 +31,7 @@ from app.kernels.types import (
     num_scales,
 )
 
-__all__ = ["ExpertsScratch", "ExpertsScratchLayout", "experts"]
+__all__ = ["GELU_TANH", "SILU", "ExpertsScratch", "ExpertsScratchLayout", "Gate", "experts"]
 
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 _MAX_WIDTH = 1 << 16
@@ -85,9 +93,12 @@ def experts(
     scratch: ExpertsScratch,
     *,
     residual: Tensor | None = None,
+    residual_gate: Tensor | None = None,
+    gate: Gate = SILU,
 ) -> None:
-    """``out[t] = residual[t] + sum of routing.weights[t, j] * down_e(silu(gate_e(x[t])) * up_e(x[t]))`` over the
-    choices j of token t, ``e = routing.experts[t, j]``.
+    """``out[t] = residual[t] * sigmoid(residual_gate[t]) + sum of routing.weights[t, j] *
+    down_e(silu(gate_e(x[t])) * up_e(x[t]))`` over the choices j of token t, ``e = routing.experts[t, j]``, each product
+    with its bias if there is one.
 
     Products accumulate in fp32 (int8: exactly, in int32). Results are summed in fp32, in an order that the token's own
     choice decides, so that its bits do not hang on other tokens (but for floating weights on a GPU); on a GPU each
@@ -100,10 +111,16 @@ def experts(
         routing: as ``route`` filled it.
         out_TD: [T, D] floating.
         residual: [T, D] floating, such as what a shared expert made; may be the very tensor ``out``.
+        residual_gate: [T, 1] fp32, beside a residual; may be columns of a wider tensor. None: the residual is whole.
+        gate: what stands in place of ``silu(gate_e) * up_e``.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
+    if gate.limit is not None and not gate.limit > 0:
+        raise ValueError(f"experts: the gate's limit is {gate.limit}, expected more than 0")
+    if gate.activation not in (SILU.activation, GELU_TANH.activation):
+        raise ValueError(f"experts: the gate's activation is {gate.activation!r}")
     tokens, width, inner = x.values.shape[0], weight.width, weight.inner
     slots = tokens * routing.experts.shape[-1]
     packed = isinstance(weight, PackedExperts)
@@ -117,6 +134,10 @@ def experts(
     check_tensor("experts", "out", out_TD, (tokens, width), *floats)
     if residual is not None:
         check_tensor("experts", "residual", residual, (tokens, width), *floats)
+    if residual_gate is not None:
+        if residual is None:
+            raise ValueError("experts: there is a gate, but no residual")
+        check_columns("experts", "residual_gate", residual_gate, (tokens, 1), torch.float32)
     if isinstance(weight, PackedExperts):
         check_tensor("experts", "x", x.values, (tokens, width), weight.down[0].data.dtype)
         check_group_scale("experts", x)
@@ -124,7 +145,7 @@ def experts(
         if scratch.hidden.scale is not None:
             shape = (slots, 2 * num_groups(inner))
             check_tensor("experts", "hidden.scale", scratch.hidden.scale, shape, torch.float32)
-        experts_cpu(x, weight, routing, out_TD, scratch.hidden, residual)
+        experts_cpu(x, weight, routing, out_TD, scratch.hidden, residual, residual_gate, gate)
         return
     _check_weight(weight, x)
     check_act("experts", "hidden", scratch.hidden, (slots, inner))
@@ -137,10 +158,11 @@ def experts(
             raise ValueError("experts: on a GPU there have to be products in the scratch")
         from app.kernels.experts.triton import experts_triton  # only a GPU needs Triton
 
-        experts_triton(x, weight, routing, out_TD, scratch.hidden, scratch.products, residual)
+        products = scratch.products
+        experts_triton(x, weight, routing, out_TD, scratch.hidden, products, residual, residual_gate, gate)
         return
     fall_back("experts", "their weights are not packed")
-    experts_reference(x, weight, routing, out_TD, scratch.hidden, residual)
+    experts_reference(x, weight, routing, out_TD, scratch.hidden, residual, residual_gate, gate)
 
 
 def _check_weight(weight: ExpertsWeight, x: Act) -> None:
@@ -153,3 +175,7 @@ def _check_weight(weight: ExpertsWeight, x: Act) -> None:
     if weight.gate_up_scale is not None and weight.down_scale is not None:
         check_tensor("experts", "gate_up_scale", weight.gate_up_scale, (count, 2 * inner), torch.float32)
         check_tensor("experts", "down_scale", weight.down_scale, (count, width), torch.float32)
+    biases = (("gate_up_bias", weight.gate_up_bias, 2 * inner), ("down_bias", weight.down_bias, width))
+    for name, bias, outputs in biases:
+        if bias is not None:
+            check_tensor("experts", name, bias, (count, outputs), *FLOATING)

@@ -5,9 +5,11 @@
 // Experts that nobody chose have no part in it.
 //
 // Gate and up: a unit of work is a block of an expert's rows, gathered once a thread, with so many tiles that they make
-// a whole group of an int8 activation, which is stored with what the products of every chunk behind need of it. Down: a chunk has a few tiles of outputs for all experts, so that a token's
-// results are summed in the thread, by ascending expert, and nothing but their sum is ever stored.
+// a whole group of an int8 activation, which is stored with its scale and its sum, which all later products need. Down:
+// a chunk has a few tiles of outputs for all experts, so that a token's results are summed in the thread, by ascending
+// expert, and nothing but their sum is ever stored.
 #include "../linear/tile.h"
+#include "../native/activation.h"
 #include "../native/rows.h"
 
 namespace TUILI_ISA {
@@ -26,7 +28,7 @@ enum : int {
 
 TUILI_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 TUILI_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-TUILI_INLINE F silu(F gate) { return div(gate, add(set1(1.0f), exp(sub(zero(), gate)))); }
+TUILI_INLINE F sigmoid(F gate) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), gate)))); }
 
 // sums [rows, 32] = rows of x, side by side, times a tile. `after`: what will be multiplied next.
 template <typename Tile>
@@ -151,6 +153,39 @@ static void gather(const TuiliExpertsGateUpArgs& a, GateUpScratch& s, int expert
     }
 }
 
+// (u + 1) * g * sigmoid(alpha * g) of a gate and an up projection that are clamped first; a NaN stays one.
+TUILI_INLINE F clamped_swiglu(F gate, F up, float alpha, float limit) {
+    gate = min(set1(limit), gate);
+    up = max(set1(-limit), min(set1(limit), up));
+    const F sigmoid_inverse = add(set1(1.0f), exp(mul(set1(-alpha), gate)));
+    return mul(add(up, set1(1.0f)), div(gate, sigmoid_inverse));
+}
+
+// The gated values of a tile whose sums are there; `at`: its first row among the scales and biases of all experts.
+static __attribute__((noinline)) void gate_with_bias(const TuiliExpertsGateUpArgs& a, const GateUpScratch& s,
+                                                     int64_t at, int64_t column) {
+    for (int64_t r = 0; r < s.rows; r++) {
+        const float* c = s.sums + r * kTile;
+        float* gated = s.gated + r * TUILI_ACT_GROUP + column;
+        for (int i = 0; i < kTile / 2; i += W) {
+            F gate = load(c + i), up = load(c + kTile / 2 + i);
+            if (a.dtype == TUILI_I8) {
+                gate = mul(gate, load(a.w_scale + at + i));
+                up = mul(up, load(a.w_scale + at + kTile / 2 + i));
+            }
+            if (a.bias != nullptr) {
+                gate = add(gate, load(a.bias + at + i));
+                up = add(up, load(a.bias + at + kTile / 2 + i));
+            }
+            if (a.limit > 0.0f) {
+                store(gated + i, clamped_swiglu(gate, up, a.alpha, a.limit));
+            } else {
+                store(gated + i, mul(activate(a.activation, gate), up));
+            }
+        }
+    }
+}
+
 // Columns `unit` * 64 and on of the block that is gathered.
 template <typename Tile>
 static void gate_up_unit(const TuiliExpertsGateUpArgs& a, const GateUpScratch& s, int64_t unit, int64_t slots) {
@@ -162,6 +197,10 @@ static void gate_up_unit(const TuiliExpertsGateUpArgs& a, const GateUpScratch& s
     for (int64_t tile = first; tile < last; tile++, weight += tile_bytes) {
         multiply_tile<Tile>(s.x, s.rows, weight, words, weight + tile_bytes, groups, s.sums);
         const int64_t at = (s.expert * tiles + tile) * kTile;
+        if (a.bias != nullptr || a.limit > 0.0f || a.activation != TUILI_SILU) {
+            gate_with_bias(a, s, at, (tile - first) * (kTile / 2));
+            continue;
+        }
         for (int64_t r = 0; r < s.rows; r++) {
             const float* c = s.sums + r * kTile;
             float* gated = s.gated + r * TUILI_ACT_GROUP + (tile - first) * (kTile / 2);
@@ -313,6 +352,7 @@ static void down_rows(const TuiliExpertsDownArgs& a, const DownPlan& p, const Do
                 for (int i = 0; i < kTile; i += W) {
                     F y = load(s.sums + r * kTile + i);
                     if (a.dtype == TUILI_I8) y = mul(y, load(a.w_scale + at + i));
+                    if (a.bias != nullptr) y = add(y, load(a.bias + at + i));
                     store(sum + i, fma(count, y, load(sum + i)));
                 }
             }
@@ -331,6 +371,7 @@ static void begin_down(const TuiliExpertsDownArgs& a, const DownPlan& p, const D
                 if (a.residual != nullptr && column < a.n) {
                     TUILI_WITH_FLOAT(a.residual_dtype, T,
                                      y = load_at(TUILI_ROW(const T, a.residual, t, a.n), column, a.n));
+                    if (a.residual_gate != nullptr) y = mul(y, sigmoid(set1(a.residual_gate[t * a.gate_stride])));
                 }
                 store(sum + i, y);
             }

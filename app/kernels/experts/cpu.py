@@ -5,18 +5,35 @@ from __future__ import annotations
 from torch import Tensor
 
 from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.experts.gate import SILU, Gate
+from app.kernels.native.abi import ACTIVATIONS
 from app.kernels.native.program import dtype_code
 from app.kernels.types import Act, PackedExperts, Routing
 
 
 def experts_cpu(
-    x: Act, weight: PackedExperts, routing: Routing, out_TD: Tensor, hidden: Act, residual: Tensor | None
+    x: Act,
+    weight: PackedExperts,
+    routing: Routing,
+    out_TD: Tensor,
+    hidden: Act,
+    residual: Tensor | None,
+    residual_gate: Tensor | None,
+    gate: Gate,
 ) -> None:
-    emit(experts_calls(x, weight, routing, out_TD, hidden, residual), tokens=x.values.shape[0])
+    calls = experts_calls(x, weight, routing, out_TD, hidden, residual, residual_gate, gate)
+    emit(calls, tokens=x.values.shape[0])
 
 
 def experts_calls(
-    x: Act, weight: PackedExperts, routing: Routing, out_TD: Tensor, hidden: Act, residual: Tensor | None
+    x: Act,
+    weight: PackedExperts,
+    routing: Routing,
+    out_TD: Tensor,
+    hidden: Act,
+    residual: Tensor | None,
+    residual_gate: Tensor | None = None,
+    gate: Gate = SILU,
 ) -> list[Call]:
     """Gate and up, then down with the sum."""
     # The first expert's: the others' lie behind it.
@@ -28,6 +45,7 @@ def experts_calls(
         x_scale=x.scale,
         weight=gate_up.data,
         w_scale=gate_up.scale,
+        bias=gate_up.bias,
         slots=routing.slots,
         offsets=routing.offsets,
         hidden=hidden.values,
@@ -37,6 +55,9 @@ def experts_calls(
         chosen=chosen,
         k=weight.width,
         n=weight.inner,
+        activation=ACTIVATIONS[gate.activation],
+        alpha=gate.alpha,
+        limit=gate.limit or 0.0,
     )
     second = Call(
         "experts_down",
@@ -45,10 +66,12 @@ def experts_calls(
         hidden_groups=hidden.scale,
         weight=down.data,
         w_scale=down.scale,
+        bias=down.bias,
         slots=routing.slots,
         offsets=routing.offsets,
         route_weights=routing.weights,
         residual=residual,
+        residual_gate=residual_gate,
         out=out_TD,
         dtype=dtype_code(x.values),
         out_dtype=dtype_code(out_TD),
@@ -57,5 +80,6 @@ def experts_calls(
         chosen=chosen,
         k=weight.inner,
         n=weight.width,
+        gate_stride=0 if residual_gate is None else residual_gate.stride(0),
     )
     return [first, second]

@@ -7,11 +7,15 @@ int8 sums are exact, and scaled in one order: a token's bits do not hang on whic
 Held against a float64 formula in Triton's interpreter; compiled ahead of time for sm_90. No GPU has run it.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.experts.gate import SILU, Gate
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import (
     activate,
@@ -42,6 +46,7 @@ def _experts(
     offsets,
     weight,
     weight_scale,
+    bias,
     out,
     row_blocks,
     n,
@@ -50,7 +55,10 @@ def _experts(
     K: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCK_X: tl.constexpr,
-    SILU_MUL: tl.constexpr,
+    GATED: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -76,7 +84,7 @@ def _experts(
         slot = tl.load(slots + rows, mask=inside_rows, other=0)
         source = slot // SLOTS_A_ROW
         # 2. Sums along K.
-        STACK: tl.constexpr = 2 if SILU_MUL else 1
+        STACK: tl.constexpr = 2 if GATED else 1
         depth = tl.arange(0, BLOCK_K)
         x_at = x + source.to(tl.int64)[:, None] * K + depth[None, :]
         # Columns past the end read the last one's weights and are not stored.
@@ -95,14 +103,14 @@ def _experts(
                 x_tile = tl.load(x_at, mask=present & deep[None, :], other=0)
                 weight_tile = tl.load(weight_at, mask=deep[:, None], other=0)
             acc = _multiply(x_tile, weight_tile, acc)
-            if SILU_MUL:
+            if GATED:
                 up_tile = tl.load(up_at) if K % BLOCK_K == 0 else tl.load(up_at, mask=deep[:, None], other=0)
                 up_acc = _multiply(x_tile, up_tile, up_acc)
                 up_at += BLOCK_K
             x_at += BLOCK_K
             weight_at += BLOCK_K
         let_next_start(PDL)
-        # 3. Scales, SiLU·mul.
+        # 3. Scales, gate.
         inside = columns < n
         y = acc.to(tl.float32)
         up = up_acc.to(tl.float32)
@@ -113,10 +121,15 @@ def _experts(
         if weight_scale is not None:
             scale_at = weight_scale + expert * n * STACK + columns
             y *= tl.load(scale_at, mask=inside, other=0.0)[None, :]
-            if SILU_MUL:
+            if GATED:
                 up *= tl.load(scale_at + n, mask=inside, other=0.0)[None, :]
-        if SILU_MUL:
-            y = activate(y, "silu") * up
+        if bias is not None:
+            bias_at = bias + expert * n * STACK + columns
+            y += tl.load(bias_at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            if GATED:
+                up += tl.load(bias_at + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            y = _gated(y, up, ALPHA, LIMIT, ACTIVATION)
         out_at = out + slot.to(tl.int64)[:, None] * n + columns[None, :]
         tl.store(out_at, to_dtype(y, out.dtype.element_ty), mask=present & inside[None, :])
 
@@ -133,18 +146,34 @@ def _multiply(x, weight, acc):
 
 
 @triton.jit
+def _gated(gate, up, ALPHA: tl.constexpr, LIMIT: tl.constexpr, ACTIVATION: tl.constexpr):
+    """See :class:`app.kernels.experts.gate.Gate`."""
+    if LIMIT is None:
+        y = activate(gate, ACTIVATION) * up
+    else:  # a minimum would drop a NaN
+        gate = tl.where(gate > LIMIT, LIMIT, gate)
+        up = tl.where(up > LIMIT, LIMIT, tl.where(up < -LIMIT, -LIMIT, up))
+        y = (up + 1.0) * (gate / (1.0 + tl.exp(-ALPHA * gate)))
+    return y
+
+
+@triton.jit
 def _experts_vector(
     x,
     x_scale,
     experts,
     weight,
     weight_scale,
+    bias,
     out,
     n,
     up_offset,
     SLOTS_A_ROW: tl.constexpr,
     K: tl.constexpr,
-    SILU_MUL: tl.constexpr,
+    GATED: tl.constexpr,
+    ALPHA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -154,7 +183,7 @@ def _experts_vector(
     wait_for_inputs(PDL)
     slot = tl.program_id(1)
     source = slot // SLOTS_A_ROW
-    STACK: tl.constexpr = 2 if SILU_MUL else 1
+    STACK: tl.constexpr = 2 if GATED else 1
     expert = tl.load(experts + slot)
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < n
@@ -164,7 +193,7 @@ def _experts_vector(
     x_at = x + source.to(tl.int64) * K
     y = _row_product(x_at, weight_at, K, BLOCK_N, BLOCK_K)
     up = y
-    if SILU_MUL:
+    if GATED:
         up = _row_product(x_at, weight_at + up_offset, K, BLOCK_N, BLOCK_K)
     if x_scale is not None:
         row_scale = tl.load(x_scale + source)
@@ -173,10 +202,15 @@ def _experts_vector(
     if weight_scale is not None:
         scale_at = weight_scale + expert * n * STACK + columns
         y *= tl.load(scale_at, mask=inside, other=0.0)
-        if SILU_MUL:
+        if GATED:
             up *= tl.load(scale_at + n, mask=inside, other=0.0)
-    if SILU_MUL:
-        y = activate(y, "silu") * up
+    if bias is not None:
+        bias_at = bias + expert * n * STACK + columns
+        y += tl.load(bias_at, mask=inside, other=0.0).to(tl.float32)
+        if GATED:
+            up += tl.load(bias_at + n, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        y = _gated(y, up, ALPHA, LIMIT, ACTIVATION)
     tl.store(out + slot.to(tl.int64) * n + columns, to_dtype(y, out.dtype.element_ty), mask=inside)
 
 
@@ -199,7 +233,16 @@ def _row_product(x_at, weight_at, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_
 
 @triton.jit
 def _weighted_sum(
-    products, weights, residual, out, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+    products,
+    weights,
+    residual,
+    residual_gate,
+    out,
+    width,
+    CHOSEN: tl.constexpr,
+    GATE_STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """A token's results, each times what it counts, in the order of its choice."""
     let_next_start(PDL)
@@ -210,6 +253,8 @@ def _weighted_sum(
     total = tl.zeros((BLOCK,), tl.float32)
     if residual is not None:
         total += tl.load(residual + token * width + columns, mask=inside, other=0.0).to(tl.float32)
+        if residual_gate is not None:
+            total *= 1.0 / (1.0 + tl.exp(-tl.load(residual_gate + token * GATE_STRIDE)))
     for j in range(CHOSEN):
         result = tl.load(products + (token * CHOSEN + j) * width + columns, mask=inside, other=0.0)
         total += tl.load(weights + token * CHOSEN + j) * result.to(tl.float32)
@@ -224,6 +269,8 @@ def experts_triton(
     hidden: Act,
     products: Tensor,
     residual: Tensor | None,
+    residual_gate: Tensor | None,
+    gate: Gate,
 ) -> None:
     """As the public ``experts``; int8 activations have one scale a token, ``products`` is their scratch."""
     slots, inner = hidden.values.shape
@@ -231,39 +278,69 @@ def experts_triton(
     flat = products.view(-1)
     gated = hidden.values if hidden.scale is None else flat[: slots * inner].view(slots, inner)
     results = flat[: slots * width].view(slots, width)
-    _product(x, weight.gate_up, weight.gate_up_scale, routing, gated, slots_a_row=chosen, gate_up=True)
+    gate_up = _Projection(weight.gate_up, weight.gate_up_scale, weight.gate_up_bias, gate)
+    _product(x, gate_up, routing, gated, slots_a_row=chosen)
     if hidden.scale is not None:
         quantize_triton(gated, hidden)
-    _product(hidden, weight.down, weight.down_scale, routing, results, slots_a_row=1, gate_up=False)
+    _product(hidden, _Projection(weight.down, weight.down_scale, weight.down_bias), routing, results, slots_a_row=1)
     shape = launch_shape("weighted_sum", width=width)
     block = min(triton.next_power_of_2(width), shape.pop("BLOCK"))
     launch(
         _weighted_sum,
         (tokens, triton.cdiv(width, block)),
-        {"products": results, "weights": routing.weights, "residual": residual, "out": out_TD, "width": width},
-        {"CHOSEN": chosen, "BLOCK": block},
+        {
+            "products": results,
+            "weights": routing.weights,
+            "residual": residual,
+            "residual_gate": residual_gate,
+            "out": out_TD,
+            "width": width,
+        },
+        {
+            "CHOSEN": chosen,
+            "GATE_STRIDE": 0 if residual_gate is None else residual_gate.stride(0),
+            "BLOCK": block,
+        },
         **shape,
     )
 
 
-def _product(
-    x: Act,
-    weight: Tensor,
-    scale: Tensor | None,
-    routing: Routing,
-    out: Tensor,
-    *,
-    slots_a_row: int,
-    gate_up: bool,
-) -> None:
-    """``out`` [S, N]: each slot's row of x times its expert's weights [X, N, K], or silu(gate) * up with [X, 2N, K]."""
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    """A product of every expert."""
+
+    values: Tensor
+    """[X, N, K], or [X, 2N, K] of a gate and an up projection."""
+    scale: Tensor | None
+    bias: Tensor | None
+    gate: Gate | None = None
+    """Of those two."""
+
+    def arguments(self, n: int) -> dict[str, Any]:
+        """A kernel's, as far as they are pointers and sizes."""
+        offset = 0 if self.gate is None else n * self.values.shape[2]
+        return {"weight_scale": self.scale, "bias": self.bias, "n": n, "up_offset": offset}
+
+    def constants(self) -> dict[str, Any]:
+        """A kernel's."""
+        gate = self.gate or SILU
+        return {
+            "GATED": self.gate is not None,
+            "ALPHA": gate.alpha,
+            "LIMIT": gate.limit,
+            "ACTIVATION": gate.activation,
+        }
+
+
+def _product(x: Act, weight: _Projection, routing: Routing, out: Tensor, *, slots_a_row: int) -> None:
+    """``out`` [S, N]: each slot's row of x times its expert's weights, or what the gate makes of two products."""
     tokens = routing.experts.shape[0]
-    if tokens <= _VECTOR_TOKENS and (x.scale is None or weight.shape[2] % _WORD == 0):
-        _vector_product(x, weight, scale, routing, out, slots_a_row=slots_a_row, gate_up=gate_up)
+    if tokens <= _VECTOR_TOKENS and (x.scale is None or weight.values.shape[2] % _WORD == 0):
+        _vector_product(x, weight, routing, out, slots_a_row=slots_a_row)
         return
-    (slots, n), (experts, _, k) = out.shape, weight.shape
+    (slots, n), (experts, _, k) = out.shape, weight.values.shape
     rows = triton.cdiv(slots, experts)
-    shape = launch_shape(_op("experts", x, scale), m=rows, n=n, k=k, gated=int(gate_up))
+    shape = launch_shape(_op("experts", x, weight.scale), m=rows, n=n, k=k, gated=int(weight.gate is not None))
     # Each expert may have one block that is not full.
     row_blocks = slots // shape["BLOCK_M"] + min(slots, experts)
     launch(
@@ -274,34 +351,31 @@ def _product(
             "x_scale": x.scale,
             "slots": routing.slots,
             "offsets": routing.offsets,
-            "weight": weight,
-            "weight_scale": scale,
+            "weight": weight.values,
             "out": out,
             "row_blocks": row_blocks,
-            "n": n,
-            "up_offset": n * k if gate_up else 0,
+            **weight.arguments(n),
         },
         {
             "SLOTS_A_ROW": slots_a_row,
             "K": k,
             "EXPERTS": experts,
             "BLOCK_X": triton.next_power_of_2(experts),
-            "SILU_MUL": gate_up,
+            **weight.constants(),
             **{name: shape.pop(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")},
         },
         **shape,
     )
 
 
-def _vector_product(
-    x: Act, weight: Tensor, scale: Tensor | None, routing: Routing, out: Tensor, *, slots_a_row: int, gate_up: bool
-) -> None:
-    (slots, n), k = out.shape, weight.shape[2]
-    shape = launch_shape(_op("experts_vector", x, scale), n=n, k=k, gated=int(gate_up))
+def _vector_product(x: Act, weight: _Projection, routing: Routing, out: Tensor, *, slots_a_row: int) -> None:
+    (slots, n), k, arguments = out.shape, weight.values.shape[2], weight.arguments(out.shape[1])
+    shape = launch_shape(_op("experts_vector", x, weight.scale), n=n, k=k, gated=int(weight.gate is not None))
     block_n, block_k = shape.pop("BLOCK_N"), shape.pop("BLOCK_K")
-    values = x.values
-    if x.scale is not None:
-        values, weight, k, block_k = values.view(torch.int32), weight.view(torch.int32), k // _WORD, block_k // _WORD
+    values, weights = x.values, weight.values
+    if x.scale is not None:  # in words
+        values, weights, k, block_k = values.view(torch.int32), weights.view(torch.int32), k // _WORD, block_k // _WORD
+        arguments["up_offset"] //= _WORD
     launch(
         _experts_vector,
         (triton.cdiv(n, block_n), slots),
@@ -309,13 +383,11 @@ def _vector_product(
             "x": values,
             "x_scale": x.scale,
             "experts": routing.experts,
-            "weight": weight,
-            "weight_scale": scale,
+            "weight": weights,
             "out": out,
-            "n": n,
-            "up_offset": n * k if gate_up else 0,
+            **arguments,
         },
-        {"SLOTS_A_ROW": slots_a_row, "K": k, "SILU_MUL": gate_up, "BLOCK_N": block_n, "BLOCK_K": block_k},
+        {"SLOTS_A_ROW": slots_a_row, "K": k, **weight.constants(), "BLOCK_N": block_n, "BLOCK_K": block_k},
         **shape,
     )
 

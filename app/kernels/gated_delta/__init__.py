@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_columns, check_state_rows, check_tensor
+from app.kernels.check import FLOATING, check_columns, check_rows, check_tensor
 from app.kernels.dispatch import native, runs_triton
 from app.kernels.gated_delta.cpu import fits_cpu, gated_delta_cpu
 from app.kernels.gated_delta.reference import gated_delta_reference
@@ -34,13 +34,13 @@ def gated_delta(
         S = decay * S;  S = S + k (beta * (v - S^T k))^T;  out = S^T q
 
     All in fp32. Value head h has key head ``h // (Hv / Hk)``. Which blocks are read and written is said in
-    :class:`~app.kernels.types.LayerState`. A row's result hangs on that row alone (but for last bits in plain
-    torch); natively a token's does not hang on where its row begins either, bit for bit.
+    :class:`~app.kernels.types.LayerState`. A row's result depends on that row alone (but for last bits in plain
+    torch); natively a token's result does not depend on where its row begins either, bit for bit.
 
     Args:
         qkv_TC: [T, 2 * Hk * Dk + Hv * Dv] floating: queries, keys, values.
-        b_TH: [T, Hv] of qkv's dtype; may be columns of a wider tensor, as wide as that of ``a_TH``.
-        a_TH: likewise.
+        b_TH: [T, Hv] of qkv's dtype; may be columns of a wider tensor.
+        a_TH: [T, Hv] of qkv's dtype, its rows as far apart as those of ``b_TH``.
         a_log_H: [Hv] fp32.
         dt_bias_H: [Hv] fp32.
         state: ``recurrent`` is read and written, [num_blocks, Hv, Dk, Dv].
@@ -66,7 +66,7 @@ def gated_delta(
     check_tensor(_OP, "a_log", a_log_H, (heads,), torch.float32)
     check_tensor(_OP, "dt_bias", dt_bias_H, (heads,), torch.float32)
     check_tensor(_OP, "state.recurrent", state.recurrent, (blocks, heads, k_dim, v_dim), torch.float32)
-    check_state_rows(_OP, meta, state.block_size)
+    check_rows(_OP, meta, state.block_size)
     check_tensor(_OP, "out", out_TN, (tokens, heads * v_dim), qkv_TC.dtype)
     arguments = (qkv_TC, b_TH, a_TH, a_log_H, dt_bias_H, state, meta, out_TN)
     if runs_triton(qkv_TC):

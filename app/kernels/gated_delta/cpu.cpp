@@ -7,17 +7,17 @@
 // nothing of each other: the state goes by slices that stay in the first-level cache while some tokens are done.
 //
 // There is no form for prompts that computes tokens in chunks: at these sizes it has as many products and more passes,
-// and a token's bits would hang on where its row begins.
+// and a token's bits would depend on where its row begins.
 #include "../native/rows.h"
 #include "../native/state.h"
 
 namespace TUILI_ISA {
 
 enum : int {
-    VECTORS = 4,              // of a slice
-    LANES = VECTORS * W,
-    TOKENS = 32,              // prepared at a time
-    CHUNKS_PER_THREAD = 4,    // below which heads are cut
+    VECTORS = 4,              // vectors of a slice
+    LANES = VECTORS * W,      // columns of a slice
+    TOKENS = 32,              // tokens that are prepared at a time
+    CHUNKS_PER_THREAD = 4,    // heads are cut where there are fewer chunks than this
 };
 
 struct Token {

@@ -9,7 +9,7 @@ from app.kernels.native.program import dtype_code
 from app.kernels.types import AttentionMetadata, LayerState
 
 _MAX_DIM = 256
-"""Of keys and values: a head's state and some tokens of it fit a thread's scratch."""
+"""Width of keys and values, at most: a head's state and some of its tokens fit a thread's scratch."""
 
 
 def fits_cpu(k_dim: int, v_dim: int) -> bool:

@@ -25,15 +25,15 @@ import triton.language as tl
 from torch import Tensor
 
 from app.kernels.gpu.launch import launch
-from app.kernels.gpu.lib import dot, dot_fp32, let_next_start, to_dtype, wait_for_inputs
-from app.kernels.gpu.state import state_row
+from app.kernels.gpu.lib import dot_fp32, let_next_start, to_dtype, wait_for_inputs
+from app.kernels.gpu.state import dot_inputs, load_piece, load_state, state_row, store_state
 from app.kernels.gpu.tuning import launch_shape
 from app.kernels.types import AttentionMetadata, LayerState
 
 
 @triton.jit
 def _gates(b, a, a_log, dt_bias, at, head, live):
-    """(beta, log of the decay) of tokens; 0 and 0 where they are not live: such a token changes nothing."""
+    """(beta, log of the decay) of tokens; (0, 0) where a token is not live, which then changes nothing."""
     beta = tl.load(b + at, mask=live, other=0.0).to(tl.float32)
     x = tl.load(a + at, mask=live, other=0.0).to(tl.float32) + tl.load(dt_bias + head)
     softplus = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
@@ -92,36 +92,6 @@ def _recurrent(
     out_at = out + (token.to(tl.int64) * HV + head) * DV + column
     tl.store(out_at, to_dtype(y, out.dtype.element_ty), mask=inside_v)
     tl.store(state + target * (HV * DK * DV) + page, s, mask=left)
-
-
-@triton.jit
-def _dot_inputs(a, b, acc):
-    """``acc + a @ b`` of tiles as they came: of 16 bits the products are exact."""
-    if a.dtype == tl.float32:
-        return dot_fp32(a, b, acc)
-    return dot(a, b, acc)
-
-
-@triton.jit
-def _load_piece(at, token_stride, place, live, piece, DK: tl.constexpr):
-    """[chunk, piece] of keys or queries; zeros beside the chunk."""
-    mask = live[:, None] & (piece < DK)[None, :]
-    return tl.load(at + place.to(tl.int64)[:, None] * token_stride + piece[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _load_state(state, block, head, piece, column, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
-    """[piece, columns] fp32 of a head's state; zeros where there is no block."""
-    mask = (piece < tl.where(block >= 0, DK, 0))[:, None] & (column < DV)[None, :]
-    return tl.load(
-        state + (block * HV + head) * (DK * DV) + piece[:, None] * DV + column[None, :], mask=mask, other=0.0
-    )
-
-
-@triton.jit
-def _store_state(state, block, head, piece, column, s, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr):
-    mask = (piece < tl.where(block >= 0, DK, 0))[:, None] & (column < DV)[None, :]
-    tl.store(state + (block * HV + head) * (DK * DV) + piece[:, None] * DV + column[None, :], s, mask=mask)
 
 
 @triton.jit
@@ -199,17 +169,17 @@ def _chunked(
         squares = tl.zeros((CHUNK,), tl.float32)
         between = tl.zeros((CHUNK, CHUNK), tl.float32)
         for first in range(0, DK, PIECE):
-            k = _load_piece(k_at, WIDTH, place, live, first + lane, DK)
+            k = load_piece(k_at, WIDTH, place, live, first + lane, DK)
             squares += tl.sum(k.to(tl.float32) * k.to(tl.float32), axis=1)
-            between = _dot_inputs(k, tl.trans(k), between)
+            between = dot_inputs(k, tl.trans(k), between)
         k_scale = 1.0 / tl.sqrt_rn(squares + 1e-6)
         between *= decay * (beta * k_scale)[:, None] * k_scale[None, :]
         inverse = _inverse(tl.where(offset[:, None] > offset[None, :], between, 0.0), CHUNK, LEVELS)
 
         answer = tl.zeros((CHUNK, BV), tl.float32)
         for first in range(0, DK, PIECE):
-            k = _load_piece(k_at, WIDTH, place, live, first + lane, DK).to(tl.float32)
-            answer = dot_fp32(k, _load_state(state, held, head, first + lane, column, HV, DK, DV), answer)
+            k = load_piece(k_at, WIDTH, place, live, first + lane, DK).to(tl.float32)
+            answer = dot_fp32(k, load_state(state, held, head, first + lane, column, HV, DK, DV), answer)
         v = tl.load(v_at + place.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=mask, other=0.0).to(tl.float32)
         change = beta[:, None] * (v - (tl.exp(total) * k_scale)[:, None] * answer)
         change = dot_fp32(inverse, change, tl.zeros((CHUNK, BV), tl.float32))
@@ -218,11 +188,11 @@ def _chunked(
         weights = tl.zeros((CHUNK, CHUNK), tl.float32)
         y = tl.zeros((CHUNK, BV), tl.float32)
         for first in range(0, DK, PIECE):
-            q = _load_piece(q_at, WIDTH, place, live, first + lane, DK)
-            k = _load_piece(k_at, WIDTH, place, live, first + lane, DK)
+            q = load_piece(q_at, WIDTH, place, live, first + lane, DK)
+            k = load_piece(k_at, WIDTH, place, live, first + lane, DK)
             squares += tl.sum(q.to(tl.float32) * q.to(tl.float32), axis=1)
-            weights = _dot_inputs(q, tl.trans(k), weights)
-            y = dot_fp32(q.to(tl.float32), _load_state(state, held, head, first + lane, column, HV, DK, DV), y)
+            weights = dot_inputs(q, tl.trans(k), weights)
+            y = dot_fp32(q.to(tl.float32), load_state(state, held, head, first + lane, column, HV, DK, DV), y)
         q_scale = 1.0 / (tl.sqrt_rn(squares + 1e-6) * tl.sqrt_rn(DK * 1.0))
         y = dot_fp32(weights * decay * k_scale[None, :], change, y * tl.exp(total)[:, None]) * q_scale[:, None]
         out_at = out + (place.to(tl.int64) * HV + head)[:, None] * DV + column[None, :]
@@ -233,11 +203,11 @@ def _chunked(
         boundary = tl.where(done == before, checkpoint, -1)
         tl.debug_barrier()  # all have read the state, which may be updated in place
         for first in range(0, DK, PIECE):
-            k = _load_piece(k_at, WIDTH, place, live, first + lane, DK).to(tl.float32)
-            s = _load_state(state, held, head, first + lane, column, HV, DK, DV) * tl.exp(last)
+            k = load_piece(k_at, WIDTH, place, live, first + lane, DK).to(tl.float32)
+            s = load_state(state, held, head, first + lane, column, HV, DK, DV) * tl.exp(last)
             s = dot_fp32(tl.trans(k), change, s)
-            _store_state(state, boundary, head, first + lane, column, s, HV, DK, DV)
-            _store_state(state, target, head, first + lane, column, s, HV, DK, DV)
+            store_state(state, boundary, head, first + lane, column, s, HV, DK, DV)
+            store_state(state, target, head, first + lane, column, s, HV, DK, DV)
         tl.debug_barrier()  # and all have left it
         held = target
 

@@ -24,8 +24,8 @@ def needs_scratch(weight: LinearWeight | PackedWeight) -> bool:
 
 
 def scratch_dtype(weight: LinearWeight | PackedWeight, dtype: torch.dtype) -> torch.dtype | None:
-    """Of the rows that :func:`gather_lm_head` gathers, for hidden states of ``dtype``, unless they are quantised; None
-    where it needs no room for them."""
+    """Dtype of the rows that :func:`gather_lm_head` gathers of hidden states of ``dtype``, where it does not quantise
+    them; None where it needs no scratch for them."""
     if not needs_scratch(weight):
         return None
     return weight.data.dtype if isinstance(weight, PackedWeight) else dtype

@@ -139,7 +139,7 @@ def _multiply(x, weight, acc):
 
 @triton.jit
 def _local(tile, SPLIT_K: tl.constexpr, GATED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Where in the workspace the first part's sums of a tile go, [BLOCK_M, BLOCK_N]."""
+    """Offsets in the workspace of the sums of a tile's first part, [BLOCK_M, BLOCK_N]."""
     SUMS: tl.constexpr = SPLIT_K * BLOCK_M * BLOCK_N * (2 if GATED else 1)
     return tile * SUMS + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
 
@@ -252,7 +252,7 @@ def gemm_triton(
 
 
 def _op(x: Act, weight: LinearWeight) -> str:
-    """Its name in the tables of launch shapes."""
+    """The product's name in the tables of launch shapes."""
     if weight.scale is None:
         return "gemm"
     return "gemm_w8a16" if x.scale is None else "gemm_w8a8"

@@ -43,7 +43,7 @@ def _gemv(
     inside = columns < n
     # Columns past the end read the last one's weights and are not stored.
     weight_at = weight + tl.minimum(columns, n - 1).to(tl.int64)[:, None] * K
-    # Nobody writes weights: the first ones are under way while other kernels are still at work.
+    # No kernel writes weights: the first ones are loaded while earlier kernels still run.
     part = _load_weights(weight_at, 0, K, BLOCK_K)
     up_part = part
     if GATED:

@@ -19,16 +19,17 @@ _WARP = 32
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What matters of a compiled kernel."""
+    """A compiled kernel."""
 
     name: str
     registers: int
-    """A thread's."""
+    """Registers of a thread."""
     stack_bytes: int
-    """A thread's: spilled registers live there."""
+    """Bytes of a thread's stack, which holds spilled registers."""
     shared_bytes: int
-    """A block's."""
+    """Bytes of shared memory of a thread block."""
     ptx: str
+    """The kernel in PTX."""
 
     @property
     def uses_wgmma(self) -> bool:

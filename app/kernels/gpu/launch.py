@@ -45,7 +45,7 @@ _HOPPER = 90
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One way in which a kernel is started, as the compiler sees it."""
+    """A launch of a kernel, as the compiler sees it."""
 
     kernel: Any
     """The ``@triton.jit`` function."""
@@ -61,7 +61,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Of the kernel."""
+        """Name of the kernel."""
         return str(self.kernel.__name__)
 
 
@@ -74,7 +74,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def collecting() -> Iterator[list[Launch]]:
-    """Within it nothing is started (tensors may be on the meta device); the list gains what would have been."""
+    """A context in which no kernel is started, and tensors may be on the meta device; the list gains the launches."""
     if _state.collected is not None:
         raise RuntimeError("launches are being collected already")
     launches = list[Launch]()
@@ -115,7 +115,7 @@ def _overlaps() -> bool:
 def _describe(
     kernel: Any, grid: Grid, args: dict[str, Any], constants: dict[str, Any], num_warps: int, num_stages: int
 ) -> Launch:
-    """As Triton specialises a call: None and 1 become constants, multiples of 16 are noted, where a kernel lets it."""
+    """A launch specialised as by Triton: None and 1 become constants, multiples of 16 are noted, unless forbidden."""
     varying = {parameter.name for parameter in getattr(kernel, "params", ()) if parameter.do_not_specialize}
     fixed = {name: value for name, value in args.items() if value is None or (_is_one(value) and name not in varying)}
     constants = {**constants, **fixed}
@@ -138,7 +138,10 @@ def _is_one(value: object) -> bool:
 
 
 def _is_aligned(value: object) -> bool:
-    """Of a tensor its offset within its memory: what torch allocates is aligned further than that."""
+    """Whether an integer, or a tensor's offset within its memory in bytes, is a multiple of 16.
+
+    What torch allocates is aligned further than that.
+    """
     if isinstance(value, Tensor):
         return value.storage_offset() * value.itemsize % 16 == 0
     return isinstance(value, int) and value % 16 == 0

@@ -16,14 +16,14 @@ _ROUND_MAGIC: tl.constexpr = tl.constexpr(12582912.0)
 
 @triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
-    """What the kernels before this one write is there from here on.
+    """Waits until the kernels before this one have written their results.
 
     With programmatic dependent launch a kernel starts while the one before it still runs, and waits here until that
-    one has ended: its launch costs no time of its own. Nobody may go without, as a kernel that ends without having
-    waited would let the next one overtake what comes before both.
+    one has ended: its launch costs no time of its own. Every kernel has to wait: after one that ends without having
+    waited, the next could overtake the kernels before both.
 
-    What nobody writes once ``embed`` has waited may be read before: weights, constants, where rows and tokens stand.
-    The latter past the L1, which may still have what stood there in the step before.
+    What no kernel writes once ``embed`` has waited may be read before: weights, constants, positions of rows and
+    tokens. The latter have to be read past the L1, which may still hold those of the step before.
     """
     if PDL:
         gdc_wait()
@@ -31,10 +31,10 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
-    """The next kernel may start, to wait for this one, as soon as every program has come here.
+    """Lets the next kernel start, and wait for this one, as soon as every program has come here.
 
-    For most kernels that is at once. One of large programs that just fit the GPU would have its own next launch spread
-    unevenly over what is free, and says so when it is nearly through.
+    Most kernels call this first. A kernel whose programs just fit the GPU calls it near its end: the next kernel's
+    programs would otherwise be spread unevenly over the multiprocessors that are free.
     """
     if PDL:
         gdc_launch_dependents()
@@ -42,7 +42,8 @@ def let_next_start(PDL: tl.constexpr):
 
 @triton.jit
 def _dot_interpreted(a, b, acc):
-    """In fp64: the bits of numpy's fp32 product hang on where in the tile a row stands, which no tensor core's do."""
+    """``acc + a @ b``, summed in fp64: bits of numpy's fp32 product depend on a row's place in the tile, which those of
+    tensor cores do not."""
     product = tl.dot(a.to(tl.float64), b.to(tl.float64), tl.zeros(acc.shape, tl.float64), out_dtype=tl.float64)
     return (acc.to(tl.float64) + product).to(tl.float32)
 
@@ -236,8 +237,8 @@ def quantize_int8(x, scale):
 
 @triton.jit
 def store_row(out, out_scale, row, columns, inside, value):
-    """A program's whole row of fp32 into ``out`` from element ``row`` on, rounded once; as int8 with a scale at
-    ``out_scale`` of the program's number, if there is one."""
+    """Stores a program's whole row of fp32 in ``out`` from element ``row`` on, rounded once. With ``out_scale`` it is
+    stored as int8, and its scale there at the program's number."""
     if out_scale is not None:
         scale = int8_scale(value)
         tl.store(out_scale + tl.program_id(0), scale)

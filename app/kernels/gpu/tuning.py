@@ -85,7 +85,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def compiling_for(capability: int) -> Iterator[None]:
-    """Within it launch shapes are those for GPUs of a compute capability (80 for sm_80), whatever is here."""
+    """A context in which launch shapes are those for GPUs of a compute capability (80 for sm_80)."""
     before, _state.target = _state.target, capability
     try:
         yield
@@ -95,7 +95,7 @@ def compiling_for(capability: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def trying(op: str, shape: dict[str, int]) -> Iterator[None]:
-    """Within it an op has this launch shape, whatever the problem."""
+    """A context in which an op has this launch shape, whatever the problem."""
     before, _state.trial = _state.trial, (op, shape)
     try:
         yield

@@ -14,7 +14,13 @@ __all__ = ["layer_norm"]
 
 
 def layer_norm(
-    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out: Act, *, residual: Tensor | None = None
+    x_TD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor | None,
+    eps: float,
+    out: Act,
+    *,
+    residual: Tensor | None = None,
 ) -> None:
     """LayerNorm of x, or of x added to a residual stream.
 
@@ -26,7 +32,7 @@ def layer_norm(
     Args:
         x_TD: [T, D] floating.
         weight_D: [D] floating.
-        bias_D: [D] of the weight's dtype.
+        bias_D: [D] of the weight's dtype; None for none.
         eps: added to the variance.
         out: [T, D].
         residual: [T, D] of x's dtype.
@@ -37,7 +43,8 @@ def layer_norm(
     shape = (x_TD.shape[0], weight_D.numel())
     check_tensor("layer_norm", "x", x_TD, shape, *FLOATING)
     check_tensor("layer_norm", "weight", weight_D, shape[1:], *FLOATING)
-    check_tensor("layer_norm", "bias", bias_D, shape[1:], weight_D.dtype)
+    if bias_D is not None:
+        check_tensor("layer_norm", "bias", bias_D, shape[1:], weight_D.dtype)
     check_act("layer_norm", "out", out, shape)
     if residual is not None:
         check_tensor("layer_norm", "residual", residual, shape, x_TD.dtype)

@@ -19,8 +19,10 @@ TUILI_INLINE void layer_norm_row(const TuiliLayerNormArgs& a, int64_t row, float
     for (int i = 0; i < n; i += W) store_at(normed, i, n, sub(load_at(x, i, n), mean));
     const F inverse = inverse_rms(normed, n, a.eps);
     const Wt *weight = (const Wt*)a.weight, *bias = (const Wt*)a.bias;
-    for (int i = 0; i < n; i += W)
-        store_at(normed, i, n, fma(mul(load_at(normed, i, n), inverse), load_at(weight, i, n), load_at(bias, i, n)));
+    for (int i = 0; i < n; i += W) {
+        const F shift = bias == nullptr ? zero() : load_at(bias, i, n);
+        store_at(normed, i, n, fma(mul(load_at(normed, i, n), inverse), load_at(weight, i, n), shift));
+    }
 }
 
 static void layer_norm_rows(const void* args, const TuiliStep*, int64_t begin, int64_t end, const TuiliThread* thread) {

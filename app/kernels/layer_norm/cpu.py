@@ -10,7 +10,7 @@ from app.kernels.types import Act
 
 
 def layer_norm_cpu(
-    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out: Act, residual: Tensor | None
+    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float, out: Act, residual: Tensor | None
 ) -> None:
     call = Call(
         "layer_norm",

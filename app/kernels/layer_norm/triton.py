@@ -31,7 +31,9 @@ def _layer_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     norm_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    norm_bias = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    norm_bias = tl.zeros([BLOCK], dtype=tl.float32)
+    if bias is not None:
+        norm_bias = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
@@ -46,7 +48,7 @@ def _layer_norm(
 
 
 def layer_norm_triton(
-    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out: Act, residual: Tensor | None
+    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float, out: Act, residual: Tensor | None
 ) -> None:
     """As the public ``layer_norm``; an int8 ``out`` has one scale a token."""
     tokens, width = x_TD.shape

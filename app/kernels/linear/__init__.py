@@ -18,7 +18,7 @@ _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
 
 def scratch_width(weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation) -> int:
-    """Elements a token of the scratch that :func:`linear` needs for such a layer; 0 if none."""
+    """Elements of the scratch for each token that :func:`linear` needs for such a layer; 0: it needs none."""
     if isinstance(weight, PackedWeight):
         features = weight.out_features
     elif runs_triton(weight.values):
@@ -43,11 +43,11 @@ def linear(
 ) -> None:
     """``y = x @ weight.T + bias``, then ``out`` is ``y + residual``, ``activation(y)`` or ``activation(gate) * up``.
 
-    Accumulates in fp32 (int8: exactly, in int32). For int8 inputs the whole epilogue is fp32, rounded once to
-    ``out``; for bf16 inputs without an epilogue likewise. An int8 ``out`` is quantised by groups or, with one scale a
-    token, by tokens (which alone Triton knows).
+    Accumulates in fp32 (int8: exactly, in int32). For int8 inputs, and for bf16 inputs without an epilogue, the result
+    is rounded once, to ``out``. An int8 ``out`` is quantised by groups or, with one scale a token, by tokens (Triton
+    does only the latter).
 
-    A packed weight runs natively, whatever the mode; int8 or bf16 is what it takes for x, fp32 or bf16 for the rest.
+    A packed weight runs natively, whatever the mode; it takes int8 or bf16 for x, fp32 or bf16 for the rest.
 
     Args:
         x: [T, K] in the format that the weight asks for.

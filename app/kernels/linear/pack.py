@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 LAYOUT = "tile32"
-"""Changes whenever buffers packed before could no longer be read."""
+"""Name of the layout; changes whenever buffers packed before could no longer be read."""
 
 _TILE = 32
 _PANEL = 16
@@ -68,7 +68,10 @@ def new_packed_weight(
 def new_packed_weights(
     count: int, out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool, gate_up: bool
 ) -> tuple[PackedWeight, ...]:
-    """Likewise ``count`` weights of one shape, one behind the other in memory."""
+    """Room for ``count`` weights of one shape, one behind the other in memory.
+
+    Arguments and errors are those of :func:`new_packed_weight`.
+    """
     if dtype not in _ALONG_K:
         raise ValueError(f"packed weights are int8 or bfloat16, not {dtype}")
     why = "N has to be at least 1" if out_features < 1 else unpackable(in_features, dtype)
@@ -164,7 +167,7 @@ def _words(weight: PackedWeight) -> Tensor:
 
 
 def _positions(weight: PackedWeight, first_row: int, count: int) -> Tensor:
-    """Where rows lie in the packed order."""
+    """Indices, in the packed order, of ``count`` rows from ``first_row`` on."""
     if first_row < 0 or first_row + count > weight.out_features:
         raise ValueError(f"rows {first_row} to {first_row + count} are not within a weight of {weight.out_features}")
     rows = torch.arange(first_row, first_row + count)

@@ -2,13 +2,13 @@
 //
 // Weights lie as [tile][K / q][32][q]: q neighbours along K side by side, four int8 or two bf16, 32 bits that one lane
 // multiplies with as many bits of a row, broadcast. So a tile is one stream of memory, and every instruction set reads
-// the same layout. Int8 weights are stored + 128, as the unsigned operand of vpdpbusd, so that activations need no
-// treatment but their sums, which are taken off again. Sums within a group of activations that share a scale are exact
-// in int32; scaled, they go into fp32. Floating sums go along K in one order, whatever the number of rows and however K
-// was cut: the sums so far are taken up again.
+// the same layout. Int8 weights are stored + 128, as the unsigned operand of vpdpbusd; what that adds, 128 times the
+// sum of a group's activations, is subtracted again. Sums within a group of activations that share a scale are exact in
+// int32; scaled, they are added in fp32. Floating sums go along K in one order, whatever the number of rows and however
+// K was cut: each piece continues the sums of the one before.
 //
-// While one piece is multiplied the next is fetched, spread over the passes that blocks of rows make over the first:
-// memory and arithmetic take their time at once instead of in turn.
+// While one piece is multiplied the next is fetched, spread over the passes that blocks of rows make over the first, so
+// that memory and arithmetic work at the same time.
 #pragma once
 #include "../native/simd.h"
 

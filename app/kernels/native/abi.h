@@ -2,7 +2,7 @@
 //
 // An op is a pair of a kind (functions) and its arguments (a plain struct of pointers and sizes that do not change
 // between steps). What does change, the numbers of tokens, rows and logits, stands in the step's header, so that one
-// recorded program serves every batch. Each struct has a twin in abi.py; tuili_args_size holds the two together.
+// recorded program serves every batch. Each struct has a twin in abi.py; TuiliKind.args_size holds the two together.
 //
 // T tokens of a step, R rows (sequences), L rows of logits, S sampled rows.
 #pragma once
@@ -81,7 +81,7 @@ typedef struct {
 // See app/kernels/add_norm. Row-wise.
 typedef struct {
     const void* x;
-    const void* weight;
+    const void* weight;  // or NULL
     void* residual;  // or NULL
     void* out;
     float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
@@ -98,7 +98,8 @@ typedef struct {
     const void* x;
     const void* x_weight;
     void* residual;
-    const void* weight;
+    const void* weight;  // or NULL
+    const float* factor;  // [1], on the sum; or NULL
     void* out;
     float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
     int32_t dtype;  // of x and residual: F32 or BF16
@@ -113,7 +114,7 @@ typedef struct {
 typedef struct {
     const void* x;
     const void* weight;
-    const void* bias;  // of weight's dtype
+    const void* bias;  // of weight's dtype, or NULL
     void* residual;  // or NULL
     void* out;
     float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
@@ -171,11 +172,17 @@ enum TuiliScoring : int32_t { TUILI_SOFTMAX = 0, TUILI_SOFTMAX_CHOSEN = 1, TUILI
 #define TUILI_MAX_EXPERTS 1024
 typedef struct {
     const float* logits;  // [T, num_experts]
+    const float* bias;    // [num_experts], or NULL
+    const float* factors;  // [num_experts], on the weights; or NULL
     int32_t* experts;     // [T, chosen]
     float* weights;       // [T, chosen]
+    int32_t logits_stride;
     int32_t num_experts, chosen;
     int32_t scoring;  // TuiliScoring
     int32_t normalise;
+    int32_t plain;  // whether there is no more to the rule: neither a bias nor what follows
+    int32_t groups, chosen_groups, group_best;
+    float least_sum, scale, sum_offset;
 } TuiliRouteArgs;
 
 // The slots t * chosen + j of all tokens by expert.
@@ -186,13 +193,14 @@ typedef struct {
     int32_t num_experts, chosen;
 } TuiliGroupSlotsArgs;
 
-// See app/kernels/experts. hidden[p] = silu(gate) * up of the token of slots[p]. I8 x and weights, or BF16 ones; an
-// expert's packed weight lies behind that of the one before it.
+// See app/kernels/experts. hidden[p] = activation(gate) * up of the token of slots[p], or the clamped gate. I8 x and
+// weights, or BF16 ones; an expert's packed weight lies behind that of the one before it, and likewise its scales and bias.
 typedef struct {
     const void* x;         // [T, k]
     const float* x_scale;  // [T, groups], I8 only
     const void* weight;
     const float* w_scale;  // I8 only
+    const float* bias;     // or NULL
     const int32_t* slots;
     const int32_t* offsets;
     void* hidden;         // [T * chosen, n] of dtype
@@ -201,19 +209,23 @@ typedef struct {
     int32_t num_experts, chosen;
     int32_t k;  // D
     int32_t n;  // I
-    int32_t reserved;
+    int32_t activation;  // TuiliActivation: SiLU or GELU by tanh
+    float alpha;
+    float limit;  // of the clamped gate; 0: activation(gate) * up
 } TuiliExpertsGateUpArgs;
 
-// out[t] = residual[t] + the sum of weights[slot] * (hidden[p] @ w.T) over the slots of t, by ascending expert.
+// out[t] = residual[t] * sigmoid(residual_gate[t]) + the sum of weights[slot] * (hidden[p] @ w.T) over the slots of t, by ascending expert.
 typedef struct {
     const void* hidden;
     const void* hidden_groups;
     const void* weight;
     const float* w_scale;  // I8 only
+    const float* bias;     // or NULL
     const int32_t* slots;
     const int32_t* offsets;
     const float* route_weights;  // [T, chosen]
     const void* residual;        // or NULL; [T, n]; may be out itself
+    const float* residual_gate;  // or NULL
     void* out;                   // [T, n]
     int32_t dtype;
     int32_t out_dtype;       // F32 or BF16
@@ -221,25 +233,30 @@ typedef struct {
     int32_t num_experts, chosen;
     int32_t k;  // I
     int32_t n;  // D
-    int32_t reserved;
+    int32_t gate_stride;
 } TuiliExpertsDownArgs;
 
 // See app/kernels/qk_norm_rope_kv_write; pages in the packed layout of paged_attention/cpu.cpp. Row-wise.
 typedef struct {
-    const void* qkv;  // [T, (h + 2g) * e]
+    const void* qkv;  // [T, (h + 2g) * e], or [T, (h + g) * e] with key_is_value
     const int64_t* positions;
     const float* rope;  // [P, rotary_dim]; NULL where rotary_dim is 0
-    void* kv;
+    void* kv;  // NULL where g is 0: queries alone
     void* kv_scale;  // fp16, I8 pages only
     const int64_t* slots;
     void* q_out;  // [T, h * e]
-    const void* q_norm;  // [e] or NULL
+    const void* q_norm;  // [e], or [h * e] with whole_norm; or NULL
     const void* k_norm;
+    const float* q_scale;  // [P] or NULL
     int32_t dtype;  // of qkv and q_out: F32 or BF16
     int32_t norm_dtype;
     int32_t kv_dtype;  // BF16 or I8
     int32_t h, g, e, rotary_dim, block_size;
     float eps;
+    int32_t whole_norm;  // whether all heads of a kind are normed as one vector
+    int32_t pair_distance;  // from an element to the one that it is rotated with
+    int32_t value_norm;     // whether values are normed too, without a weight
+    int32_t key_is_value;   // whether values are made of what the keys are
     int32_t reserved;
 } TuiliRopeKvArgs;
 
@@ -253,13 +270,10 @@ typedef struct {
     const int32_t* block_tables;  // [R, block_table_stride]
     const float* sinks;  // [h] or NULL
     void* out;  // [T, h * e]
-    void* workspace;  // of tuili_attention_workspace bytes, zeroed once
     int32_t dtype;  // of q
     int32_t out_dtype;  // F32 or BF16
     int32_t kv_dtype;  // BF16 or I8
     int32_t h, g, e, block_size, block_table_stride;
-    int32_t max_rows;
-    int32_t max_tokens;
     int32_t sliding_window;  // 0 for none
     float scale;
     float softcap;  // 0 for none
@@ -348,9 +362,26 @@ typedef struct {
     const int32_t* block_tables;  // [R, block_table_stride]
     void* state;          // [num_blocks, taps - 1, channels]
     void* out;            // [T, channels]
+    const float* bias;    // [channels] or NULL
     int32_t dtype;  // F32 or BF16
     int32_t channels, taps, x_stride, block_size, block_table_stride;
 } TuiliCausalConvArgs;
+
+// See app/kernels/gated_conv. `projected` and `state` are of one dtype.
+typedef struct {
+    const void* projected;  // [T, 3 * channels]: the inputs' gate, the output's, and the inputs
+    const float* weight;    // [taps, channels]
+    const float* bias;      // [channels], or NULL
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    void* state;       // [num_blocks, taps - 1, channels]
+    void* out;         // [T, channels]
+    float* out_scale;  // [T, groups]; NULL unless out_dtype is I8
+    int32_t dtype;      // F32 or BF16
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t channels, taps, block_size, block_table_stride;
+} TuiliGatedConvArgs;
 
 // See app/kernels/gated_delta.
 typedef struct {
@@ -368,6 +399,39 @@ typedef struct {
     int32_t k_heads, v_heads, k_dim, v_dim;
     int32_t gate_stride, block_size, block_table_stride;
 } TuiliGatedDeltaArgs;
+
+// See app/kernels/selective_scan.
+typedef struct {
+    const void* xbc;  // [T, heads * v_dim + 2 * groups * k_dim]
+    const void* dt;   // [T, dt_stride], of which heads columns are read
+    const float* a_log;    // [heads]
+    const float* dt_bias;  // [heads]
+    const float* d;        // [heads]
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    float* state;  // [num_blocks, heads, k_dim, v_dim]
+    void* out;     // [T, heads * v_dim]
+    int32_t dtype;  // of xbc, dt and out: F32 or BF16
+    int32_t groups, heads, k_dim, v_dim;
+    int32_t dt_stride, block_size, block_table_stride;
+    float least_step, greatest_step;
+} TuiliSelectiveScanArgs;
+
+// See app/kernels/silu_gate. Row-wise.
+typedef struct {
+    const void* x;       // [rows, groups * width]
+    const void* gate;    // [rows, gate_stride], of which groups * width columns are read
+    const void* weight;  // [groups * width] or NULL
+    void* out;
+    float* out_scale;  // [rows, groups of TUILI_ACT_GROUP]; NULL unless out_dtype is I8
+    int32_t dtype;  // of x and gate: F32 or BF16
+    int32_t weight_dtype;
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t groups, width, gate_stride;
+    float eps;
+    int32_t reserved;
+} TuiliSiluGateArgs;
 
 // See app/kernels/gated_norm. Row-wise.
 typedef struct {
@@ -395,6 +459,38 @@ typedef struct {
     int32_t width, gate_stride;
 } TuiliSigmoidMulArgs;
 
+// out = gelu_tanh(gate) * x. Row-wise.
+typedef struct {
+    const void* gate;  // [rows, width]
+    const void* x;     // [rows, x_stride], of which width columns are read
+    void* out;
+    float* out_scale;  // [rows, groups]; NULL unless out_dtype is I8
+    int32_t dtype;  // of gate and x: F32 or BF16
+    int32_t out_dtype;  // F32, BF16 or I8
+    int32_t width, x_stride;
+} TuiliGeluMulArgs;
+
+// See app/kernels/head_norm_add. Row-wise.
+typedef struct {
+    const void* x;       // [rows, heads * width]
+    const void* weight;  // [width]
+    const void* addend;  // [rows, heads * width]
+    void* out;           // likewise; may be x or addend
+    int32_t dtype;  // of x, addend and out: F32 or BF16
+    int32_t weight_dtype;
+    int32_t heads, width;
+    float eps, scale;
+} TuiliHeadNormAddArgs;
+
+// See app/kernels/scale_logits. Counted by LOGITS.
+typedef struct {
+    float* logits;  // [L, width]
+    int32_t width;
+    float scale;
+    float softcap;  // 0 for none
+    int32_t reserved;
+} TuiliScaleLogitsArgs;
+
 // See app/kernels/packed_attention.
 typedef struct {
     const void* qkv;  // [T, (h + 2g) * e]
@@ -418,5 +514,46 @@ typedef struct {
     int32_t width;
 } TuiliPoolArgs;
 enum TuiliPooling : int32_t { TUILI_POOL_MEAN = 0, TUILI_POOL_FIRST = 1, TUILI_POOL_LAST = 2, TUILI_NORMALIZE = 4 };
+// See app/kernels/latent_write. `latent`, `q` and `q_out` are of one dtype. Row-wise.
+typedef struct {
+    const void* latent;  // [T, rank + rotary]
+    const void* norm;    // [rank]
+    const void* q;       // of head h of token t at t * q_token_stride + h * q_head_stride; likewise q_out
+    const int64_t* positions;
+    const float* rope;  // [P, rotary]
+    void* pages;        // [num_blocks * block_size, rank + rotary]
+    const int64_t* slots;
+    void* q_out;
+    int32_t dtype, norm_dtype, page_dtype;  // F32 or BF16
+    int32_t rank, rotary, heads;
+    int32_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
+    int32_t interleaved;
+    float eps;
+} TuiliLatentWriteArgs;
+
+// See app/kernels/head_linear. Of head h of token t x is at t * x_token_stride + h * x_head_stride, likewise out.
+typedef struct {
+    const void* x;
+    const void* weight;  // [heads, k, n]
+    void* out;
+    int32_t x_dtype, weight_dtype, out_dtype;  // F32 or BF16
+    int32_t heads, k, n;
+    int32_t x_token_stride, x_head_stride, out_token_stride, out_head_stride;
+} TuiliHeadLinearArgs;
+
+// See app/kernels/latent_attention.
+typedef struct {
+    const void* q;      // [T, heads, width]
+    const void* pages;  // [num_blocks, block_size, width]
+    const int32_t* query_start_loc;  // [R + 1]
+    const int32_t* seq_lens;
+    const int32_t* block_tables;  // [R, block_table_stride]
+    void* out;  // [T, heads, rank]
+    int32_t dtype, page_dtype, out_dtype;  // F32 or BF16
+    int32_t heads, width, rank, block_size, block_table_stride;
+    float scale;
+    int32_t reserved;
+} TuiliLatentAttentionArgs;
+
 
 }  // extern "C"

@@ -21,7 +21,7 @@ class Dim(enum.IntEnum):
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu2": 4}
-"""TuiliActivation by name."""
+"""Name of an activation -> its TuiliActivation."""
 
 
 class Step(ctypes.Structure):
@@ -86,7 +86,7 @@ class NormAddNormArgs(ctypes.Structure):
     """TuiliNormAddNormArgs."""
 
     _fields_: ClassVar[list[Any]] = [
-        *_args("x x_weight residual weight out out_scale", "dtype weight_dtype out_dtype width", "eps"),
+        *_args("x x_weight residual weight factor out out_scale", "dtype weight_dtype out_dtype width", "eps"),
         ("reserved", c_int32),
     ]
 
@@ -124,7 +124,11 @@ class LinearArgs(ctypes.Structure):
 class RouteArgs(ctypes.Structure):
     """TuiliRouteArgs."""
 
-    _fields_: ClassVar[list[Any]] = _args("logits experts weights", "num_experts chosen scoring normalise")
+    _fields_: ClassVar[list[Any]] = _args(
+        "logits bias factors experts weights",
+        "logits_stride num_experts chosen scoring normalise plain groups chosen_groups group_best",
+        "least_sum scale sum_offset",
+    )
 
 
 class GroupSlotsArgs(ctypes.Structure):
@@ -137,7 +141,9 @@ class ExpertsGateUpArgs(ctypes.Structure):
     """TuiliExpertsGateUpArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale weight w_scale slots offsets hidden hidden_groups", "dtype num_experts chosen k n reserved"
+        "x x_scale weight w_scale bias slots offsets hidden hidden_groups",
+        "dtype num_experts chosen k n activation",
+        "alpha limit",
     )
 
 
@@ -145,8 +151,8 @@ class ExpertsDownArgs(ctypes.Structure):
     """TuiliExpertsDownArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "hidden hidden_groups weight w_scale slots offsets route_weights residual out",
-        "dtype out_dtype residual_dtype num_experts chosen k n reserved",
+        "hidden hidden_groups weight w_scale bias slots offsets route_weights residual residual_gate out",
+        "dtype out_dtype residual_dtype num_experts chosen k n gate_stride",
     )
 
 
@@ -155,11 +161,11 @@ class RopeKvArgs(ctypes.Structure):
 
     _fields_: ClassVar[list[Any]] = [
         *_args(
-            "qkv positions rope kv kv_scale slots q_out q_norm k_norm",
+            "qkv positions rope kv kv_scale slots q_out q_norm k_norm q_scale",
             "dtype norm_dtype kv_dtype h g e rotary_dim block_size",
             "eps",
         ),
-        ("reserved", c_int32),
+        *_args("", "whole_norm pair_distance value_norm key_is_value reserved"),
     ]
 
 
@@ -168,8 +174,8 @@ class AttentionArgs(ctypes.Structure):
 
     _fields_: ClassVar[list[Any]] = [
         *_args(
-            "q kv kv_scale query_start_loc seq_lens block_tables sinks out workspace",
-            "dtype out_dtype kv_dtype h g e block_size block_table_stride max_rows max_tokens sliding_window",
+            "q kv kv_scale query_start_loc seq_lens block_tables sinks out",
+            "dtype out_dtype kv_dtype h g e block_size block_table_stride sliding_window",
             "scale softcap",
         ),
         ("reserved", c_int32),
@@ -212,8 +218,17 @@ class CausalConvArgs(ctypes.Structure):
     """TuiliCausalConvArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x weight query_start_loc seq_lens block_tables state out",
+        "x weight query_start_loc seq_lens block_tables state out bias",
         "dtype channels taps x_stride block_size block_table_stride",
+    )
+
+
+class GatedConvArgs(ctypes.Structure):
+    """TuiliGatedConvArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "projected weight bias query_start_loc seq_lens block_tables state out out_scale",
+        "dtype out_dtype channels taps block_size block_table_stride",
     )
 
 
@@ -224,6 +239,25 @@ class GatedDeltaArgs(ctypes.Structure):
         "qkv b a a_log dt_bias query_start_loc seq_lens block_tables state out",
         "dtype k_heads v_heads k_dim v_dim gate_stride block_size block_table_stride",
     )
+
+
+class SelectiveScanArgs(ctypes.Structure):
+    """TuiliSelectiveScanArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "xbc dt a_log dt_bias d query_start_loc seq_lens block_tables state out",
+        "dtype groups heads k_dim v_dim dt_stride block_size block_table_stride",
+        "least_step greatest_step",
+    )
+
+
+class SiluGateArgs(ctypes.Structure):
+    """TuiliSiluGateArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("x gate weight out out_scale", "dtype weight_dtype out_dtype groups width gate_stride", "eps"),
+        ("reserved", c_int32),
+    ]
 
 
 class GatedNormArgs(ctypes.Structure):
@@ -241,6 +275,24 @@ class SigmoidMulArgs(ctypes.Structure):
     _fields_: ClassVar[list[Any]] = _args("x gate out out_scale", "dtype out_dtype width gate_stride")
 
 
+class GeluMulArgs(ctypes.Structure):
+    """TuiliGeluMulArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("gate x out out_scale", "dtype out_dtype width x_stride")
+
+
+class HeadNormAddArgs(ctypes.Structure):
+    """TuiliHeadNormAddArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args("x weight addend out", "dtype weight_dtype heads width", "eps scale")
+
+
+class ScaleLogitsArgs(ctypes.Structure):
+    """TuiliScaleLogitsArgs."""
+
+    _fields_: ClassVar[list[Any]] = [*_args("logits", "width", "scale softcap"), ("reserved", c_int32)]
+
+
 class PackedAttentionArgs(ctypes.Structure):
     """TuiliPackedAttentionArgs."""
 
@@ -254,6 +306,39 @@ class PoolArgs(ctypes.Structure):
     """TuiliPoolArgs."""
 
     _fields_: ClassVar[list[Any]] = _args("hidden cu_seqlens modes out", "dtype width")
+
+
+class LatentWriteArgs(ctypes.Structure):
+    """TuiliLatentWriteArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "latent norm q positions rope pages slots q_out",
+        "dtype norm_dtype page_dtype rank rotary heads q_token_stride q_head_stride out_token_stride out_head_stride "
+        "interleaved",
+        "eps",
+    )
+
+
+class HeadLinearArgs(ctypes.Structure):
+    """TuiliHeadLinearArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "x weight out",
+        "x_dtype weight_dtype out_dtype heads k n x_token_stride x_head_stride out_token_stride out_head_stride",
+    )
+
+
+class LatentAttentionArgs(ctypes.Structure):
+    """TuiliLatentAttentionArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args(
+            "q pages query_start_loc seq_lens block_tables out",
+            "dtype page_dtype out_dtype heads width rank block_size block_table_stride",
+            "scale",
+        ),
+        ("reserved", c_int32),
+    ]
 
 
 ARGS: dict[str, type[ctypes.Structure]] = {
@@ -275,9 +360,18 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "expand_rows": ExpandRowsArgs,
     "logprobs": LogprobsArgs,
     "causal_conv": CausalConvArgs,
+    "gated_conv": GatedConvArgs,
     "gated_delta": GatedDeltaArgs,
+    "selective_scan": SelectiveScanArgs,
+    "silu_gate": SiluGateArgs,
     "gated_norm": GatedNormArgs,
     "sigmoid_mul": SigmoidMulArgs,
+    "gelu_mul": GeluMulArgs,
+    "head_norm_add": HeadNormAddArgs,
+    "scale_logits": ScaleLogitsArgs,
     "packed_attention": PackedAttentionArgs,
     "pool": PoolArgs,
+    "latent_write": LatentWriteArgs,
+    "head_linear": HeadLinearArgs,
+    "latent_attention": LatentAttentionArgs,
 }

@@ -23,7 +23,7 @@ static F gelu(F x) {
     p = fma(p, square, set1(1.128379107f));
     const F half = set1(0.5f);
     const F near = fma(mul(p, mul(x, set1(0.707106781f))), half, half);
-    const F inside = min(set1(5.0f), t);  // hands on a NaN
+    const F inside = min(set1(5.0f), t);  // a NaN stays one
     F q = set1(-3.002999804e-8f);
     q = fma(q, inside, set1(1.935599130e-6f));
     q = fma(q, inside, set1(-4.469000487e-5f));
@@ -45,7 +45,7 @@ static F gelu_tanh(F x) {
 }
 
 TUILI_INLINE F relu2(F x) {
-    const F above = max(zero(), x);  // hands on a NaN
+    const F above = max(zero(), x);  // a NaN stays one
     return mul(above, above);
 }
 

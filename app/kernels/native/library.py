@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import weakref
 from ctypes import POINTER, c_char_p, c_int32, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
@@ -82,22 +84,13 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     Raises:
         NativeError: out of address space.
     """
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     nbytes = max(1, count * dtype.itemsize)
     lib = library()
     address = lib.tuili_alloc(nbytes)
     if not address:
         raise NativeError(f"cannot allocate {nbytes} bytes")
     memory = (ctypes.c_char * nbytes).from_address(address)
-    # torch keeps `memory` alive for as long as a view of it lives.
-    weakref_free(memory, lib, address, nbytes)
-    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape) if count else torch.empty(shape, dtype=dtype)
-
-
-def weakref_free(memory: ctypes.Array[ctypes.c_char], lib: ctypes.CDLL, address: int, nbytes: int) -> None:
-    """Gives the pages back when ``memory`` is collected; not at exit, when everything goes anyway."""
-    import weakref
-
+    # torch keeps `memory` alive for as long as a view of it lives. Not freed at exit, when everything goes anyway.
     weakref.finalize(memory, lib.tuili_free, address, nbytes).atexit = False
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape) if count else torch.empty(shape, dtype=dtype)

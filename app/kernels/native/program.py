@@ -15,7 +15,7 @@ from app.kernels.native.library import NativeError, best_isa, kind, library
 
 # Long enough for the host to go from one step to the next, short enough not to keep the API process off its core.
 _STEP_SPIN_NS = 50_000
-# A chunk lasts some 10 us: whoever needs longer than this is not running.
+# A chunk lasts some 10 us: a thread that needs longer than this is not running.
 _OP_SPIN_NS = 200_000
 
 
@@ -43,9 +43,9 @@ class Call:
     """A native op with its arguments; keeps the tensors that they point into.
 
     Args:
-        name: of the op.
-        dim: what counts its rows.
-        arguments: of the fields of its struct: a tensor stands for its address, None for NULL.
+        name: name of the op.
+        dim: the number of the step's header that counts the op's rows.
+        arguments: values of its struct's fields: a tensor stands for its address, None for NULL.
     """
 
     def __init__(self, name: str, dim: Dim, **arguments: Tensor | int | float | None) -> None:
@@ -71,7 +71,7 @@ class Program:
     def __init__(self, pool: ThreadPool, calls: Sequence[Call], isa: str | None = None) -> None:
         isa = isa or best_isa()
         self.isa = isa
-        """Instruction set that it runs."""
+        """Instruction set that the program runs."""
         self._pool = pool
         self._calls = list(calls)
         self._step = Step()
@@ -87,7 +87,7 @@ class Program:
 
     @property
     def names(self) -> list[str]:
-        """The ops, in order."""
+        """Names of the ops, in order."""
         return [call.name for call in self._calls]
 
     def run(
@@ -101,10 +101,13 @@ class Program:
         max_query_len: int = 0,
         op_ns: ctypes.Array[c_uint64] | None = None,
     ) -> None:
-        """One step of that many tokens, rows, logits and samples. Other Python threads go on meanwhile.
+        """Runs one step. Other Python threads go on meanwhile.
 
         Args:
-            op_ns: gains each op's time in nanoseconds.
+            tokens, rows, logits, samples: what the step's header counts.
+            max_seq_len: tokens of the longest sequence.
+            max_query_len: tokens of the largest row.
+            op_ns: each op's time in nanoseconds is added to its element.
         """
         step = self._step
         step.count[0], step.count[1], step.count[2], step.count[3] = tokens, rows, logits, samples

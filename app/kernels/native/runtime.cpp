@@ -1,10 +1,11 @@
 // The thread pool, and the program that it runs: a step of the model as one call.
 //
 // Every thread walks the same list of ops. An op is cut into chunks and these into as many ranges as there are threads.
-// A thread claims chunks one at a time, those of its own range first, then what others have not come to: so it works on
-// neighbouring memory, and one that is held up takes less. An op is over when its chunks are done, whoever did them, so
-// that a thread that is not running holds up nobody unless it sleeps within a chunk. Where few rows are in the step,
-// row-wise ops are not worth a turn of all threads: whoever finishes the op before them does them at once.
+// A thread claims chunks one at a time, those of its own range first, then those that others have not claimed: so it
+// works on neighbouring memory, and a thread that is delayed does fewer. An op is over when its chunks are done,
+// whichever threads did them, so that a thread that is not running delays the others only if it sleeps within a chunk.
+// Where the step has few rows, handing out row-wise ops costs more than computing them: the thread that finishes the op
+// before them does them at once.
 //
 // Waiting spins for a bounded time, then sleeps on a futex: a spinning thread would keep the one that it waits for off
 // its core.
@@ -93,7 +94,7 @@ struct Event {
 // the step is over, so that nobody has to wait until all threads have left the step before.
 struct alignas(64) OpState {
     std::atomic<int64_t> undone{0};
-    int64_t chunks = 0;                 // read by who holds a claim alone
+    int64_t chunks = 0;                 // read only by threads that hold a claim
     std::atomic<uint32_t> finished{0};  // epoch of the last step that finished it
 };
 
@@ -169,7 +170,7 @@ int32_t span_of(const Program& program, int32_t i, const TuiliStep* step) {
     return followers > 0 && rows_of(program.ops[i], step) <= kInlineRows ? 1 + followers : 1;
 }
 
-// After the last chunk of op i: what follows it inline, then the news.
+// After the last chunk of op i: runs the ops that follow it inline, then tells the waiting threads.
 void finish(Pool* pool, const Program& program, int32_t i, const TuiliStep* step, uint32_t epoch,
             const TuiliThread* thread) {
     const int32_t end = i + span_of(program, i, step);
@@ -242,7 +243,7 @@ void* work(void* given) {
         if (pool->stopping.load(std::memory_order_acquire)) return nullptr;
         pool->walking.fetch_add(1, std::memory_order_seq_cst);
         seen = pool->epoch.load(std::memory_order_seq_cst);
-        // Perhaps a later epoch's by now: then its ops tell.
+        // Both may be a later epoch's by now: the epochs in its ops' ranges tell.
         const Program* program = pool->program.load(std::memory_order_seq_cst);
         const TuiliStep* step = pool->step.load(std::memory_order_seq_cst);
         if (program != nullptr) walk(pool, *program, step, seen, &worker->context, nullptr);

@@ -182,7 +182,7 @@ TUILI_INLINE float hmax(F v) {
 // [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients).
 TUILI_INLINE F exp(F x) {
     const F low = set1(-87.33654f), high = set1(88.72283f);
-    F clamped = min(max(low, x), high);  // max and min hand on their second operand where one is NaN
+    F clamped = min(max(low, x), high);  // max and min give their second operand where one is NaN
     F n = round(mul(clamped, set1(1.44269504f)));
     n = min(n, set1(127.0f));
     F r = fma(n, set1(-0.693359375f), clamped);
@@ -223,7 +223,7 @@ TUILI_INLINE F tanh(F x) {
 // 2^x for x <= 0 to about 2 units in the last place, NaN for NaN: what softmax needs, at half the price of exp. Below
 // -126 it may be 0. Degree-5 polynomial of the remainder in [-1/2, 1/2] (minimax, by the Remez algorithm).
 TUILI_INLINE F exp2_nonpositive(F x) {
-    x = max(set1(-150.0f), x);  // hands on a NaN, and keeps -inf from becoming one
+    x = max(set1(-150.0f), x);  // a NaN stays one, and -inf does not become one
     const F n = round(x);
     const F r = sub(x, n);
     F p = set1(1.327647129e-3f);

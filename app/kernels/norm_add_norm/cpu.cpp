@@ -3,7 +3,7 @@
 
 namespace TUILI_ISA {
 
-template <typename X, typename Wt>
+template <typename X, typename Wt, bool kFactor>
 TUILI_INLINE void norm_add_norm_row(const TuiliNormAddNormArgs& a, int64_t row, float* normed) {
     const int n = a.width;
     const X* x = TUILI_ROW(const X, a.x, row, n);
@@ -12,7 +12,12 @@ TUILI_INLINE void norm_add_norm_row(const TuiliNormAddNormArgs& a, int64_t row, 
     F inverse = inverse_rms(x, n, a.eps);
     for (int i = 0; i < n; i += W) {
         const F v = mul(mul(load_at(x, i, n), inverse), load_at(x_weight, i, n));
-        store_at(residual, i, n, add(load_at(residual, i, n), v));
+        const F sum = add(load_at(residual, i, n), v);
+        store_at(residual, i, n, kFactor ? mul(sum, set1(*a.factor)) : sum);
+    }
+    if (a.weight == nullptr) {
+        for (int i = 0; i < n; i += W) store_at(normed, i, n, load_at(residual, i, n));
+        return;
     }
     inverse = inverse_rms(residual, n, a.eps);
     for (int i = 0; i < n; i += W)
@@ -25,7 +30,13 @@ static void norm_add_norm_rows(const void* args, const TuiliStep*, int64_t begin
     const int n = a.width;
     for (int64_t row = begin; row < end; row++) {
         float* normed = a.out_dtype == TUILI_F32 ? TUILI_ROW(float, a.out, row, n) : (float*)thread->scratch;
-        TUILI_WITH_FLOAT(a.dtype, X, TUILI_WITH_FLOAT(a.weight_dtype, Wt, (norm_add_norm_row<X, Wt>(a, row, normed))));
+        TUILI_WITH_FLOAT(a.dtype, X, TUILI_WITH_FLOAT(a.weight_dtype, Wt, {
+            if (a.factor == nullptr) {
+                norm_add_norm_row<X, Wt, false>(a, row, normed);
+            } else {
+                norm_add_norm_row<X, Wt, true>(a, row, normed);
+            }
+        }));
         store_act_row(normed, n, a.out_dtype, a.out, a.out_scale, row);
     }
 }

@@ -10,7 +10,13 @@ from app.kernels.types import Act
 
 
 def norm_add_norm_cpu(
-    x_TD: Tensor, x_weight_D: Tensor, residual: Tensor, weight_D: Tensor, eps: float, out: Act
+    x_TD: Tensor,
+    x_weight_D: Tensor,
+    residual: Tensor,
+    weight_D: Tensor | None,
+    eps: float,
+    out: Act,
+    factor: Tensor | None,
 ) -> None:
     call = Call(
         "norm_add_norm",
@@ -19,10 +25,11 @@ def norm_add_norm_cpu(
         x_weight=x_weight_D,
         residual=residual,
         weight=weight_D,
+        factor=factor,
         out=out.values,
         out_scale=out.scale,
         dtype=dtype_code(x_TD),
-        weight_dtype=dtype_code(weight_D),
+        weight_dtype=dtype_code(x_weight_D),
         out_dtype=dtype_code(out.values),
         width=x_TD.shape[1],
         eps=eps,

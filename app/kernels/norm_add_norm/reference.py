@@ -9,10 +9,18 @@ from app.kernels.types import Act
 
 
 def norm_add_norm_reference(
-    x_TD: Tensor, x_weight_D: Tensor, residual: Tensor, weight_D: Tensor, eps: float, out: Act
+    x_TD: Tensor,
+    x_weight_D: Tensor,
+    residual: Tensor,
+    weight_D: Tensor | None,
+    eps: float,
+    out: Act,
+    factor: Tensor | None,
 ) -> None:
-    residual.copy_(_rms_norm(x_TD.float(), x_weight_D, eps).add_(residual))
-    store_act(_rms_norm(residual.float(), weight_D, eps), out)
+    total = _rms_norm(x_TD.float(), x_weight_D, eps).add_(residual)
+    residual.copy_(total if factor is None else total.mul_(factor))
+    total = residual.float()
+    store_act(total if weight_D is None else _rms_norm(total, weight_D, eps), out)
 
 
 def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -19,6 +19,7 @@ def _norm_add_norm(
     x_weight,
     residual,
     weight,
+    factor,
     out,
     out_scale,
     width,
@@ -31,15 +32,22 @@ def _norm_add_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     first_weight = tl.load(x_weight + columns, mask=inside, other=0.0).to(tl.float32)
-    second_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if weight is not None:
+        second_weight = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    if factor is not None:
+        scale = tl.load(factor)
     wait_for_inputs(PDL)
     value = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     total = tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
     total += _rms_norm(value, width, eps) * first_weight
+    if factor is not None:
+        total *= scale
     rounded = to_dtype(total, residual.dtype.element_ty)
     tl.store(residual + row + columns, rounded, mask=inside)
-    normed = _rms_norm(rounded.to(tl.float32), width, eps) * second_weight
-    store_row(out, out_scale, row, columns, inside, normed)
+    total = rounded.to(tl.float32)
+    if weight is not None:
+        total = _rms_norm(total, width, eps) * second_weight
+    store_row(out, out_scale, row, columns, inside, total)
 
 
 @triton.jit
@@ -49,7 +57,13 @@ def _rms_norm(value, width, eps):
 
 
 def norm_add_norm_triton(
-    x_TD: Tensor, x_weight_D: Tensor, residual: Tensor, weight_D: Tensor, eps: float, out: Act
+    x_TD: Tensor,
+    x_weight_D: Tensor,
+    residual: Tensor,
+    weight_D: Tensor | None,
+    eps: float,
+    out: Act,
+    factor: Tensor | None,
 ) -> None:
     """As the public ``norm_add_norm``; an int8 ``out`` has one scale a token."""
     tokens, width = x_TD.shape
@@ -61,6 +75,7 @@ def norm_add_norm_triton(
             "x_weight": x_weight_D,
             "residual": residual,
             "weight": weight_D,
+            "factor": factor,
             "out": out.values,
             "out_scale": out.scale,
             "width": width,

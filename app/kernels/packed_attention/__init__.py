@@ -29,8 +29,8 @@ def packed_attention(
 ) -> None:
     """Each token attends to all tokens of its sequence, before and behind it.
 
-    Softmax and sums are fp32; so are native products, those on a GPU are of ``qkv``'s dtype. A token's result hangs on
-    its own sequence alone, natively and on a GPU bit for bit.
+    Softmax and sums are fp32; so are native products, those on a GPU are of ``qkv``'s dtype. A token's result depends
+    on its own sequence alone, natively and on a GPU bit for bit.
 
     Args:
         qkv: [T, (H + 2G) * E] floating: queries, keys and values of each token; query head h reads KV head

@@ -1,11 +1,11 @@
 // Bidirectional grouped-query attention over packed sequences, without pages; products and sums in fp32.
 //
 // A chunk is a block of a sequence's queries for one KV head. It walks the sequence in tiles of 64 keys from its start
-// on: keys are laid out [e][64] first, so that scores are vectors over keys to which an element of the query is
-// multiplied, then the softmax runs along (scores carry a factor of log2(e), exponentials are powers of two), then the
-// tile's values, in order, are added.
+// on. Keys are laid out [e][64] first, so that scores are vectors over keys, summed over the query's elements. Then the
+// running softmax is updated (scores carry a factor of log2(e), exponentials are powers of two), and the tile's values
+// are added in order.
 //
-// One order of accumulation: that of a query hangs on its own sequence alone. Tiles begin at fixed positions of the
+// The order of accumulation of a query depends on its own sequence alone: tiles begin at fixed positions of the
 // sequence, and what a query does not see of a tile adds exact zeros.
 #include "../native/rows.h"
 
@@ -38,7 +38,7 @@ TUILI_INLINE __m256 load8(const bf16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 
-// Eight rows of eight, turned: out[i][j] = row j's element i.
+// Eight rows of eight, transposed: out[i][j] = row j's element i.
 TUILI_INLINE void transpose8(const __m256* r, float* out, int stride) {
     const __m256 a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
     const __m256 a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
@@ -58,7 +58,7 @@ TUILI_INLINE void transpose8(const __m256* r, float* out, int stride) {
     _mm256_storeu_ps(out + 7 * stride, _mm256_permute2f128_ps(b3, b7, 0x31));
 }
 
-// The tile of `count` keys from position `at` on: keys turned, zeros beyond the sequence; values as they are.
+// Loads the tile of `count` keys from position `at` on: keys transposed, zeros beyond the sequence; values as stored.
 template <typename X>
 static void load_tile(const Block& b, int at, int count) {
     const TuiliPackedAttentionArgs& a = *b.a;
@@ -168,7 +168,7 @@ static void value_columns(const Block& b, int at, int keys) {
     }
 }
 
-// Turns row m's scores of the tile into probabilities and takes the running softmax along.
+// Turns row m's scores of the tile into probabilities and updates its running softmax.
 static void softmax(const Block& b, int m, int at, int count) {
     float* s = b.scores + m * TILE;
     const int position = b.first + m / b.heads, window = b.a->window, e = b.a->e;
@@ -214,7 +214,7 @@ static int block_tokens(const TuiliPackedAttentionArgs& a) {
     return heads >= TILE_ROWS ? 1 : TILE_ROWS / heads;
 }
 
-// A sequence's blocks begin at cu_seqlens[r] / size + r, which leaves room for the rest of every sequence.
+// The blocks of sequence r begin at cu_seqlens[r] / size + r, which leaves room for the last block of every sequence.
 static int64_t packed_attention_chunks(const void* args, const TuiliStep* step, int32_t) {
     const TuiliPackedAttentionArgs& a = *(const TuiliPackedAttentionArgs*)args;
     return (step->count[TUILI_TOKENS] / block_tokens(a) + step->count[TUILI_ROWS]) * (int64_t)a.g;

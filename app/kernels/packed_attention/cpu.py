@@ -13,8 +13,9 @@ from app.kernels.types import Act, PackedSequences
 
 _OP = "packed_attention"
 _MAX_HEAD_DIM = 256
+"""Width of a head, at most."""
 _MAX_GROUP = 128
-"""Query heads of one KV head; a block of both maxima still fits a thread's scratch."""
+"""Query heads of one KV head, at most; a block of both maxima still fits a thread's scratch."""
 
 
 def takes_heads(head_dim: int, heads_per_kv: int) -> bool:

@@ -2,8 +2,8 @@
 
 Held against a float64 formula in Triton's interpreter; compiled ahead of time for sm_90. No GPU has run it yet.
 
-A query's result hangs on its own sequence: blocks of keys begin at fixed positions of the sequence, and what is hidden
-from a query changes nothing.
+A query's result depends on its own sequence alone: blocks of keys begin at fixed positions of the sequence, and keys
+that a query does not see change nothing.
 """
 
 import math

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.check import FLOATING, check_act, check_kv_cache, check_tensor, check_token_scale
+from app.kernels.check import FLOATING, check_act, check_kv_cache, check_rows, check_tensor, check_token_scale
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.paged_attention.cpu import paged_attention_cpu
 from app.kernels.paged_attention.reference import paged_attention_reference
@@ -35,7 +35,7 @@ def paged_attention(
     and values are in the pages already. A page entry at or past a row's ``seq_len`` is never read, nor one that has
     left the window of every query. Softmax and sums are fp32. Over packed pages queries and probabilities are rounded
     to bf16 before they are multiplied; on a GPU a decode's 16-bit queries of int8 keys have 15 bits of the largest
-    element. A query's result hangs on its own row alone, bit for bit.
+    element. A query's result depends on its own row alone, bit for bit.
 
     Args:
         q: [T, H, E] floating; query head h reads KV head h // (H / G).
@@ -57,12 +57,7 @@ def paged_attention(
     check_kv_cache(_OP, kv, head_dim)
     if heads % kv.values.shape[2]:
         raise ValueError(f"{_OP}: {heads} query heads do not divide into {kv.values.shape[2]} KV heads")
-    rows = meta.seq_lens.numel()
-    check_tensor(_OP, "meta.seq_lens", meta.seq_lens, (rows,), torch.int32)
-    check_tensor(_OP, "meta.query_start_loc", meta.query_start_loc, (rows + 1,), torch.int32)
-    check_tensor(_OP, "meta.block_tables", meta.block_tables, (rows, meta.block_tables.shape[-1]), torch.int32)
-    if meta.block_tables.shape[1] * kv.block_size < meta.max_seq_len:
-        raise ValueError(f"{_OP}: meta.block_tables is too narrow for {meta.max_seq_len} tokens")
+    check_rows(_OP, meta, kv.block_size)
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"{_OP}: sliding_window is {sliding_window}, expected at least 1")
     if softcap is not None and not softcap > 0:

@@ -291,6 +291,13 @@ static int value_elements(const typename Product<T>::Element* p, int rows, const
     return n * GROUP;
 }
 
+// A tile has up to MOST_ELEMENTS of queries (cpu.py); of the widest heads it needs most of a thread's scratch.
+enum : size_t { MOST_WIDTH = 512, MOST_ELEMENTS = 1 << 15, EDGES = 16 * 64 };
+static_assert(TILE_ROWS * MOST_WIDTH <= MOST_ELEMENTS, "a tile of one head's queries is no larger than a group's");
+static_assert(MOST_ELEMENTS / MOST_WIDTH * (SPLIT * 6 + 16) + MOST_ELEMENTS * 10 + SPLIT * (MOST_WIDTH * 4 + 8) +
+                      EDGES <= TUILI_SCRATCH_BYTES,
+              "it fits the scratch");
+
 // What a chunk works with, cut from its thread's scratch; rows of a tile are query tokens x heads of the group.
 struct Tile {
     const TuiliAttentionArgs* a;

@@ -17,9 +17,11 @@ from app.kernels.types import Act, AttentionMetadata, LayerKVCache
 _OP = "paged_attention"
 _FLOATS = (torch.float32, torch.bfloat16)
 _PAGE_DTYPES = (torch.bfloat16, torch.int8)
-_MAX_HEAD_DIM = 256
+_MAX_HEAD_DIM = 512
 _MAX_GROUP = 128
-"""Query heads of one KV head; a tile of both maxima still fits a thread's scratch."""
+"""Query heads of one KV head."""
+_MAX_GROUP_WIDTH = 1 << 15
+"""Elements of all query heads of one KV head: a tile of them, and a split's keys and values, fit a thread's scratch."""
 
 
 def can_pack(shape: Sequence[int], dtype: torch.dtype, heads_per_kv: int = 1) -> bool:
@@ -29,8 +31,13 @@ def can_pack(shape: Sequence[int], dtype: torch.dtype, heads_per_kv: int = 1) ->
         heads_per_kv: query heads that share a key/value head.
     """
     block_size, head_dim = shape[3:]
-    fits = not block_size % 16 and not head_dim % 16 and head_dim <= _MAX_HEAD_DIM and heads_per_kv <= _MAX_GROUP
-    return dtype in _PAGE_DTYPES and fits
+    fits = not block_size % 16 and not head_dim % 16 and head_dim <= _MAX_HEAD_DIM
+    return dtype in _PAGE_DTYPES and fits and heads_per_kv <= _most_heads(head_dim)
+
+
+def _most_heads(head_dim: int) -> int:
+    """Query heads that one KV head can have."""
+    return min(_MAX_GROUP, _MAX_GROUP_WIDTH // head_dim)
 
 
 def check_packed_pages(op: str, kv: LayerKVCache) -> None:
@@ -61,8 +68,8 @@ def paged_attention_cpu(
     kv_heads = kv.values.shape[2]
     check_packed_pages(_OP, kv)
     check_tensor(_OP, "q", q, tuple(q.shape), *_FLOATS)
-    if heads // kv_heads > _MAX_GROUP:
-        raise ValueError(f"{_OP}: {heads // kv_heads} query heads of one KV head, expected at most {_MAX_GROUP}")
+    if heads // kv_heads > (most := _most_heads(head_dim)):
+        raise ValueError(f"{_OP}: {heads // kv_heads} query heads of one KV head, expected at most {most}")
     target = out.values
     if out.scale is not None:
         if scratch is None:
@@ -83,7 +90,6 @@ def paged_attention_cpu(
             block_tables=meta.block_tables,
             sinks=scores.sinks,
             out=target,
-            workspace=None,
             dtype=dtype_code(q),
             out_dtype=dtype_code(target),
             kv_dtype=dtype_code(kv.values),
@@ -92,8 +98,6 @@ def paged_attention_cpu(
             e=head_dim,
             block_size=kv.block_size,
             block_table_stride=meta.block_tables.shape[1],
-            max_rows=meta.seq_lens.numel(),
-            max_tokens=tokens,
             sliding_window=scores.sliding_window or 0,
             scale=scores.scale,
             softcap=scores.softcap or 0.0,

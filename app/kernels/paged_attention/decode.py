@@ -4,7 +4,8 @@ A row's keys are cut into splits by its length alone; each split's result is fol
 Where rows are many, a program goes through all splits of a row for the query heads of a KV head; where they are few,
 programs share a row's splits, and a second kernel folds them (flash-decoding). Both come to the same bits.
 
-Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
+Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90. Heads
+of more than 256 elements have not yet run on a GPU.
 """
 
 from typing import Any
@@ -28,13 +29,13 @@ _AT_ONCE: tl.constexpr = tl.constexpr(8)
 
 
 @triton.jit
-def _split_length(seq_len, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr):
+def split_length(seq_len, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr):
     """Positions of a split: a tile, or as many as leave the sequence few enough splits; its length alone decides."""
     return tl.maximum(tl.cdiv(seq_len, TILE * MAX_SPLITS), 1) * TILE
 
 
 @triton.jit
-def _fold(peak, mass, total, split_peak, split_mass, split_total):
+def fold(peak, mass, total, split_peak, split_mass, split_total):
     """A split's result taken along; with fused products named, so that both kernels that fold come to the same bits."""
     new_peak = tl.maximum(peak, split_peak)
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
@@ -83,7 +84,7 @@ def _decode(
     let_next_start(PDL)
     row, group, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token, num_queries, seq_len = row_before_waiting(query_start_loc, seq_lens, row)
-    length = _split_length(seq_len, TILE, MAX_SPLITS)
+    length = split_length(seq_len, TILE, MAX_SPLITS)
     begin = window_start(seq_len, window)
     num_splits = tl.cdiv(seq_len, length)
     run = tl.cdiv(num_splits - begin // length, tl.num_programs(2))
@@ -121,8 +122,8 @@ def _decode(
         if ALONE:
             split_peak = tl.where(ends, peak, float("-inf"))  # with that, one that goes on adds nothing
             if PAIRED:
-                _, _, all_odd = _fold(all_peak, all_mass, all_odd, split_peak, mass, total_odd)
-            all_peak, all_mass, all_total = _fold(all_peak, all_mass, all_total, split_peak, mass, total)
+                _, _, all_odd = fold(all_peak, all_mass, all_odd, split_peak, mass, total_odd)
+            all_peak, all_mass, all_total = fold(all_peak, all_mass, all_total, split_peak, mass, total)
         else:
             stored = heads < tl.where(ends, SHARED, 0)
             _store_vectors(workspace + at, total, total_odd, stored, E, PAIRED)
@@ -162,7 +163,7 @@ def _store_vectors(at, even, odd, present, E: tl.constexpr, PAIRED: tl.constexpr
 
 
 @triton.jit
-def _merge_splits(
+def merge_splits(
     query_start_loc,
     seq_lens,
     workspace,
@@ -180,7 +181,7 @@ def _merge_splits(
     let_next_start(PDL)
     row, head = tl.program_id(0), tl.program_id(1)
     token, num_queries, seq_len = row_before_waiting(query_start_loc, seq_lens, row)
-    length = _split_length(seq_len, TILE, MAX_SPLITS)
+    length = split_length(seq_len, TILE, MAX_SPLITS)
     first, last = window_start(seq_len, window) // length, tl.cdiv(seq_len, length)
     wait_for_inputs(PDL)
     if num_queries != 1:
@@ -199,7 +200,7 @@ def _merge_splits(
             split_peak = tl.where(split < last, tl.load(piece + E), float("-inf"))
             split_mass = tl.load(piece + E + 1)
             split_total = tl.load(piece + columns, mask=inside, other=0.0)
-            peak, mass, total = _fold(peak, mass, total, split_peak, split_mass, split_total)
+            peak, mass, total = fold(peak, mass, total, split_peak, split_mass, split_total)
     if sinks is not None:
         mass, total = with_sink(peak, mass, total, tl.load(sinks + head))
     result = to_dtype(total / mass, out.dtype.element_ty)
@@ -251,7 +252,7 @@ def launch_decode(
     )
     if programs > 1:
         launch(
-            _merge_splits,
+            merge_splits,
             (rows, heads),
             {
                 **{name: pages[name] for name in ("query_start_loc", "seq_lens", "sinks", "window")},

@@ -2,7 +2,8 @@
 
 A program walks a row's keys for a block of its queries.
 
-Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90.
+Held against a float64 formula in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to sm_90. Heads
+of more than 256 elements have not yet run on a GPU.
 """
 
 from typing import Any

@@ -52,7 +52,7 @@ def paged_attention_reference(
 def _padded_length(seq_len: int, sliding_window: int | None) -> int:
     """Attended positions, up to the next quarter of an octave (64 at least).
 
-    It hangs on the row alone, so that neighbours do not change how a row is summed.
+    It depends on the row alone, so that other rows do not change how a row is summed.
     """
     attended = seq_len if sliding_window is None else min(seq_len, sliding_window)
     step = max(64, 1 << (attended - 1).bit_length() >> 2)

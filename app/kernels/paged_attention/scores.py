@@ -1,4 +1,4 @@
-"""What becomes of products of queries and keys on their way to probabilities."""
+"""How products of queries and keys become scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """As the arguments of :func:`~app.kernels.paged_attention.paged_attention` of these names."""
+    """How scores are made; the fields are arguments of :func:`~app.kernels.paged_attention.paged_attention`."""
 
     scale: float
     sliding_window: int | None = None

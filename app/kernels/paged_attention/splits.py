@@ -1,4 +1,4 @@
-"""How a decode's keys are cut on a GPU, and the memory where the splits' results meet. Torch alone."""
+"""Splits of a decode's keys on a GPU, and the workspace in which their results are combined. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 MAX_SPLITS = 32
-"""Of a sequence: a split is a tile of the kernel, or as many as leave no more splits than these."""
+"""Splits of a sequence, at most: a split is one tile of the kernel, or more tiles where there would be more splits."""
 VECTOR_EXTRA = 4
-"""Beside a split's sums: its peak and its mass, and what keeps sums aligned."""
+"""Elements of a split's result beside its sums: its peak, its mass, and padding that keeps sums aligned."""
 _PROGRAMS = 512
-"""That a launch is to have: rows that make fewer share each row's splits among several."""
+"""Programs that a launch is to have: where rows make fewer, several programs share each row's splits."""
 
 
 def programs_of_row(rows: int, kv_heads: int) -> int:
@@ -19,11 +19,14 @@ def programs_of_row(rows: int, kv_heads: int) -> int:
 
 
 def workspace_size(rows: int, num_heads: int, head_dim: int) -> int:
-    """Elements that ``rows`` rows of several programs each use."""
+    """Elements of the workspace that ``rows`` rows use whose splits several programs share."""
     return rows * num_heads * MAX_SPLITS * (head_dim + VECTOR_EXTRA)
 
 
 def new_split_workspace(max_rows: int, num_heads: int, kv_heads: int, head_dim: int, device: torch.device) -> Tensor:
-    """Room [R, H, MAX_SPLITS, E + 4] fp32, flat, for steps of up to ``max_rows`` rows; all layers use it in turn."""
+    """A workspace [R, H, MAX_SPLITS, E + 4] fp32, flat, for steps of up to ``max_rows`` rows.
+
+    All layers use it in turn.
+    """
     most = min(max_rows, (_PROGRAMS - 1) // kv_heads)  # of steps of more rows each has one program
     return torch.empty(workspace_size(most, num_heads, head_dim), dtype=torch.float32, device=device)

@@ -10,7 +10,7 @@ _LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def row_before_waiting(query_start_loc, seq_lens, row):
-    """(first token, tokens, length of the sequence) of a row, past the L1: see :func:`wait_for_inputs`."""
+    """(first token, tokens, length of the sequence) of a row, read past the L1: see :func:`wait_for_inputs`."""
     token = tl.load(query_start_loc + row, cache_modifier=".cg")
     next_token = tl.load(query_start_loc + row + 1, cache_modifier=".cg")
     return token, next_token - token, tl.load(seq_lens + row, cache_modifier=".cg")
@@ -67,19 +67,21 @@ def attend_tile(
     TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One tile of keys, positions ``first`` on: q [M, E] against them, the running softmax taken along.
+    """Attends queries q [M, E] to the tile of keys from position ``first`` on; returns the updated running softmax.
 
     Args:
         q, q_low: queries; int8 ones, for int8 keys, are ``128 * q + q_low``, otherwise ``q_low`` is None.
-        total, total_odd: sums of all columns of the values, or of even and odd ones apart where those come in pairs.
-        all_keys, all_values: the pages, as they are; int8 ones to take values from in pairs (int16) if at all.
-        kv_scale: as fp16, or in words of two.
-        head_offset, value_offset: of the KV head within a block, and of its values behind its keys, in vectors.
+        peak, mass: [M], the running softmax's maximum and sum.
+        total, total_odd: its weighted sums of all columns of the values, or of even and odd columns where those are
+            loaded in pairs.
+        all_keys, all_values: the pages; int8 values are loaded in pairs where ``all_values`` views them as int16.
+        kv_scale: scales of int8 pages as fp16, or as int32 words of two.
+        head_offset, value_offset: offset of the KV head within a block, and of its values from its keys, in vectors.
         begin, end: the positions that may be read.
-        query_positions: of the lines of q; None where all see what may be read.
-        factor: of the products; of int8 queries one a line.
-        cap: of scores, with their factor of log2(e); None leaves them.
-        DTYPE: that floating factors of products have.
+        query_positions: position of each of q's lines; None where all lines see all that may be read.
+        factor: factor of the products; for int8 queries one for each line.
+        cap: softcap of scores, which have a factor of log2(e); None: there is none.
+        DTYPE: dtype in which floating tiles are multiplied.
     """
     PAIRED: tl.constexpr = all_values.dtype.element_ty == tl.int16
     positions = first + tl.arange(0, TILE)
@@ -130,7 +132,7 @@ def attend_tile(
 
 @triton.jit
 def with_sink(peak, mass, total, sink):
-    """(mass, total) with the sink of each head taken along: a key whose score is that, and which has no value."""
+    """(mass, total) with each head's sink added: a key with that score and without a value."""
     sink *= _LOG2E
     new_peak = tl.maximum(peak, sink)
     decay = tl.exp2(peak - new_peak)
@@ -142,7 +144,7 @@ def with_sink(peak, mass, total, sink):
 
 @triton.jit
 def window_start(seq_len, window):
-    """The first position that the last one sees."""
+    """The first position that the last position of a sequence sees."""
     start = seq_len * 0
     if window is not None:
         start = tl.maximum(seq_len - window, 0)

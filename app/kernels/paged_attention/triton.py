@@ -3,9 +3,9 @@
 Rows of one query (decodes) are cut along their keys, rows of more along their queries. A mixed step starts the kernels
 of both, each of which leaves the other's rows alone, so a decode gives the same bits beside prefills as without them.
 
-A query's result hangs on its own row: tiles of keys begin at absolute positions and are walked upwards, tiles that are
-hidden from a query change nothing. So a chunk gives the bits of the whole prompt, and block numbers do not matter.
-Decode and prefill multiply with different instructions: a query computed by one is not promised the other's bits.
+A query's result depends on its own row alone: tiles of keys begin at absolute positions and are walked upwards, tiles
+that are hidden from a query change nothing. So a chunk gives the bits of the whole prompt, and block numbers do not
+matter. Decode and prefill multiply with different instructions: they may give different bits for a query.
 """
 
 import math

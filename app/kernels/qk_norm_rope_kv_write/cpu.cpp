@@ -10,24 +10,33 @@ static void load_head(const void* qkv, int64_t at, int e, float* x) {
     for (int i = 0; i < e; i += W) store(x + i, load(p + i));
 }
 
-static void norm_head(const TuiliRopeKvArgs& a, const void* weight, float* x) {
-    F squares = zero();
-    for (int i = 0; i < a.e; i += W) {
-        const F v = load(x + i);
-        squares = fma(v, v, squares);
-    }
-    const F inverse = set1(1.0f / __builtin_sqrtf(hsum(squares) / (float)a.e + a.eps));
+// A head times the inverse of its norm and the weights from `at` on.
+static void weigh_head(const TuiliRopeKvArgs& a, F inverse, const void* weight, int64_t at, float* x) {
     TUILI_WITH_FLOAT(a.norm_dtype, T, {
-        for (int i = 0; i < a.e; i += W) store(x + i, mul(mul(load(x + i), inverse), load((const T*)weight + i)));
+        const T* w = (const T*)weight + at;
+        for (int i = 0; i < a.e; i += W) store(x + i, mul(mul(load(x + i), inverse), load(w + i)));
     });
 }
 
-static void rotate_head(const float* rope, int half, float* x) {
+// Of the heads of a token that are normed as one vector.
+static F inverse_norm(const TuiliRopeKvArgs& a, int64_t head, int64_t heads) {
+    F inverse = zero();
+    TUILI_WITH_FLOAT(a.dtype, T, inverse = inverse_rms((const T*)a.qkv + head * a.e, (int)(heads * a.e), a.eps));
+    return inverse;
+}
+
+static void scale_head(float factor, int e, float* x) {
+    for (int i = 0; i < e; i += W) store(x + i, mul(load(x + i), set1(factor)));
+}
+
+// Pairs of elements, so many positions apart.
+static void rotate_head(const float* rope, int half, int distance, float* x) {
+    float* partner = x + distance;
     for (int i = 0; i < half; i += W) {
         const F cos = load_at(rope, i, half), sin = load_at(rope + half, i, half);
-        const F x1 = load_at(x, i, half), x2 = load_at(x + half, i, half);
+        const F x1 = load_at(x, i, half), x2 = load_at(partner, i, half);
         store_at(x, i, half, sub(mul(x1, cos), mul(x2, sin)));
-        store_at(x + half, i, half, add(mul(x2, cos), mul(x1, sin)));
+        store_at(partner, i, half, add(mul(x2, cos), mul(x1, sin)));
     }
 }
 
@@ -100,15 +109,33 @@ static void rope_kv_rows(const void* args, const TuiliStep*, int64_t begin, int6
     void* rounded = x + a.e;
     for (int64_t t = begin; t < end; t++) {
         const float* rope = a.rope + a.positions[t] * a.rotary_dim;
+        const int64_t first = t * (a.h + (a.key_is_value ? a.g : 2 * a.g));
+        F q_inverse = zero(), k_inverse = zero();
+        if (a.whole_norm) {
+            q_inverse = inverse_norm(a, first, a.h);
+            k_inverse = inverse_norm(a, first + a.h, a.g);
+        }
         for (int head = 0; head < a.h + 2 * a.g; head++) {
-            const int64_t at = (t * (a.h + 2 * a.g) + head) * a.e;
-            TUILI_WITH_FLOAT(a.dtype, T, load_head<T>(a.qkv, at, a.e, x));
             const bool query = head < a.h, value = head >= a.h + a.g;
-            if (!value) {
-                if (a.q_norm != nullptr) norm_head(a, query ? a.q_norm : a.k_norm, x);
-                rotate_head(rope, a.rotary_dim / 2, x);
+            const int64_t from = first + (value && a.key_is_value ? head - a.g : head);
+            TUILI_WITH_FLOAT(a.dtype, T, load_head<T>(a.qkv, from * a.e, a.e, x));
+            if (value) {
+                if (a.value_norm) {
+                    const F inverse = inverse_rms(x, a.e, a.eps);
+                    for (int i = 0; i < a.e; i += W) store(x + i, mul(load(x + i), inverse));
+                }
+            } else {
+                const void* weight = query ? a.q_norm : a.k_norm;
+                if (a.whole_norm) {
+                    const int64_t at = int64_t(query ? head : head - a.h) * a.e;
+                    weigh_head(a, query ? q_inverse : k_inverse, weight, at, x);
+                } else if (weight != nullptr) {
+                    weigh_head(a, inverse_rms(x, a.e, a.eps), weight, 0, x);
+                }
+                rotate_head(rope, a.rotary_dim / 2, a.pair_distance, x);
             }
             if (query) {
+                if (a.q_scale != nullptr) scale_head(a.q_scale[a.positions[t]], a.e, x);
                 TUILI_WITH_FLOAT(a.dtype, T, {
                     T* out = (T*)a.q_out + (t * a.h + head) * a.e;
                     for (int i = 0; i < a.e; i += W) store(out + i, load(x + i));

@@ -9,41 +9,53 @@ import torch
 from torch import Tensor
 
 from app.kernels.int8 import quantize
+from app.kernels.qk_norm_rope_kv_write.preparation import Preparation
 from app.kernels.types import LayerKVCache
 
 
 def qk_norm_rope_kv_write_reference(
     qkv: Tensor,
     positions_T: Tensor,
-    rope_PE: Tensor | None,
-    kv: LayerKVCache,
+    kv: LayerKVCache | None,
     slot_mapping_T: Tensor,
     q_out: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
+    how: Preparation,
 ) -> None:
     tokens, heads, head_dim = q_out.shape
-    kv_heads = kv.values.shape[2]
-    qkv_TNE = qkv.view(tokens, heads + 2 * kv_heads, head_dim)
+    kv_heads = 0 if kv is None else kv.values.shape[2]
+    qkv_TNE = qkv.view(tokens, heads + (1 if how.key_is_value else 2) * kv_heads, head_dim)
     qk_TNE = qkv_TNE[:, : heads + kv_heads].float()
-    if q_norm is not None and k_norm is not None:
-        qk_TNE = qk_TNE * torch.rsqrt(qk_TNE.square().mean(dim=-1, keepdim=True) + eps)
-        qk_TNE[:, :heads].mul_(q_norm.float())
-        qk_TNE[:, heads:].mul_(k_norm.float())
-    if rope_PE is not None:
-        qk_TNE = _rotate(qk_TNE, rope_PE.index_select(0, positions_T))
-    q_out.copy_(qk_TNE[:, :heads])
-    kv_T2GE = torch.stack((qk_TNE[:, heads:], qkv_TNE[:, heads + kv_heads :].float()), dim=1)
-    _write_pages(kv_T2GE, kv, slot_mapping_T)
+    if how.q_norm is not None:
+        parts = [(qk_TNE[:, :heads], how.q_norm)]
+        if how.k_norm is not None:
+            parts.append((qk_TNE[:, heads:], how.k_norm))
+        qk_TNE = torch.cat([_norm(part, weight, how.eps) for part, weight in parts], dim=1)
+    if how.rope is not None:
+        qk_TNE = _rotate(qk_TNE, how.rope.index_select(0, positions_T), how.distance)
+    q_THE = qk_TNE[:, :heads]
+    q_out.copy_(q_THE if how.q_scale is None else q_THE * how.q_scale[positions_T, None, None])
+    if kv is None:
+        return
+    v_TGE = qkv_TNE[:, -kv_heads:].float()
+    if how.value_norm:
+        v_TGE = v_TGE * torch.rsqrt(v_TGE.square().mean(dim=-1, keepdim=True) + how.eps)
+    _write_pages(torch.stack((qk_TNE[:, heads:], v_TGE), dim=1), kv, slot_mapping_T)
 
 
-def _rotate(x_TNE: Tensor, rope_TE: Tensor) -> Tensor:
-    """Rotates element pairs (i, i + rotary_dim / 2) of each head; elements past ``rotary_dim`` stay as they are."""
-    rotary_dim = rope_TE.shape[-1]
+def _norm(x_TNE: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Norms each head, or all of them as one vector where the weight is as long."""
+    rows = x_TNE if weight.numel() == x_TNE.shape[-1] else x_TNE.flatten(1)
+    normed = rows * torch.rsqrt(rows.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+    return normed.view_as(x_TNE)
+
+
+def _rotate(x_TNE: Tensor, rope_TE: Tensor, distance: int) -> Tensor:
+    """Rotates element pairs (i, i + distance) of each head, i below rotary_dim / 2; others stay as they are."""
+    half = rope_TE.shape[-1] // 2
     cos, sin = rope_TE.unsqueeze(1).chunk(2, dim=-1)
-    x1, x2 = x_TNE[..., :rotary_dim].chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, x_TNE[..., rotary_dim:]), dim=-1)
+    x1, x2 = x_TNE[..., :half], x_TNE[..., distance : distance + half]
+    between, behind = x_TNE[..., half:distance], x_TNE[..., distance + half :]
+    return torch.cat((x1 * cos - x2 * sin, between, x2 * cos + x1 * sin, behind), dim=-1)
 
 
 def _write_pages(kv_T2GE: Tensor, kv: LayerKVCache, slot_mapping_T: Tensor) -> None:

@@ -40,37 +40,149 @@ TUILI_INLINE float exponentials(float* x, int n, float top) {
     return hsum(sum);
 }
 
+// Turns n values into their sigmoids.
+TUILI_INLINE void sigmoids(float* x, int n) {
+    exponentials(x, n, 0.0f);
+    for (int i = 0; i < n; i++) {
+        const float e = x[i];
+        x[i] = e == __builtin_inff() ? 1.0f : e / (1.0f + e);
+    }
+}
+
+// What a thread has in its scratch while it does a row.
+struct RouteScratch {
+    int32_t* orders;
+    int32_t* kept;    // groups
+    float* scores;    // of all experts
+    float* values;    // by which they are chosen
+    float* worths;    // of groups
+    float* gathered;  // values of the groups that are kept
+};
+
+TUILI_INLINE RouteScratch route_scratch(const TuiliThread* thread) {
+    char* at = (char*)thread->scratch;
+    const size_t bytes = TUILI_MAX_EXPERTS * sizeof(float);
+    return {(int32_t*)at,           (int32_t*)(at + bytes),   (float*)(at + 2 * bytes),
+            (float*)(at + 3 * bytes), (float*)(at + 4 * bytes), (float*)(at + 5 * bytes)};
+}
+
+TUILI_INLINE void scores_of(const TuiliRouteArgs& a, const float* logits, float* scores) {
+    const int n = a.num_experts;
+    memcpy(scores, logits, size_t(n) * sizeof(float));
+    if (a.scoring == TUILI_SIGMOID) {
+        sigmoids(scores, n);
+    } else if (a.scoring == TUILI_SOFTMAX) {
+        float top = logits[0];
+        for (int i = 1; i < n; i++) top = logits[i] > top ? logits[i] : top;
+        const float sum = exponentials(scores, n, top);
+        for (int i = 0; i < n; i++) scores[i] /= sum;
+    }
+}
+
+// The sum of the best one or two of n values; NaN where one of them is.
+TUILI_INLINE float worth_of(const float* values, int n, int best) {
+    float first = -__builtin_inff(), second = first;
+    for (int i = 0; i < n; i++) {
+        const float v = values[i];
+        if (v != v) return v;
+        if (v > first) {
+            second = first;
+            first = v;
+        } else if (v > second) {
+            second = v;
+        }
+    }
+    return best == 2 ? first + second : first;
+}
+
+// As choose, in the best groups alone.
+static void choose_in_groups(const TuiliRouteArgs& a, const float* values, int32_t* chosen, const RouteScratch& s) {
+    const int size = a.num_experts / a.groups;
+    for (int g = 0; g < a.groups; g++) s.worths[g] = worth_of(values + g * size, size, a.group_best);
+    choose(s.worths, a.groups, a.chosen_groups, s.kept, s.orders);
+    // Ascending, so that of equal values the first expert's comes first.
+    for (int i = 1; i < a.chosen_groups; i++) {
+        const int32_t group = s.kept[i];
+        int at = i;
+        for (; at > 0 && s.kept[at - 1] > group; at--) s.kept[at] = s.kept[at - 1];
+        s.kept[at] = group;
+    }
+    for (int i = 0; i < a.chosen_groups; i++)
+        memcpy(s.gathered + i * size, values + s.kept[i] * size, size_t(size) * sizeof(float));
+    choose(s.gathered, a.chosen_groups * size, a.chosen, chosen, s.orders);
+    for (int j = 0; j < a.chosen; j++) chosen[j] = s.kept[chosen[j] / size] * size + chosen[j] % size;
+}
+
+// A row by a rule that has more to it than route_plainly knows.
+static void route_by_scores(const TuiliRouteArgs& a, const float* logits, int32_t* experts, float* weights,
+                            const RouteScratch& s) {
+    const int n = a.num_experts, k = a.chosen;
+    scores_of(a, logits, s.scores);
+    const float* values = a.bias == nullptr && a.groups == 1 ? logits : s.scores;
+    if (a.bias != nullptr) {
+        for (int i = 0; i < n; i++) s.values[i] = s.scores[i] + a.bias[i];
+        values = s.values;
+    }
+    if (a.groups > 1) {
+        choose_in_groups(a, values, experts, s);
+    } else {
+        choose(values, n, k, experts, s.orders);
+    }
+    for (int j = 0; j < k; j++) weights[j] = s.scores[experts[j]];
+    const bool is_nan = weights[0] != weights[0];
+    if (a.scoring == TUILI_SOFTMAX_CHOSEN) {
+        float top = weights[0];
+        for (int j = 1; j < k; j++) top = weights[j] > top ? weights[j] : top;
+        const float sum = exponentials(weights, k, top);
+        for (int j = 0; j < k; j++) weights[j] /= sum;
+    }
+    float sum = 1.0f;
+    if (a.normalise) {
+        sum = 0.0f;
+        for (int j = 0; j < k; j++) sum += weights[j];
+        sum = (sum < a.least_sum ? a.least_sum : sum) + a.sum_offset;
+    }
+    for (int j = 0; j < k; j++) {
+        const float factor = a.factors == nullptr ? a.scale : a.scale * a.factors[experts[j]];
+        weights[j] = is_nan ? __builtin_nanf("") : weights[j] / sum * factor;
+    }
+}
+
+static void route_plainly(const TuiliRouteArgs& a, const float* logits, int32_t* experts, float* weights,
+                          const RouteScratch& s) {
+    const int n = a.num_experts, k = a.chosen;
+    choose(logits, n, k, experts, s.orders);
+    for (int j = 0; j < k; j++) weights[j] = logits[experts[j]];
+    const float top = weights[0];
+    float sum = 1.0f;
+    if (a.scoring == TUILI_SIGMOID) {
+        sigmoids(weights, k);
+    } else {
+        sum = exponentials(weights, k, top);
+        if (a.scoring == TUILI_SOFTMAX && !a.normalise) {
+            memcpy(s.scores, logits, size_t(n) * sizeof(float));
+            sum = exponentials(s.scores, n, top);
+        }
+    }
+    if (a.normalise && a.scoring == TUILI_SIGMOID) {
+        sum = 0.0f;
+        for (int j = 0; j < k; j++) sum += weights[j];
+    }
+    for (int j = 0; j < k; j++) weights[j] /= sum;
+}
+
 static void route_rows(const void* args, const TuiliStep*, int64_t begin, int64_t end, const TuiliThread* thread) {
     const TuiliRouteArgs& a = *(const TuiliRouteArgs*)args;
-    const int n = a.num_experts, k = a.chosen;
-    int32_t* orders = (int32_t*)thread->scratch;
-    float* all = (float*)thread->scratch + TUILI_MAX_EXPERTS;
+    const RouteScratch s = route_scratch(thread);
     for (int64_t t = begin; t < end; t++) {
-        const float* logits = a.logits + t * n;
-        int32_t* experts = a.experts + t * k;
-        float* weights = a.weights + t * k;
-        choose(logits, n, k, experts, orders);
-        for (int j = 0; j < k; j++) weights[j] = logits[experts[j]];
-        const float top = weights[0];
-        float sum = 1.0f;
-        if (a.scoring == TUILI_SIGMOID) {
-            exponentials(weights, k, 0.0f);
-            for (int j = 0; j < k; j++) {
-                const float e = weights[j];
-                weights[j] = e == __builtin_inff() ? 1.0f : e / (1.0f + e);
-            }
+        const float* logits = a.logits + t * a.logits_stride;
+        int32_t* experts = a.experts + t * a.chosen;
+        float* weights = a.weights + t * a.chosen;
+        if (a.plain) {
+            route_plainly(a, logits, experts, weights, s);
         } else {
-            sum = exponentials(weights, k, top);
-            if (a.scoring == TUILI_SOFTMAX && !a.normalise) {
-                memcpy(all, logits, size_t(n) * sizeof(float));
-                sum = exponentials(all, n, top);
-            }
+            route_by_scores(a, logits, experts, weights, s);
         }
-        if (a.normalise && a.scoring == TUILI_SIGMOID) {
-            sum = 0.0f;
-            for (int j = 0; j < k; j++) sum += weights[j];
-        }
-        for (int j = 0; j < k; j++) weights[j] /= sum;
     }
 }
 
@@ -90,7 +202,7 @@ static void group_slots_run(const void* args, const TuiliStep* step, int64_t, co
     for (int64_t i = 0; i < slots; i++) a.slots[next[a.experts[i]]++] = int32_t(i);
 }
 
-static_assert(2 * TUILI_MAX_EXPERTS * sizeof(float) <= TUILI_SCRATCH_BYTES, "it fits the scratch");
+static_assert(6 * TUILI_MAX_EXPERTS * sizeof(float) <= TUILI_SCRATCH_BYTES, "it fits the scratch");
 
 }  // namespace TUILI_ISA
 

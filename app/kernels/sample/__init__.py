@@ -46,7 +46,7 @@ def sample(logits_LV: Tensor, params: SampleParams, out_R: Tensor, failed_R: Ten
 
     Args:
         logits_LV: [L, V] fp32, not changed.
-        params: of the R rows to sample.
+        params: parameters of the R rows to sample.
         out_R: [R] int64, the tokens.
         failed_R: [R] bool: the row's logits hold a NaN or +inf, or nothing finite is left of them; its token is 0.
 

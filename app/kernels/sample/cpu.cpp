@@ -253,7 +253,7 @@ static float bisect(Distances* d, int64_t k, bool with_mass, double limit) {
     Sums before = {0, 0};
     uint32_t low = 0, high = float_bits(d->largest) + 1;
     for (int turn = 0; high - low > 1 && d->count > 0; turn++) {
-        // Midpoints of values home in fast where the values are spread, midpoints of bits always get there.
+        // Midpoints of values converge fast where the values are spread, midpoints of bits always do.
         uint32_t middle = low + (high - low) / 2;
         if (turn % 2 == 0) {
             const float mean = bits_float(low) / 2 + bits_float(high - 1) / 2;

@@ -35,7 +35,7 @@ class MinTokens:
     """Tokens that may not end a row yet."""
 
     active: Tensor
-    """[R] bool."""
+    """[R] bool: whether the row's stop tokens are masked."""
     stop_mask: Tensor
     """[S, V] bool: the slot's stop tokens."""
 
@@ -45,9 +45,9 @@ class SampleParams:
     """How each row is sampled."""
 
     rows: Tensor
-    """[R] int64: the row's row of logits."""
+    """[R] int64: index of each sampled row's row of logits."""
     slots: Tensor
-    """[R] int64."""
+    """[R] int64: slot of each sampled row."""
     temperature: Tensor
     """[R] fp32; 0 is greedy."""
     seeds: Tensor
@@ -55,7 +55,7 @@ class SampleParams:
     positions: Tensor
     """[R] int64 below 2^32: index that the sampled token will have in its sequence."""
     sample_indices: Tensor
-    """[R] int64 below 2^32."""
+    """[R] int64 below 2^32: number of the choice, a part of the RNG's counter."""
     top_k: Tensor | None = None
     """[R] int64; 0 keeps all."""
     top_p: Tensor | None = None
@@ -65,7 +65,7 @@ class SampleParams:
     penalties: Penalties | None = None
     min_tokens: MinTokens | None = None
     logit_bias: Tensor | None = None
-    """[S, V] fp32."""
+    """[S, V] fp32: added to each token's logit."""
     token_mask: Tensor | None = None
     """[S, ceil(V / 32)] int32: token v is allowed when bit v % 32 of word v // 32 is set."""
     workspace: SampleWorkspace | None = None
@@ -74,7 +74,7 @@ class SampleParams:
 
 @dataclass(frozen=True, slots=True)
 class LogprobsOut:
-    """Where ``logprobs`` writes."""
+    """Tensors that ``logprobs`` writes."""
 
     logprob: Tensor
     """[Q] fp32."""

@@ -1,6 +1,6 @@
 """Specification of ``sample``, ``logprobs`` and ``record_tokens`` in plain torch.
 
-A row's result must not hang on its neighbours, not even in the last bit. Hence: transcendental functions whose
+A row's result must not depend on other rows, not even in the last bit. Hence: transcendental functions whose
 vectorised and scalar code differ in fp32 are taken in fp64 and rounded, reductions run along whole rows, and the
 running mass of top-p is summed in descending order, whatever the number of values looked at.
 

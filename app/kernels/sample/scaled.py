@@ -64,6 +64,7 @@ def ordered(x):
 
 @triton.jit
 def from_ordered(key):
+    """The float whose :func:`ordered` form is ``key``."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 

@@ -5,8 +5,8 @@
 3. A program a piece: the largest of ``logit + gumbel`` among those kept.
 4. A program a row puts the pieces together.
 
-A row's token hangs on its own arguments alone, and pieces are met in one order. The noise is the reference's, taken in
-fp64 and rounded.
+A row's token depends on its own arguments alone, and pieces are combined in one order. The noise is the reference's,
+computed in fp64 and rounded.
 
 Held against the definition in plain numbers in Triton's interpreter and on an H200; compiled ahead of time for sm_80 to
 sm_90.

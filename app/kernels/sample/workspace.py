@@ -1,4 +1,4 @@
-"""How a row's vocabulary is cut on a GPU, and where the pieces meet. Torch alone."""
+"""Pieces of a row's vocabulary on a GPU, and the workspace in which their results are combined. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import torch
 from torch import Tensor
 
 PIECE = 2048
-"""Logits that a program looks at."""
+"""Logits of a piece, which one program reads."""
 
 KEPT = 128
-"""Of a piece's logits, the largest: where a row's threshold is looked for first."""
+"""Logits of a piece that are listed, the largest, to find a row's threshold among them first."""
 
 MAX_TOP_LOGPROBS_TRITON = 32
-"""Alternatives beside a reported token that Triton lists."""
+"""Alternatives beside a reported token that Triton lists, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleWorkspace:
-    """Flat buffers: a value a piece and row, but for ``kept``, ``KEPT`` of each, and the thresholds, one a row."""
+    """Flat buffers, with a value for each piece of each row but where it says otherwise."""
 
     peaks: Tensor
-    """fp32"""
+    """fp32: the piece's largest penalised logit."""
     peak_ids: Tensor
-    """int32"""
+    """int32: the token of that logit."""
     faults: Tensor
-    """int32"""
+    """int32: 1 where the piece holds a NaN or +inf."""
     draws: Tensor
-    """fp32"""
+    """fp32: the piece's largest sum of logit and noise."""
     draw_ids: Tensor
-    """int32"""
+    """int32: the token of that sum."""
     kept: Tensor
-    """fp32"""
+    """fp32: the piece's largest scaled logits, :data:`KEPT` of each piece."""
     kept_from: Tensor
-    """fp32"""
+    """fp32: the level above which all of the piece's scaled logits are in ``kept``."""
     left_mass: Tensor
-    """fp32"""
+    """fp32: sum of the exponentials of the piece's other scaled logits."""
     thresholds: Tensor
-    """fp32"""
+    """fp32: the least scaled logit that a row keeps, one for each row."""
 
 
 def num_pieces(vocab_size: int) -> int:
@@ -47,7 +47,7 @@ def num_pieces(vocab_size: int) -> int:
 
 
 def new_sample_workspace(max_rows: int, vocab_size: int, device: torch.device) -> SampleWorkspace:
-    """For steps of up to ``max_rows`` sampled rows."""
+    """A workspace for steps of up to ``max_rows`` sampled rows."""
     size = max_rows * num_pieces(vocab_size)
 
     def new(dtype: torch.dtype, count: int = size) -> Tensor:

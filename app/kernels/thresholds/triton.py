@@ -26,7 +26,7 @@ from app.kernels.sample.workspace import KEPT, PIECE, SampleWorkspace, num_piece
 
 _DIGITS: tl.constexpr = tl.constexpr(16)
 _LEVELS: tl.constexpr = tl.constexpr(8)
-"""Below the largest logit, by 0.5 to 32."""
+"""Number of levels, which lie 0.5 to 32 below the largest logit."""
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _list_largest(
     V: tl.constexpr, PIECES: tl.constexpr, PIECES_BLOCK: tl.constexpr, PIECE: tl.constexpr, KEPT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """All scaled logits of a piece above the lowest of a few levels that leaves at most KEPT; the mass of the rest."""
+    """Lists a piece's scaled logits above the lowest level that at most KEPT reach; sums the mass of the others."""
     let_next_start(PDL)
     wait_for_inputs(PDL)
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -78,7 +78,13 @@ def _keeps_all(top_k, top_p, row):
 
 @triton.jit
 def _search_listed(keys, weights, wanted):
-    """As :func:`_search`, among a row's listed logits: the ordered forms and what each counts for."""
+    """The result of :func:`_search` among a row's listed logits.
+
+    Args:
+        keys: the logits in their ordered form.
+        weights: what each of them counts.
+        wanted: the sum of weights that is looked for.
+    """
     prefix = tl.full((), 0, tl.int64)
     for step in range(32):
         trial = prefix + (tl.full((), 1, tl.int64) << (31 - step))
@@ -231,11 +237,13 @@ def _search_all(
 def thresholds_triton(
     source: dict[str, Any], params: SampleParams, workspace: SampleWorkspace, count: int, vocab_size: int
 ) -> Tensor:
-    """Of ``count`` rows, relative to the row's largest and over the temperature; not of rows without one.
+    """[count] fp32: the least logit that each row keeps, relative to its largest and divided by the temperature.
+
+    Rows of temperature 0 have none: their elements are not written.
 
     Args:
         source: the logits, where each row's are, and the tables that penalise them, by the kernels' parameters.
-        params: of which a filter is there.
+        params: parameters of the rows, with top_k, top_p or min_p.
     """
     pieces = num_pieces(vocab_size)
     rows = {**source, "temperature": params.temperature, "peaks": workspace.peaks}

@@ -8,27 +8,27 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from app.layers.config import Activation
 from app.models.config import AttentionConfig, ConfigError, LayerConfig, MlpConfig, ModelConfig, Rope
 from app.models.config_fields import refuse_number_changing, shown
 from app.models.config_rope import rope_of
 from app.models.reading import (
     BESIDE_FIELDS,
+    GELU,
     ROPE_FIELDS,
     Epsilon,
     NumLayers,
     Positive,
     activation_of,
+    check_heads,
     context_of,
     read_fields,
     text_part,
     windows_of_types,
 )
 
-_GELU: Final[Mapping[str, Activation]] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _THETAS: Final = {_FULL: ("rope_theta", 1e6), _SLIDING: ("rope_local_base_freq", 1e4)}
-"""Of each type of layer the older field of its base, and what it is where nothing says."""
+"""Type of layers -> the older field of their rotary base, and the base where no field has it."""
 
 
 class _Fields(msgspec.Struct, kw_only=True):
@@ -58,20 +58,16 @@ FIELDS_READ: Final = (
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     text = text_part(config)
     fields = read_fields(text, _Fields, model_types=("gemma3_text",))
     refuse_number_changing(text, FIELDS_READ, fields.head_dim)
-    if fields.num_attention_heads % fields.num_key_value_heads or fields.head_dim % 2:
-        raise ConfigError(
-            f"num_attention_heads = {fields.num_attention_heads} of width head_dim = {fields.head_dim} do not go with "
-            f"num_key_value_heads = {fields.num_key_value_heads}: a multiple of these, of an even width, is needed"
-        )
+    check_heads(fields.num_attention_heads, fields.num_key_value_heads, fields.head_dim)
     ropes = {kind: _rope(text, kind, fields) for kind in _THETAS}
     windows = windows_of_types(_layer_types(fields), fields.sliding_window, fields.num_hidden_layers)
     bias = bool(fields.attention_bias)
     mlp = MlpConfig(
-        width=fields.intermediate_size, activation=activation_of(fields.hidden_activation, "hidden_activation", _GELU)
+        width=fields.intermediate_size, activation=activation_of(fields.hidden_activation, "hidden_activation", GELU)
     )
 
     def layer(window: int | None) -> LayerConfig:
@@ -109,7 +105,7 @@ def _layer_types(fields: _Fields) -> list[str]:
 
 
 def _rope(config: Mapping[str, Any], kind: str, fields: _Fields) -> Rope:
-    """Of one type of layers. ``rope_scaling`` is of those that see all positions."""
+    """Rotary settings of one type of layers; ``rope_scaling`` is for those that see all positions."""
     by_type = config.get("rope_parameters") or {}
     if not isinstance(by_type, dict) or not by_type.keys() <= _THETAS.keys():
         raise ConfigError(f"rope_parameters = {shown(by_type)} are not {' and '.join(map(repr, _THETAS))}")

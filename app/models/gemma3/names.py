@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from app.models.gguf_config import GGUFReader, gated_decoder_json
-from app.models.gguf_names import LAYER_PARTS, MODEL_PARTS, GGUFNames, GGUFTensor, less_one
+from app.models.gguf_names import LAYER_PARTS, MODEL_PARTS, SANDWICH_PARTS, GGUFNames, norms_less_one
 from app.models.names import DecoderNames, FamilyNames
 
 _PERIOD, _LOCAL_THETA = 6, 1e4
-"""Layers from one that sees all positions to the next, and the base of those between: files need not say."""
+"""Period of the layers that see all positions, and rotary base of the others, where the file does not say."""
 _LAYERS_27B: Final = 62
-"""By which llama.cpp knows the one whose attention is scaled by the width a head has of the stream's."""
+"""Layers of the 27B model, whose attention is scaled by ``hidden_size / num_attention_heads``; llama.cpp
+knows the model by it."""
 
 
 def _config(reader: GGUFReader) -> dict[str, Any]:
@@ -33,16 +34,12 @@ def _config(reader: GGUFReader) -> dict[str, Any]:
 
 
 def _windows(reader: GGUFReader, window: int) -> dict[str, Any]:
-    """By the file's pattern: a period, or for each layer whether it slides."""
+    """Fields of the windows, by the file's pattern: a period, or for each layer whether it slides."""
     pattern = reader.values("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         types = ["sliding_attention" if slides else "full_attention" for slides in pattern]
         return {"sliding_window": window, "layer_types": types}
     return {"sliding_window": window, "sliding_window_pattern": _PERIOD if pattern is None else pattern}
-
-
-def _norm(name: str) -> GGUFTensor:
-    return GGUFTensor(name, less_one)
 
 
 NAMES = FamilyNames(
@@ -52,18 +49,7 @@ NAMES = FamilyNames(
         mlp_norm="pre_feedforward_layernorm",
         beside=("vision_tower.", "multi_modal_projector."),
     ),
-    gguf=GGUFNames(
-        model={**MODEL_PARTS, "output_norm": _norm("model.norm")},
-        layer={
-            **LAYER_PARTS,
-            "attn_norm": _norm("input_layernorm"),
-            "attn_q_norm": _norm("self_attn.q_norm"),
-            "attn_k_norm": _norm("self_attn.k_norm"),
-            "post_attention_norm": _norm("post_attention_layernorm"),
-            "ffn_norm": _norm("pre_feedforward_layernorm"),
-            "post_ffw_norm": _norm("post_feedforward_layernorm"),
-        },
-    ),
+    gguf=GGUFNames(model=norms_less_one(MODEL_PARTS), layer=norms_less_one({**LAYER_PARTS, **SANDWICH_PARTS})),
     gguf_config=_config,
     gguf_end_tokens=("<end_of_turn>",),
 )

@@ -10,11 +10,11 @@ import msgspec
 from app.layers.config import Activation
 from app.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from app.models.config_fields import ConfigError, refuse_number_changing, shown
-from app.models.reading import BESIDE_FIELDS, Epsilon, NumLayers, Positive, activation_of, read_fields
+from app.models.reading import BESIDE_FIELDS, GELU, Epsilon, NumLayers, Positive, activation_of, read_fields
 
 
 class _Fields(msgspec.Struct, kw_only=True):
-    """With the defaults that transformers gives absent ones, but for the sizes."""
+    """Fields of a GPT-2's config, with the defaults that transformers gives absent ones; sizes have none."""
 
     vocab_size: Positive
     n_positions: Positive
@@ -27,7 +27,7 @@ class _Fields(msgspec.Struct, kw_only=True):
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False
-    """Scores in fp32, as they are here anyway."""
+    """Whether scores are fp32; here they always are."""
     tie_word_embeddings: bool | None = True
 
 
@@ -37,23 +37,14 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-"""What transformers reads as well -> what it writes. ``n_ctx`` of old files it has not read for years."""
+"""Names of fields that transformers reads as well -> names that it writes. It does not read ``n_ctx`` of old files."""
 FIELDS_READ: Final = frozenset(_Fields.__struct_fields__) | BESIDE_FIELDS | _OTHER_NAMES.keys()
-_ACTIVATIONS: Final[Mapping[str, Activation]] = {
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
-    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
-    "relu2": "relu2",
-}
-"""One function under several names, as transformers has them."""
+_ACTIVATIONS: Final[Mapping[str, Activation]] = {**GELU, "relu2": "relu2"}
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     fields = read_fields(_with_own_names(config), _Fields, model_types=("gpt2",))
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"quantization_config is not supported of {architecture}, whose matrices have a row for each input"
-        )
     if fields.n_embd % fields.n_head:
         raise ConfigError(f"n_head = {fields.n_head} does not divide n_embd = {fields.n_embd}")
     head_dim = fields.n_embd // fields.n_head

@@ -8,8 +8,9 @@ from __future__ import annotations
 from app.layers.blocks import Mlp, SelfAttention
 from app.models.base import Decoder
 from app.models.config import LayerConfig, ModelConfig
-from app.models.decoder import DecoderLayer, DecoderStack, Parts
+from app.models.decoder import DecoderLayer, DecoderStack
 from app.models.gpt2.names import NAMES
+from app.models.parts import Parts
 from app.quant.destination import Destination, Interleaved, Transposed
 from app.quant.placement import Placement
 
@@ -40,7 +41,7 @@ class _Mlp(Mlp):
 
 
 def build(config: ModelConfig, /, *, max_positions: int, placement: Placement) -> Decoder:
-    """See :class:`app.models.architectures.BuildModel`."""
+    """See :class:`app.models.architecture.BuildModel`."""
     parts = Parts(config, max_positions=max_positions, placement=placement)
     layers = [_layer(parts, layer) for layer in config.layers]
     return DecoderStack(parts, NAMES.checkpoint, layers, final_norm=parts.layer_norm())

@@ -1,7 +1,8 @@
-"""Built as a Llama: what differs stands in the config."""
+"""Layers as most decoders have them; what is the family's own stands in its config."""
 
 from __future__ import annotations
 
-from app.models.llama.model import build
+from app.models.mistral.names import NAMES
+from app.models.pre_norm import pre_norm
 
-__all__ = ["build"]
+build = pre_norm(NAMES.checkpoint)

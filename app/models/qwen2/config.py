@@ -10,7 +10,7 @@ from app.models.reading import DecoderFields, gated_decoder, head_dim_of, kv_hea
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     fields = read_fields(config, DecoderFields, model_types=("qwen2",))
     return gated_decoder(
         architecture,

@@ -8,6 +8,7 @@ from typing import Any
 from app.models.config import ModelConfig
 from app.models.reading import (
     FIELDS_READ,
+    QK_NORM_FIELDS,
     DecoderFields,
     gated_decoder,
     head_dim_of,
@@ -16,12 +17,9 @@ from app.models.reading import (
     read_fields,
 )
 
-IMPLIED = frozenset({"use_qk_norm", "qk_layernorm"})
-"""Fields that say what is so anyway."""
-
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     fields = read_fields(config, DecoderFields, model_types=("qwen3",))
     bias = bool(fields.attention_bias)
     return gated_decoder(
@@ -34,5 +32,5 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         qk_norm=True,
-        reads=FIELDS_READ | IMPLIED,
+        reads=FIELDS_READ | QK_NORM_FIELDS,
     )

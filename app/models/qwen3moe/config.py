@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
-from app.layers.config import FeedForwardConfig
 from app.models import reading
 from app.models.config import ConfigError, ExpertsConfig, ModelConfig
 from app.models.config_fields import shown
-from app.models.qwen3.config import IMPLIED
 from app.models.reading import (
-    Count,
-    DecoderFields,
+    QK_NORM_FIELDS,
     Positive,
     gated_decoder,
     head_dim_of,
@@ -23,29 +19,21 @@ from app.models.reading import (
     read_fields,
     windows_of_types,
 )
-
-MAX_EXPERTS: Final = 1024
-"""That kernels choose among."""
+from app.models.reading_experts import SparseFields, check_experts, expert_count, with_experts
 
 
-class _Fields(DecoderFields, kw_only=True):
-    """Those of a decoder and of its experts, with transformers' defaults."""
+class _Fields(SparseFields, kw_only=True):
+    """With transformers' defaults."""
 
-    num_experts: Count | None = None
-    num_local_experts: Count | None = None
-    """The same, as transformers 5 writes it."""
     num_experts_per_tok: Positive = 8
     moe_intermediate_size: Positive = 768
-    norm_topk_prob: bool = False
-    decoder_sparse_step: Positive = 1
-    mlp_only_layers: list[int] | None = None
 
 
 FIELDS_READ: Final = reading.FIELDS_READ | frozenset(_Fields.__struct_fields__)
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     fields = read_fields(config, _Fields, model_types=("qwen3_moe",), experts=True)
     bias = bool(fields.attention_bias)
     model = gated_decoder(
@@ -58,43 +46,26 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         qk_norm=True,
-        reads=FIELDS_READ | IMPLIED,
+        reads=FIELDS_READ | QK_NORM_FIELDS,
     )
-    experts = _experts(fields)
-    if experts is None:
+    said = {"num_experts": fields.num_experts, "num_local_experts": fields.num_local_experts}
+    count = expert_count(said, silent=128)
+    if count == 0:
         return model
-    dense = set(fields.mlp_only_layers or ())
-
-    def mlp_of(index: int, mlp: FeedForwardConfig) -> FeedForwardConfig:
-        return mlp if index in dense or (index + 1) % fields.decoder_sparse_step else experts
-
-    layers = (replace(layer, mlp=mlp_of(index, layer.mlp)) for index, layer in enumerate(model.layers))
-    return replace(model, layers=tuple(layers))
+    experts = ExpertsConfig(
+        count=count,
+        chosen=fields.num_experts_per_tok,
+        width=fields.moe_intermediate_size,
+        normalise=fields.norm_topk_prob,
+    )
+    check_experts(experts)
+    return with_experts(model, experts, fields.is_sparse)
 
 
 def _windows(fields: _Fields) -> tuple[int | None, ...]:
-    """All layers slide, or none, whatever ``max_window_layers`` says."""
+    """Window of each layer: all layers slide, or none, whatever ``max_window_layers`` says."""
     window = 4096 if fields.sliding_window is msgspec.UNSET else fields.sliding_window
     windows = (window if fields.use_sliding_window else None,) * fields.num_hidden_layers
     if fields.layer_types is not None and windows_of_types(fields.layer_types, windows[0], len(windows)) != windows:
         raise ConfigError(f"layer_types = {shown(fields.layer_types)} is not supported: layers slide all or none")
     return windows
-
-
-def _experts(fields: _Fields) -> ExpertsConfig | None:
-    """None: all layers are dense."""
-    counts = {count for count in (fields.num_experts, fields.num_local_experts) if count is not None} or {128}
-    if len(counts) > 1:
-        raise ConfigError(
-            f"num_experts = {fields.num_experts} and num_local_experts = {fields.num_local_experts} differ"
-        )
-    count, chosen = counts.pop(), fields.num_experts_per_tok
-    if count == 0:
-        return None
-    if count > MAX_EXPERTS:
-        raise ConfigError(f"num_experts = {count} is not supported: more than {MAX_EXPERTS}")
-    if chosen > count:
-        raise ConfigError(f"num_experts_per_tok = {chosen} is more than num_experts = {count}")
-    return ExpertsConfig(
-        count=count, chosen=chosen, width=fields.moe_intermediate_size, normalise=fields.norm_topk_prob
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -100,10 +101,18 @@ def test_a_matrix_of_the_other_orientation_is_refused(tmp_path: Path) -> None:
         runner_of(checkpoint(tmp_path, "gpt2", weights=turned))
 
 
-def test_int8_files_of_it_are_not_written(tmp_path: Path) -> None:
-    directory = checkpoint(tmp_path, "gpt2")
-    with pytest.raises(WeightError, match="no linear layers that can be quantised"):
-        write_int8_checkpoint({}, [directory / "model.safetensors"], tmp_path, progress=lambda _done, _total: None)
+@pytest.mark.parametrize("weights", [masked, bare_masked, bare_own_head])
+def test_int8_files_are_written_of_every_layout(tmp_path: Path, weights: Callable[[dict[str, Tensor]], None]) -> None:
+    directory, out = checkpoint(tmp_path, "gpt2", weights=weights), tmp_path / "int8"
+    out.mkdir()
+    config = json.loads((directory / "config.json").read_text())
+    write_int8_checkpoint(config, [directory / "model.safetensors"], out, progress=lambda _done, _total: None)
+    stored = load_file(out / "model.safetensors")
+    assert sum(tensor.dtype == torch.int8 for tensor in stored.values()) == 4 * LAYERS
+    assert not any(name.endswith((".attn.bias", ".masked_bias")) for name in stored)
+    expected = expected_logprobs(directory)
+    error = ((served_logprobs(runner_of(out)) - expected).square().mean() / expected.var()).item()
+    assert 0 < error < 0.02
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "gpt2_scales"])

@@ -65,18 +65,6 @@ def test_the_names_that_other_models_have_are_read_as_well() -> None:
         ({"model_type": "gpt_neo"}, ["model_type", "gpt_neo"]),
         ({"num_experts": 8}, ["num_experts"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
-        (
-            {
-                "quantization_config": {
-                    "quant_method": "compressed-tensors",
-                    "format": "int-quantized",
-                    "config_groups": {
-                        "group_0": {"weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}}
-                    },
-                }
-            },
-            ["quantization_config", "GPT2LMHeadModel"],
-        ),
     ],
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], names: list[str]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from app.cli import main
 from app.kernels import dispatch
 from app.models.architectures import parse_config
-from app.models.config import AttentionConfig, ConfigError, DeltaConfig, Rope
+from app.models.config import AttentionConfig, ConfigError, DeltaConfig, MlpConfig, Rope
 from app.runner.loading import read_model_config
 from tests.models.parity import SHUFFLED_BLOCKS, TOKENS
 from tests.models.tiny import PagedExecution, load, make_reference, save
@@ -100,14 +100,11 @@ def test_qwen3_5_beside_what_sees_images() -> None:
     assert [layer.mixer for layer in config.layers] == [delta, delta, delta, full] * 8
 
 
-def test_qwen3_next_is_served_without_experts_alone() -> None:
-    with pytest.raises(ConfigError, match="num_experts = 512: mixture-of-experts models of this family are not"):
-        parse_config(QWEN3_NEXT)
-    with pytest.raises(ConfigError, match="num_experts = 512"):  # as many as transformers takes silence for
-        parse_config({name: value for name, value in QWEN3_NEXT.items() if name != "num_experts"})
+def test_qwen3_next_may_be_dense() -> None:
     dense = parse_config({**QWEN3_NEXT, "num_experts": 0})
     assert dense == parse_config({**QWEN3_NEXT, "mlp_only_layers": list(range(48))})
     assert dense == parse_config({**QWEN3_NEXT, "decoder_sparse_step": 49})
+    assert {layer.mlp for layer in dense.layers} == {MlpConfig(width=5120)}
     assert [layer.mixer.kind for layer in dense.layers] == ["delta", "delta", "delta", "attention"] * 12
 
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from transformers import PreTrainedModel
 
-from app.contract.request import GenerateRequest, SamplingParams
-from app.engine.core import EngineCore
-from tests.models.tiny import make_reference, reference_logits, save
-from tests.runner.driver import engine_config, runner_of
+from tests.models.scheduled import TOKENS, answers, engine_of, gives_transformers_tokens
+from tests.models.tiny import make_reference, save
 
 BLOCK = 16
-torch.manual_seed(5)
-TOKENS: list[int] = torch.randint(128, (512,)).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -29,42 +23,8 @@ def checkpoint(reference: PreTrainedModel, tmp_path_factory: pytest.TempPathFact
     return save(reference, tmp_path_factory.mktemp("qwen3_next"))
 
 
-def engine_of(checkpoint: Path, **changes: Any) -> EngineCore:
-    options = {"kernels": "reference", "integrity_checks": True, **changes}
-    return EngineCore(runner_of(checkpoint, **options), engine_config(checkpoint, **options))
-
-
-def answers(engine: EngineCore, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-    for index, prompt in enumerate(prompts):
-        engine.add_request(GenerateRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, seed=0))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    while engine.has_work:
-        for output in engine.step():
-            assert output.error is None
-            tokens[int(output.request_id)] += output.new_token_ids
-        engine.check_integrity()
-    return tokens
-
-
-def greedy(reference: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        tokens.append(int(reference_logits(reference, tokens)[-1].argmax()))
-    return tokens[len(prompt) :]
-
-
 def test_tokens_are_transformers_however_they_are_scheduled(reference: PreTrainedModel, checkpoint: Path) -> None:
-    prompts = [[*TOKENS[:70], 1, 2], [*TOKENS[:70], 3], TOKENS[100:103], TOKENS[:33]]
-    expected = [greedy(reference, prompt, 32) for prompt in prompts]
-    assert answers(engine_of(checkpoint, max_num_batched_tokens=128), prompts, 32) == expected, "batched"
-    chunked = engine_of(checkpoint, max_num_batched_tokens=20)
-    assert answers(chunked, prompts, 32) == expected
-    assert answers(chunked, prompts, 32) == expected, "behind prefixes"
-    assert chunked.stats().prefix_hit_tokens_total > 0
-    short = engine_of(checkpoint, max_num_batched_tokens=48, num_blocks=(9, 12))
-    assert answers(short, prompts, 32) == expected
-    assert short.stats().preemptions_total > 0
+    gives_transformers_tokens(reference, checkpoint, short=(9, 12))
 
 
 def test_ten_turns_of_a_conversation_hit_what_there_is(checkpoint: Path) -> None:

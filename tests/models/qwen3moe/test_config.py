@@ -11,7 +11,7 @@ from app.checkpoints.gguf_header import read_gguf_header
 from app.kernels.route import MAX_EXPERTS as MAX_CHOSEN_AMONG
 from app.models.architectures import parse_config
 from app.models.config import ConfigError, ExpertsConfig, MlpConfig
-from app.models.qwen3moe.config import MAX_EXPERTS
+from app.models.reading_experts import MAX_EXPERTS
 from app.store.errors import StoreError
 from app.store.gguf_config import config_json
 from tests.models.test_config import QWEN3_MOE, windows_of

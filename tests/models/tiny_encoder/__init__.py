@@ -18,9 +18,10 @@ from torch.nn.functional import embedding, linear, normalize, rms_norm, scaled_d
 
 from app.contract.request import Pooling
 from app.models import architectures
+from app.models.architecture import Architecture
 
 NAME = "TinyEncoderModel"
-ROW = architectures.Architecture(module="tests.models.tiny_encoder", hf=(NAME,), tasks=("embed",))
+ROW = Architecture(title="Tiny encoder", examples="", module="tests.models.tiny_encoder", hf=(NAME,), tasks=("embed",))
 CONFIG: dict[str, Any] = {
     "architectures": [NAME],
     "vocab_size": 96,

@@ -9,7 +9,7 @@ from app.models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConf
 
 
 def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
-    """See :class:`app.models.architectures.ReadConfig`."""
+    """See :class:`app.models.architecture.ReadConfig`."""
     heads = config["num_attention_heads"]
     head_dim = config["hidden_size"] // heads
     attention = AttentionConfig(

@@ -15,7 +15,7 @@ from app.layers.encoder import PackedSelfAttention
 from app.layers.norm import RMSNorm
 from app.models.base import Encoder
 from app.models.config import LayerConfig, ModelConfig
-from app.models.decoder import Parts
+from app.models.parts import Parts
 from app.quant.destination import Destination
 from app.quant.placement import Placement
 
@@ -82,5 +82,5 @@ class TinyEncoder:
 
 
 def build_encoder(config: ModelConfig, /, *, max_positions: int, placement: Placement) -> Encoder:
-    """See :class:`app.models.architectures.BuildEncoder`."""
+    """See :class:`app.models.architecture.BuildEncoder`."""
     return TinyEncoder(config, Parts(config, max_positions=max_positions, placement=placement))

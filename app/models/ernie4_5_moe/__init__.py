@@ -1,0 +1,1 @@
+"""ERNIE 4.5 with experts, chosen with a correction, beside one that every token goes through."""

@@ -1,0 +1,1 @@
+"""Granite 3 with experts, alone or beside an MLP that every token goes through."""

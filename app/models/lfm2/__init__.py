@@ -1,0 +1,1 @@
+"""LFM2: gated short convolutions and a few layers of attention, dense feed-forward parts or experts."""

@@ -1,0 +1,1 @@
+"""MiniCPM3: attention over latents, with factors on embeddings, sublayers and logits."""

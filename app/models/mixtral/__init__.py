@@ -1,0 +1,1 @@
+"""Mixtral: a Mistral whose layers send each token through a few experts."""

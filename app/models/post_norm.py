@@ -1,0 +1,34 @@
+"""Decoders whose sublayers read the stream as it is, and norm what they made of it."""
+
+from __future__ import annotations
+
+from app.layers.norm import NoNorm
+from app.models.architecture import BuildModel
+from app.models.base import Decoder
+from app.models.config import LayerConfig, ModelConfig
+from app.models.decoder import DecoderLayer, DecoderStack
+from app.models.names import DecoderNames
+from app.models.parts import Parts
+from app.quant.placement import Placement
+
+
+def post_norm(names: DecoderNames) -> BuildModel:
+    """The ``build`` of a family whose checkpoints call modules by ``names``."""
+
+    def build(config: ModelConfig, /, *, max_positions: int, placement: Placement) -> Decoder:
+        parts = Parts(config, max_positions=max_positions, placement=placement)
+        layers = [_layer(parts, layer) for layer in config.layers]
+        return DecoderStack(parts, names, layers, final_norm=parts.rms_norm())
+
+    return build
+
+
+def _layer(parts: Parts, config: LayerConfig) -> DecoderLayer:
+    return DecoderLayer(
+        mixer_norm=NoNorm(),
+        mixer=parts.attention(config.mixer),
+        mixer_post_norm=parts.rms_norm(),
+        mlp_norm=NoNorm(),
+        mlp=parts.feed_forward(config.mlp),
+        mlp_post_norm=parts.rms_norm(),
+    )

@@ -1,0 +1,1 @@
+"""SmolLM3: a Llama of which some layers rotate nothing."""

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.models.parity import Loaded, ParityTests
+
+
+@pytest.fixture(scope="module", params=["minicpm3", "minicpm3_plain"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return Loaded(request.param, tmp_path_factory.mktemp(request.param))
+
+
+class TestMiniCPM3(ParityTests):
+    pass

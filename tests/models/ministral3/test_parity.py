@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.models.parity import Loaded, ParityTests
+from tests.models.served import InterpretedTests, ServedTests
+
+
+@pytest.fixture(scope="module", params=["ministral3", "ministral3_sliding"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return Loaded(request.param, tmp_path_factory.mktemp(request.param))
+
+
+class TestMinistral3(ParityTests, ServedTests):
+    pass
+
+
+class TestInterpreted(InterpretedTests):
+    VARIANT = "ministral3"
