@@ -10,7 +10,7 @@ from app.contract.frames import EngineError
 from app.contract.request import EncodeRequest, GenerateRequest, SamplingParams
 
 MAX_LOGPROBS = 1024
-"""Alternatives a token; bounds the size of an answer whatever the API process lets through."""
+"""Alternatives for a token, at most; bounds the size of an answer whatever the API process lets through."""
 
 LARGEST = 1e30
 """Magnitude of temperature, biases and penalties: fp32 logits stay finite under them and a million times them."""
@@ -21,13 +21,15 @@ class Limits:
     """What a request must fit into."""
 
     vocab_size: int
+    """Valid token ids are below it."""
     max_model_len: int
+    """Tokens of the longest sequence; 0: the model does not generate."""
     max_kv_tokens: int
-    """Tokens that the whole KV cache holds."""
+    """Tokens of the longest sequence that the whole KV cache holds."""
 
 
 class _InvalidError(ValueError):
-    """One reason to refuse a request."""
+    """A request is refused; the message is the reason."""
 
 
 def check(request: GenerateRequest, limits: Limits) -> EngineError | None:
@@ -57,6 +59,7 @@ def check_encode(request: EncodeRequest, vocab_size: int, max_len: int) -> Engin
     """Why ``request`` cannot be encoded, or None.
 
     Args:
+        vocab_size: valid token ids are below it.
         max_len: tokens of the longest sequence; 0: the model does not encode.
     """
     if max_len == 0:
@@ -86,6 +89,7 @@ def _check_tokens(request: GenerateRequest, limits: Limits) -> None:
         ("prompt", request.prompt_token_ids),
         ("stop_token_ids", sampling.stop_token_ids),
         ("logit_bias", sampling.logit_bias),
+        ("allowed_token_ids", sampling.allowed_token_ids),
     ):
         if token_ids:
             _check_ids(name, token_ids, limits.vocab_size)

@@ -2,7 +2,7 @@
 
 A sequence is computed whole, in one batch, and keeps nothing afterwards: no blocks, no slots. A batch takes sequences
 in (priority, arrival) order as long as they fit its token budget; none overtakes one that does not fit, so that long
-ones do not starve. Waiting tokens are bounded, and whoever has gone or is late is taken out before anything is
+ones do not starve. Waiting tokens are bounded, and requests that were aborted or are late are taken out before they are
 computed.
 """
 
@@ -21,14 +21,14 @@ _by_order = attrgetter("order")
 
 @dataclass(eq=False, slots=True)
 class EncodeEntry:
-    """One request as the engine thread sees it."""
+    """One request to encode as the engine thread sees it."""
 
     source: EncodeRequest
     order: tuple[int, float, int]
     """Sorts requests by who goes first."""
     first_scheduled: float | None = None
     ended: bool = False
-    """It was answered: what is still computed of it is not wanted."""
+    """Whether the request was answered: a result that is still being computed is not wanted."""
 
     @property
     def num_tokens(self) -> int:
@@ -36,16 +36,16 @@ class EncodeEntry:
         return len(self.source.token_ids)
 
     def timings(self, finished: float | None) -> RequestTimings:
-        """Instants known so far."""
+        """The request's instants that are known so far."""
         return RequestTimings(self.source.arrival_time, self.first_scheduled, None, finished)
 
 
 class EncodeQueue:
-    """The waiting entries.
+    """The entries that wait, in (priority, arrival) order.
 
     Args:
-        max_batch_tokens: of one batch; no sequence is longer.
-        max_queued_tokens: of all that wait.
+        max_batch_tokens: tokens of one batch, at most; no sequence is longer.
+        max_queued_tokens: tokens of all waiting sequences together, at most.
     """
 
     def __init__(self, max_batch_tokens: int, max_queued_tokens: int) -> None:
@@ -53,13 +53,13 @@ class EncodeQueue:
         self._max_queued_tokens = max_queued_tokens
         self._entries: list[EncodeEntry] = []
         self.num_tokens = 0
-        """Tokens that wait."""
+        """Tokens of all waiting sequences."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether a sequence of so many tokens may wait too; one always may."""
+        """Whether a sequence of ``num_tokens`` may wait too. A queue that is empty takes one of any length."""
         return not self._entries or self.num_tokens + num_tokens <= self._max_queued_tokens
 
     def add(self, entry: EncodeEntry) -> None:
@@ -68,7 +68,7 @@ class EncodeQueue:
         self.num_tokens += entry.num_tokens
 
     def discard(self, gone: Collection[EncodeEntry]) -> None:
-        """Takes entries out, those that wait."""
+        """Takes entries out of the queue; those that are not in it are ignored."""
         if gone:
             out = set(gone)
             self._entries = [entry for entry in self._entries if entry not in out]

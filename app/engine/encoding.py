@@ -16,7 +16,7 @@ from app.engine.encode_queue import EncodeEntry, EncodeQueue
 
 @dataclass(frozen=True, eq=False, slots=True)
 class EncodeStep:
-    """A batch under way."""
+    """A batch of sequences to encode, under way."""
 
     id: int
     entries: list[EncodeEntry]
@@ -27,7 +27,7 @@ class EncodeStep:
         return sum(entry.num_tokens for entry in self.entries)
 
     def snapshot(self) -> EncodeBatch:
-        """What the runner is told."""
+        """The batch as the runner is given it."""
         token_ids: list[int] = []
         bounds = [0]
         for entry in self.entries:
@@ -103,12 +103,12 @@ class EncodingCore:
         self._queue.add(entry)
 
     def reject(self, request_id: str, client_index: int, error: EngineError) -> None:
-        """Answers something that never became a request."""
+        """Answers a request that was not taken."""
         output = EncodeOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=error)
         self._outputs.setdefault(client_index, []).append(output)
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ends requests; each is confirmed by an output that says so. Ids that are not known here are ignored."""
+        """Ends requests; each is confirmed by an output that says so. Unknown ids are ignored."""
         gone = [entry for request_id in request_ids if (entry := self._entries.get(request_id)) is not None]
         gone = list(dict.fromkeys(gone))
         self._queue.discard(gone)
@@ -117,6 +117,8 @@ class EncodingCore:
 
     def expire(self, now: float) -> None:
         """Ends the requests whose deadline has passed."""
+        if not self._entries:
+            return
         late = [self._entries[request_id] for request_id in self._deadlines.pop_expired(now)]
         self._queue.discard(late)
         error = EngineError("deadline_exceeded", "the deadline passed before the request was done")
@@ -136,7 +138,7 @@ class EncodingCore:
         return EncodeStep(self._num_batches, entries)
 
     def finish(self, step: EncodeStep, result: EncodeResult) -> None:
-        """Answers a batch's requests, those that have not been answered meanwhile."""
+        """Answers a batch's requests, but for those that have been answered meanwhile."""
         for entry, encoded in zip(step.entries, result.sequences, strict=True):
             self.num_tokens += entry.num_tokens
             if entry.ended:

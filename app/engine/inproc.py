@@ -1,4 +1,4 @@
-"""The same engine in a thread of this process: offline use and tests."""
+"""An engine in a thread of this process, the same as in a process of its own: for offline use and tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.engine.loop import BadFrame, MakeRunner, serve
 from app.ipc import ChannelClosedError, decode_client_frame, decode_engine_frame, encode
 
 OUTBOX_FRAMES = 1024
-"""Unread frames above which the engine stops stepping."""
+"""Frames that the client has not read, above which the engine stops stepping."""
 
 
 class _ThreadPort:
@@ -22,6 +22,7 @@ class _ThreadPort:
         self._changed = threading.Condition()
         self._inbox: deque[ClientFrame] = deque()
         self._outbox: deque[EngineFrame] = deque()
+        self._woken = False
         self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self._client_gone = False
         self._engine_gone = False
@@ -32,15 +33,24 @@ class _ThreadPort:
     def congested(self) -> bool:
         return len(self._outbox) > OUTBOX_FRAMES
 
-    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
+    def poll(self, *, wait: bool, for_room: bool = False, timeout: float | None = None) -> list[ClientFrame | BadFrame]:
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._inbox or self._client_gone or (for_room and not self.congested))
+                self._changed.wait_for(lambda: self._has_news(for_room=for_room), timeout)
+                self._woken = False
             if self._client_gone:
                 raise ChannelClosedError("the connection was closed")
             frames: list[ClientFrame | BadFrame] = list(self._inbox)
             self._inbox.clear()
             return frames
+
+    def _has_news(self, *, for_room: bool) -> bool:
+        return bool(self._inbox) or self._woken or self._client_gone or (for_room and not self.congested)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def send(self, frame: EngineFrame) -> None:
         # The receiver gets a copy, as it would over a socket.
@@ -52,10 +62,10 @@ class _ThreadPort:
             self._wake_reader()
 
     def flush(self, timeout: float) -> None:
-        """Frames are with the client as soon as they are sent."""
+        """Does nothing: frames are with the client as soon as they are sent."""
 
     def end(self) -> None:
-        """The engine is gone: whoever reads finds out after the last frame."""
+        """Marks the engine as gone: a reader is told so after the last frame."""
         with self._changed:
             self._engine_gone = True
             self._wake_reader()

@@ -27,18 +27,22 @@ from app.contract.frames import (
     EngineStats,
     LoadProgress,
     OutputFrame,
+    Vocabulary,
 )
 from app.contract.request import EncodeRequest, GenerateRequest
-from app.engine.core import EngineCore, EngineFailedError, Runner
+from app.engine.core import EngineCore, EngineFailedError
+from app.engine.runner import Runner
 from app.ipc import ChannelClosedError, FrameError, ProgressStamp
 
 MakeRunner = Callable[[EngineConfig, Callable[[LoadProgress], None]], Runner]
+"""Loads a model: given the configuration, and what is to be told of the load's progress."""
 
 # What loading raises for reasons that a person can act on; anything else is a bug and shows its traceback.
 _LOAD_ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _FLUSH_SECONDS = 5.0
+"""Seconds that the last frames get to reach the client."""
 _REPORT_SECONDS = 1.0
-"""Age of what the clients know of the engine's state at which they are told before a step, not only after it."""
+"""Seconds since the last report of the engine's state after which clients get one before a step, not only after it."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +52,11 @@ class BadFrame:
     """A frame that does not decode; answered if it at least names its request."""
 
     message: str
+    """Why it does not decode."""
     request_id: str | None = None
     client_index: int = 0
     encodes: bool = False
-    """It would have been an :class:`~app.contract.request.EncodeRequest`."""
+    """Whether it was meant to be an :class:`~app.contract.request.EncodeRequest`."""
 
 
 class Port(Protocol):
@@ -59,25 +64,29 @@ class Port(Protocol):
 
     @property
     def congested(self) -> bool:
-        """The client does not read: the engine should not produce more."""
+        """Whether too much of what was sent is unread: the engine should not produce more."""
 
-    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
-        """Frames that have come.
+    def poll(self, *, wait: bool, for_room: bool = False, timeout: float | None = None) -> list[ClientFrame | BadFrame]:
+        """Frames that have arrived since the last call.
 
         Args:
-            wait: for a frame, if none has come.
-            for_room: no longer than until the client is not congested, which it may not be any more.
+            wait: waits for a frame if none has arrived, or for :meth:`wake`.
+            for_room: stops waiting, without a frame, once :attr:`congested` is False.
+            timeout: seconds after which it stops waiting; None: it does not.
         """
+
+    def wake(self) -> None:
+        """Ends the wait of a :meth:`poll`, the present one or the next. Any thread may call it."""
 
     def send(self, frame: EngineFrame) -> None:
         """Queues a frame."""
 
     def flush(self, timeout: float) -> None:
-        """Waits until what is queued is with the client, ``timeout`` seconds at most."""
+        """Waits until all queued frames are with the client, ``timeout`` seconds at most."""
 
 
 class EngineLoop:
-    """One thread's work: never computes for a client that does not read, never spins while idle."""
+    """The engine thread's loop: never computes for a client that does not read, never spins while idle."""
 
     def __init__(self, core: EngineCore, port: Port, stamp: ProgressStamp | None) -> None:
         self._core = core
@@ -97,9 +106,11 @@ class EngineLoop:
                     self._report()
                 core.pause()
             self._mark(has_work=can_step)
-            for frame in port.poll(wait=not can_step, for_room=core.has_work):
+            for frame in port.poll(wait=not can_step, for_room=core.has_work, timeout=core.longest_pause):
                 if not self._handle(frame):
                     return
+            if core.longest_pause is not None:
+                core.tend()
             if core.has_work and not port.congested:
                 self._mark(has_work=True)
                 try:
@@ -124,6 +135,8 @@ class EngineLoop:
                     self._reject(frame.request_id, frame.client_index, error, encodes=isinstance(frame, EncodeRequest))
             case AbortRequests():
                 self._core.abort(frame.request_ids)
+            case Vocabulary():
+                self._core.set_vocabulary(frame)
             case BadFrame():
                 _log.error("frame dropped: %s", frame.message)
                 if frame.request_id is not None:
@@ -154,7 +167,7 @@ class EngineLoop:
             self._report()
 
     def _report(self) -> None:
-        """Lets every client see a state that changed without an output."""
+        """Sends every client the engine's state, if it has changed since it was last sent."""
         stats = self._core.stats()
         if stats != self._reported:
             self._send_frames(stats, {client_index: [] for client_index in sorted(self._clients)}, {})
@@ -180,8 +193,12 @@ class EngineLoop:
 
 
 def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:
-    """Loads, runs, and answers every way that can end with an exit code: 0 for a shutdown or a client that has gone,
-    1 after an :class:`~app.contract.frames.EngineFatal`. A traceback on stderr means a bug."""
+    """Loads a model and runs the engine to its end.
+
+    Returns:
+        An exit code: 0 after a shutdown or when the client has gone, 1 after an
+        :class:`~app.contract.frames.EngineFatal` or a broken connection. A traceback on stderr means a bug.
+    """
     try:
         return _serve(port, config, make_runner, stamp)
     except ChannelClosedError:
@@ -199,7 +216,7 @@ def serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Prog
 def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: ProgressStamp | None) -> int:
     try:
         runner = make_runner(config, port.send)
-        core = EngineCore(runner, config)
+        core = EngineCore(runner, config, on_news=port.wake)
     except ChannelClosedError:
         raise
     except _LOAD_ERRORS as error:
@@ -218,6 +235,6 @@ def _die(port: Port, message: str) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of what an exception says, or its name if it says nothing."""
+    """The first line of an exception's message, or its type's name if it has none."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

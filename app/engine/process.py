@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import selectors
 import signal
@@ -24,8 +25,8 @@ from app.contract.frames import (
     OutputFrame,
 )
 from app.contract.request import EncodeRequest, FinishReason
-from app.engine.core import Runner
 from app.engine.loop import BadFrame, MakeRunner, serve
+from app.engine.runner import Runner
 from app.ipc import (
     ChannelClosedError,
     FrameChannel,
@@ -38,14 +39,17 @@ from app.ipc import (
 )
 
 OUTBOX_BYTES = 8 << 20
-"""Unread output above which the engine stops stepping."""
+"""Bytes of frames that the client has not read, above which the engine stops stepping."""
+
+_WAKES = 4096
+"""Calls of :meth:`SocketPort.wake` that one wait answers."""
 
 
 class _Salvaged(msgspec.Struct):
-    """What of a malformed request is needed to answer it."""
+    """The fields of a malformed request that are needed to answer it."""
 
     type: str | None = None
-    """The tag of its kind."""
+    """Tag of the request's kind."""
     request_id: str | None = None
     client_index: int = 0
 
@@ -58,37 +62,50 @@ class SocketPort:
         self._early: list[bytes] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
 
     @property
     def congested(self) -> bool:
         return self._channel.pending_bytes > OUTBOX_BYTES
 
-    def poll(self, *, wait: bool, for_room: bool = False) -> list[ClientFrame | BadFrame]:
-        return [_decode(payload) for payload in self._poll_payloads(wait=wait, for_room=for_room)]
+    def poll(self, *, wait: bool, for_room: bool = False, timeout: float | None = None) -> list[ClientFrame | BadFrame]:
+        return [_decode(payload) for payload in self._poll_payloads(wait=wait, for_room=for_room, timeout=timeout)]
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake; closed: the engine has ended
+            self._waker.send(b"\0")
 
     def first_payload(self) -> bytes:
-        """Waits for the first frame, which is not one of :meth:`poll`'s kinds; what came with it is polled later."""
+        """Waits for the first frame, which :meth:`poll` would not decode. Frames that came with it are polled later."""
         while not (payloads := self._poll_payloads(wait=True)):
             pass
         first, *self._early = payloads
         return first
 
-    def _poll_payloads(self, *, wait: bool, for_room: bool = False) -> list[bytes]:
+    def _poll_payloads(self, *, wait: bool, for_room: bool = False, timeout: float | None = None) -> list[bytes]:
         self._channel.flush()
         payloads, self._early = self._early, []
         payloads += self._channel.receive()
         if payloads or not wait or (for_room and not self.congested):
             return payloads
-        self._wait()
+        self._wait(timeout)
         self._channel.flush()
         return self._channel.receive()
 
-    def _wait(self) -> None:
+    def _wait(self, timeout: float | None) -> None:
         events = selectors.EVENT_READ
         if self._channel.pending_bytes:
             events |= selectors.EVENT_WRITE
         self._selector.modify(self._channel, events)
-        self._selector.select()
+        self._select(timeout)
+
+    def _select(self, timeout: float | None) -> None:
+        self._selector.select(timeout)
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(_WAKES)
 
     def send(self, frame: EngineFrame) -> None:
         try:
@@ -99,7 +116,7 @@ class SocketPort:
             self._send_in_parts(frame)
 
     def _send_in_parts(self, frame: OutputFrame) -> None:
-        """An answer too large for one frame goes out in halves; a single output that is too large is an error."""
+        """Sends the outputs of a frame that is too large in two frames, or a single output's error in its place."""
         for index, part in enumerate(_halves(frame)):
             self.send(msgspec.structs.replace(part, steps=[] if index else frame.steps))
 
@@ -108,12 +125,14 @@ class SocketPort:
         self._channel.flush()
         while self._channel.pending_bytes and (left := deadline - time.monotonic()) > 0:
             self._selector.modify(self._channel, selectors.EVENT_WRITE)
-            self._selector.select(left)
+            self._select(left)
             self._channel.flush()
 
     def close(self) -> None:
-        """Closes the selector and the socket."""
+        """Closes the selector and the sockets."""
         self._selector.close()
+        self._waker.close()
+        self._woken.close()
         self._channel.close()
 
 
@@ -185,10 +204,10 @@ def run_engine(sock: socket.socket, make_runner: MakeRunner, stamp: ProgressStam
 
 
 def frozen(make_runner: MakeRunner) -> MakeRunner:
-    """``make_runner`` of a process that is there for its engine alone: what is loaded then is never garbage.
+    """``make_runner``, after which the garbage collector leaves all objects alone that exist by then.
 
-    A full collection walks all objects there are; with torch and Triton among them no step waits for less than that,
-    88 ms where it was measured.
+    For a process that is there for its engine alone: what is loaded by then is never garbage. A full collection walks
+    all objects, with torch and Triton among them for 88 ms where it was measured, and a step would wait for it.
     """
 
     def make(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> Runner:

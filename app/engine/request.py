@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from app.contract.frames import RequestTimings, TokenLogprobs
 from app.contract.request import FinishReason, GenerateRequest, RequestStatus
+from app.engine.constraints.base import TokenConstraint
 from app.engine.kv.table import BlockTable
 
 
@@ -16,7 +17,12 @@ class Request:
     ``num_tokens``, the known tokens plus the ``num_pending`` ones that steps in flight are sampling.
     """
 
-    def __init__(self, source: GenerateRequest, sequence: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(self, source: GenerateRequest, number: int, eos_token_ids: Collection[int]) -> None:
+        """
+        Args:
+            number: requests that the engine took before this one.
+            eos_token_ids: tokens that end the request, unless it ignores them.
+        """
         self.request_id = source.request_id
         self.client_index = source.client_index
         self.sampling = source.sampling
@@ -26,33 +32,42 @@ class Request:
         self.deadline = source.deadline
         self.cache_salt = source.cache_salt
         self.arrival_time = source.arrival_time
-        self.order = (source.priority, source.arrival_time, sequence)
+        self.order = (source.priority, source.arrival_time, number)
         """Sorts requests by who goes first; a preempted request keeps its place."""
 
         self.token_ids = list(source.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + source.sampling.max_tokens
-        eos = () if source.sampling.ignore_eos else eos_token_ids
+        self.is_constrained = bool(source.constraint)
+        """Whether a grammar binds what is generated."""
+        self.constraint: TokenConstraint | None = None
+        """Where the request stands in its grammar; None before that is compiled."""
+        self.untold: list[int] = []
+        """Generated tokens that wait to go out with the next ones: those that a grammar begins with."""
+        # A grammar says where an answer may end: nothing is to come after that.
+        eos = () if source.sampling.ignore_eos and not self.is_constrained else eos_token_ids
         self.stop_token_ids = frozenset((*eos, *source.sampling.stop_token_ids))
 
         self.status = RequestStatus.WAITING
         self.num_computed_tokens = 0
         self.num_pending = 0
         self.draft_token_ids: list[int] = []
-        """Guesses that its next row verifies."""
+        """Guesses for the tokens that follow; the next row verifies them."""
         self.has_drafter = False
-        """Its last row brought drafts. It is not run ahead then: its next row waits for what becomes of this one."""
+        """Whether the last row brought drafts. The next row then waits for that row's result."""
         self.epoch = 0
-        """Bumped by whatever voids the rows in flight: preemption, a roll-back."""
+        """Counts preemptions and roll-backs: the rows in flight at each of them are void."""
 
         self.slot: int | None = None
+        """The runner's slot that the request is bound to; None while it waits."""
         self.tables: list[BlockTable] = []
-        """Its blocks, a table for each KV group; none while it waits."""
+        """A block table for each KV group; none while the request waits."""
         self.block_hashes: list[bytes] = []
-        """Chained hashes of its full blocks of known tokens, as far as they were needed."""
+        """Chained hashes of the full blocks of known tokens, as far as they were needed."""
         self.num_published_blocks = 0
+        """Blocks from the first on that have been offered to the prefix cache."""
         self.parting = 0
-        """A position at which a row has to end, for what is left there: prefixes part behind it."""
+        """Position at which a row has to end, so that its state is left there: other prefixes part from this one."""
 
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -72,23 +87,37 @@ class Request:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Prompt logprobs are still to be computed; they go out with the first token."""
+        """Whether prompt logprobs are still to be computed; they go out with the first token."""
         return self.sampling.prompt_logprobs is not None and self.num_output_tokens == 0 and self.num_pending == 0
+
+    @property
+    def takes_forced(self) -> bool:
+        """Whether tokens that a grammar forces are taken without being sampled: not where their log-probabilities are
+        wanted, where penalties count what was sampled, or where tokens are biased or banned by id."""
+        params = self.sampling
+        return not (
+            params.logprobs is not None
+            or params.prompt_logprobs is not None
+            or params.logit_bias
+            or params.allowed_token_ids
+            or (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+        )
 
     @property
     def num_schedulable_tokens(self) -> int:
         """Tokens that a step could compute now, drafts not counted; 0 while it must wait for a step in flight."""
         num_tokens = self.num_tokens
-        if (self.has_drafter and self.num_pending) or num_tokens >= self.max_num_tokens:
+        waits = self.num_pending and (self.has_drafter or self.is_constrained)
+        if waits or num_tokens >= self.max_num_tokens:
             return 0
         return self.up_to_parting(self.num_computed_tokens, num_tokens - self.num_computed_tokens)
 
     def up_to_parting(self, start: int, num_tokens: int) -> int:
-        """How many of ``num_tokens`` from position ``start`` on a row may have: none goes past :attr:`parting`."""
+        """Tokens that a row from position ``start`` on may have, of ``num_tokens``: it ends at :attr:`parting`."""
         return min(num_tokens, self.parting - start) if start < self.parting else num_tokens
 
     def rewind(self, num_computed_tokens: int) -> None:
-        """Goes back to ``num_computed_tokens``; whatever rows are still in flight no longer count."""
+        """Goes back to ``num_computed_tokens``; rows that are still in flight no longer count."""
         self.epoch += 1
         self.num_computed_tokens = num_computed_tokens
         self.num_pending = 0
@@ -107,5 +136,5 @@ class Request:
         return taken, None
 
     def timings(self) -> RequestTimings:
-        """Instants known so far."""
+        """The request's instants that are known so far."""
         return RequestTimings(self.arrival_time, self.first_scheduled, self.first_token, self.finished)

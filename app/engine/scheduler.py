@@ -25,7 +25,8 @@ from operator import attrgetter
 from app.contract.config import EngineConfig
 from app.contract.request import RequestStatus
 from app.contract.step import ScheduledRow, SlotInit
-from app.engine.kv.manager import Counts, Hit, KVManager, added, all_fit, subtracted
+from app.engine.kv.counts import Counts, added, all_fit, subtracted
+from app.engine.kv.manager import Hit, KVManager
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 from app.engine.step import Budget, Hold, PlannedRow, Publication, Step
@@ -34,7 +35,7 @@ _by_order = attrgetter("order")
 
 
 class Scheduler:
-    """The queues, the slots and the blocks. Knows nothing of results but what it is told to undo."""
+    """Queues of requests, and the slots and blocks that they hold. Sees no results; the engine says what to undo."""
 
     def __init__(self, config: EngineConfig, kv: KVManager) -> None:
         self._kv = kv
@@ -90,7 +91,7 @@ class Scheduler:
         return step
 
     def _advance(self, request: Request, wanted: int, step: Step, budget: Budget) -> bool:
-        """Gives a running request its row; False when it is blocks that lack."""
+        """Gives a running request its row; False when there are too few blocks for it."""
         num_tokens = budget.chunk(request, wanted)
         if num_tokens == 0:
             return True
@@ -144,10 +145,11 @@ class Scheduler:
         request.num_computed_tokens = hit.num_blocks * self._kv.block_size
         if request.first_scheduled is None:
             request.first_scheduled = now
-            request.num_cached_tokens = request.num_computed_tokens
+            # A grammar's first tokens are in the cache, too, after a request like this one.
+            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             if self._kv.looks_up(request):
                 self.num_query_tokens += request.num_prompt_tokens
-                self.num_hit_tokens += request.num_computed_tokens
+                self.num_hit_tokens += request.num_cached_tokens
         step.slots.append(_slot_init(request, request.slot))
 
     def _add_row(
@@ -195,7 +197,7 @@ class Scheduler:
     # -- room ---------------------------------------------------------------------------------------------------
 
     def _promised_blocks(self) -> Counts:
-        """Free blocks that are spoken for: the rest of every running prompt, and one to grow by each.
+        """Free blocks that running requests will take: for the rest of every prompt, and one for each to grow by.
 
         Without this, prompts admitted on their first chunk would preempt each other over their later ones.
         """
@@ -208,7 +210,7 @@ class Scheduler:
         return added(self._kv.leaving(self.running), *blocks), len(holds)
 
     def _yield_to_priority(self) -> None:
-        """Makes room for the first waiting request at the cost of running ones of worse priority."""
+        """Preempts running requests of worse priority until there is room for the first waiting one."""
         if not self.waiting:
             return
         head = self.waiting[0]
@@ -221,7 +223,7 @@ class Scheduler:
             self.preempt(self.running[-1])
 
     def preempt(self, request: Request) -> None:
-        """Sends a running request back to the queue; it will be computed again, from the prefix cache if that lasts."""
+        """Sends a running request back to the queue; what the prefix cache has lost by then is computed again."""
         self.running.remove(request)
         self._let_go(request)
         request.rewind(0)
@@ -249,7 +251,7 @@ class Scheduler:
     # -- after a step -------------------------------------------------------------------------------------------
 
     def retire(self, step: Step) -> None:
-        """The step is over: what waited for it comes back."""
+        """Ends a step: blocks and slots that were held until then become free."""
         self.in_flight.remove(step)
         for hold in step.holds:
             self._take_back(hold)
@@ -257,8 +259,8 @@ class Scheduler:
     def fail(self, step: Step) -> list[Request]:
         """Retires a step that was not computed and withdraws what it published; the caller ends the requests returned.
 
-        Whoever else shares a block that the step was to write, or that a later step derived from such a block, is
-        computed again.
+        Other requests that share a block which the step was to write, or which a later step derived from such a block,
+        are computed again.
         """
         steps = [other for other in self.in_flight if other.id >= step.id]
         lost = {p.ref: p for other in steps for p in other.published}
@@ -277,7 +279,7 @@ class Scheduler:
         return culprits
 
     def held_tables(self) -> list[list[BlockTable]]:
-        """The block tables of everybody who holds blocks, for the integrity check."""
+        """All block tables that hold blocks, for the integrity check."""
         held = [hold.tables for step in self.in_flight for hold in step.holds]
         return held + [request.tables for request in self.running]
 
@@ -292,7 +294,8 @@ def _slot_init(request: Request, slot: int) -> SlotInit:
         seed=request.seed,
         sample_index=request.sample_index,
         prompt_len=request.num_prompt_tokens,
-        stop_token_ids=sorted(request.stop_token_ids),
+        # What a mask says of them is enough, and knows where nothing else can come.
+        stop_token_ids=[] if request.is_constrained else sorted(request.stop_token_ids),
         prompt_token_ids=request.token_ids[: request.num_prompt_tokens] if counts_prompt else [],
         output_token_ids=request.token_ids[request.num_prompt_tokens :] if counts_output else [],
     )

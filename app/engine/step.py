@@ -1,4 +1,4 @@
-"""One step: filled under a budget, then in flight until its results are in."""
+"""A step of rows: filled under a budget, then in flight until its results are in."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from app.engine.request import Request
 
 
 class PlannedRow(NamedTuple):
-    """A row and the state of its request that makes its result count."""
+    """A row of a step."""
 
     request: Request
     row: ScheduledRow
     epoch: int
+    """The request's epoch when the row was planned; the row's result counts only while the two are equal."""
 
 
 class Publication(NamedTuple):
-    """A block put on offer before the step that writes it has run."""
+    """A block that was published before the step that writes it has run."""
 
     ref: BlockRef
     request: Request
+    """The request whose row writes the block."""
     epoch: int
+    """The request's epoch when the row was planned."""
 
 
 class Hold(NamedTuple):
-    """What a request that has left keeps until its last step is collected."""
+    """Blocks and slot of a request that has left, kept until its last step is collected."""
 
     tables: list[BlockTable]
+    """Block table of each KV group."""
     slot: int
 
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """A scheduled step and what hangs on its outcome."""
+    """A scheduled step, and what is freed or withdrawn when it ends."""
 
     id: int
     rows: list[PlannedRow] = field(default_factory=list)
     slots: list[SlotInit] = field(default_factory=list)
+    """Slots that the step binds to requests."""
     published: list[Publication] = field(default_factory=list)
+    """Blocks that are withdrawn if the step fails."""
     holds: list[Hold] = field(default_factory=list)
+    """Blocks and slots that become free when the step is collected."""
 
     @property
     def num_tokens(self) -> int:
@@ -51,11 +58,11 @@ class Step:
 
     @property
     def is_decode(self) -> bool:
-        """Whether each row computes only what it samples."""
+        """Whether each row computes nothing but the tokens whose logits it samples."""
         return all(planned.row.num_tokens == planned.row.num_samples for planned in self.rows)
 
     def snapshot(self) -> StepPlan:
-        """What the runner is told."""
+        """The step as the runner is given it."""
         rows = [planned.row for planned in self.rows]
         return StepPlan(
             step=self.id,
@@ -67,15 +74,17 @@ class Step:
 
 
 class Budget:
-    """What is left of a step while it is being filled."""
+    """Tokens and rows of logits that are left of a step while it is being filled."""
 
     def __init__(self, tokens: int, logit_rows: int, num_decodes: int, max_chunk: int) -> None:
         self.tokens = tokens
+        """Tokens that are left."""
         self.max_chunk = max_chunk
         """Tokens of a row, at most."""
         self.logit_rows = logit_rows
+        """Rows of logits that are left."""
         self.reserved = num_decodes
-        """Decode rows still to come, each with a claim on one token and one logits row."""
+        """Decode rows still to come; one token and one row of logits are kept for each."""
 
     def chunk(self, request: Request, wanted: int) -> int:
         """How many of the ``wanted`` tokens of ``request`` this step can take."""
@@ -88,7 +97,7 @@ class Budget:
         return max(0, num_tokens)
 
     def drafts(self, request: Request) -> list[int]:
-        """As many of the request's drafts as can be verified along with its last token."""
+        """The request's first drafts, as many as can be verified along with its last token."""
         room = min(
             min(self.tokens - self.reserved, self.max_chunk) - 1,
             self.logit_rows - self.reserved - 1,
@@ -97,6 +106,6 @@ class Budget:
         return request.draft_token_ids[: max(0, room)]
 
     def spend(self, row: ScheduledRow) -> None:
-        """Takes a row's tokens and logits rows off."""
+        """Takes off a row's tokens and rows of logits."""
         self.tokens -= row.num_tokens
         self.logit_rows -= row.num_tokens - row.logits_start

@@ -1,4 +1,4 @@
-"""``--trace-step``: the plan of every step in the log."""
+"""The plan of every step as lines of the log (``--trace-step``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 def log_plan(plan: Plan) -> None:
-    """Logs a step, a line for each of its rows, or one for a batch to encode; no token."""
+    """Logs a plan: a line for each row of a step, or one line for a batch to encode. No token is logged."""
     if isinstance(plan, EncodeBatch):
         _log.info("step %d: %d sequences, %d tokens to encode", plan.step, plan.num_sequences, plan.num_tokens)
         return
@@ -20,8 +20,11 @@ def log_plan(plan: Plan) -> None:
 
 
 def plan_lines(plan: StepPlan) -> Iterator[str]:
-    """A head line, then a line for each row: slot, position of the first token, tokens, samples, and the entries that
-    each KV group's block table gains."""
+    """Lines of a step's plan: a head line, then one for each row.
+
+    A row's line has its slot, the position of its first token, its numbers of tokens and samples, and the entries that
+    each KV group's block table gains.
+    """
     bound = {init.slot for init in plan.slots}
     yield f"step {plan.step}: {len(plan.rows)} rows, {plan.num_tokens} tokens, {plan.num_logit_rows} rows of logits"
     for row in plan.rows:

@@ -17,7 +17,7 @@ from app.runner.staging import StagedBuffer
 
 
 class BlockTables:
-    """Tables on the device, to which a step's first kernel adds what the host has staged."""
+    """Block tables on the device, to which a step's first kernel adds the entries that the host has staged."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class BlockTables:
     ) -> None:
         """
         Args:
-            index: of the group.
-            trash_block: that rows which only pad a step write to; None where no step is padded.
-            table_lens, new_block_loc: of :class:`~app.kernels.types.StepRows`.
+            index: index of the group.
+            trash_block: the block that rows which only pad a step write to; None where no step is padded.
+            table_lens, new_block_loc: the buffers of these fields of :class:`~app.kernels.types.StepRows`.
         """
         self._index = index
         self._max_blocks = max_blocks
@@ -48,12 +48,12 @@ class BlockTables:
         self.table_lens = table_lens
         self.new_block_loc = new_block_loc
         self.num_entries = [0] * num_slots
-        """Of each slot's table."""
+        """Number of entries of each slot's table, those included that are staged."""
         self._has_new = False
-        """Whether ``new_block_loc`` tells of any."""
+        """Whether ``new_block_loc`` names new entries of any row."""
 
     def append(self, rows: Sequence[ScheduledRow], feed: NDArray[Any], begin: int) -> int:
-        """Stages the rows' new entries from ``feed[begin]`` on; returns where they end.
+        """Stages the rows' new entries from ``feed[begin]`` on; returns the index in ``feed`` behind the last.
 
         Raises:
             RunnerError: a table would be longer than any may be.
@@ -82,6 +82,6 @@ class BlockTables:
         return end
 
     def entries(self) -> list[list[int]]:
-        """By slot: its table on the device, once that is through with the steps under way."""
+        """The entries of each slot's table, once the device has computed the steps under way."""
         rows = self.tables_SW.tolist()
         return [row[:count] for row, count in zip(rows, self.num_entries, strict=False)]

@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format; what is asked is checked against what is there."""
+"""Chooses the device that a model runs on, and its dtype; what was asked is checked against what there is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from app.runner.errors import RunnerError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMINFO = Path("/proc/meminfo")
 META = torch.device("meta")
-"""Where tensors have shapes and no memory."""
+"""The device on which tensors have shapes and no memory."""
 
 
 def choose_device(name: str, ranks: Ranks = ONE_RANK) -> torch.device:
     """The device called ``name`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``); ``auto`` is a GPU where there is one.
 
-    Each of several ranks gets a GPU of its own, and is set up to use it.
+    Each of several ranks gets a GPU of its own. A GPU with a number becomes the calling thread's current one, on which
+    kernels are launched.
 
     Raises:
         RunnerError: no such device here.
@@ -37,7 +38,9 @@ def choose_device(name: str, ranks: Ranks = ONE_RANK) -> torch.device:
         if (device.index or 0) >= count:
             raise RunnerError(f"device = {name!r}: this machine has {count} CUDA devices that torch can use")
         if ranks.size > 1:
-            return _gpu_of_rank(name, ranks, count)
+            device = _gpu_of_rank(name, ranks, count)
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device
 
 
@@ -48,7 +51,6 @@ def _gpu_of_rank(name: str, ranks: Ranks, count: int) -> torch.device:
         raise RunnerError(
             f"tensor_parallel_size = {ranks.size}: this machine has {count} CUDA devices that torch can use"
         )
-    torch.cuda.set_device(ranks.rank)
     return torch.device("cuda", ranks.rank)
 
 
@@ -68,17 +70,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def runs_ahead(device: torch.device) -> bool:
-    """Whether the device works on what was launched while the host goes on. A CPU is done when a call returns."""
+    """Whether the device computes while the host goes on. A CPU has computed when a call returns."""
     return device.type == "cuda"
 
 
 def has_own_memory(device: torch.device) -> bool:
-    """Whether the device's memory is for the engine alone to plan."""
+    """Whether the device has memory that only the engine uses, which can be planned to the last byte."""
     return device.type == "cuda"
 
 
 def has_nccl(device: torch.device) -> bool:
-    """Whether ranks on such devices meet over NCCL; over gloo if not."""
+    """Whether ranks on such devices communicate over NCCL; they do over gloo if not."""
     return device.type == "cuda"
 
 

@@ -23,7 +23,7 @@ from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress
 from app.contract.info import KVCacheSpec, RunnerInfo
 from app.contract.request import Pooling
-from app.contract.step import EncodeBatch, Encoded, EncodeResult, Plan
+from app.contract.step import EncodeBatch, Encoded, EncodeResult, Plan, TokenMasks
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.native.program import Program
@@ -53,13 +53,15 @@ class EncodeHandle:
     batch: EncodeBatch
     pooled: Fetched
     hidden: Fetched | None
-    """Of all tokens, if any sequence wants its own."""
+    """Hidden states of all tokens; None if no sequence wants them."""
     replayed: bool
+    """Whether the batch ran as one call of a recording."""
     kernel_seconds: float
+    """Seconds that the batch's kernels ran; on a GPU, that launching them took."""
 
 
 class EncodingRunner:
-    """One encoder with the buffers of its batches. Implements :class:`app.engine.core.Runner`.
+    """One encoder with the buffers of its batches. Implements :class:`app.engine.runner.Runner`.
 
     On a CPU a batch is computed within :meth:`submit`; :meth:`collect` only makes bytes of the result.
     """
@@ -84,6 +86,8 @@ class EncodingRunner:
         )
         self._pooled_RD = torch.empty(most, model_config.hidden_size, dtype=torch.float32, device=device)
         self._returns = Returns(device)
+        self._hidden_TD: Tensor | None = None
+        """Hidden states of a recorded batch, at their address in every replay."""
         self._program: Program | None = None
         if placement.packed:
             self._program = self._record(strict=config.kernels == dispatch.Mode.STRICT.value)
@@ -113,7 +117,7 @@ class EncodingRunner:
             return "triton"
         return "torch" if self._program is None else self._program.isa
 
-    def submit(self, plan: Plan) -> EncodeHandle:
+    def submit(self, plan: Plan, masks: TokenMasks | None = None) -> EncodeHandle:  # noqa: ARG002 - nothing is sampled
         """Starts a batch.
 
         Raises:
@@ -128,7 +132,7 @@ class EncodingRunner:
         with torch.inference_mode():
             self._staged.upload(sequences + 1)
             started = time.perf_counter()
-            if self._program is not None:
+            if self._program is not None and self._hidden_TD is not None:
                 self._program.run(tokens=tokens, rows=sequences)
                 hidden_TD = self._hidden_TD[:tokens]
             else:
@@ -166,7 +170,7 @@ class EncodingRunner:
         ]
 
     def _compute(self, tokens: int, sequences: int) -> Tensor:
-        """All kernels of a batch over the staged buffers; hidden states [T, D]."""
+        """Runs all kernels of a batch over the staged buffers; returns the hidden states [T, D]."""
         token_ids, positions, modes, bounds = self._staged.buffers
         packed = PackedSequences(bounds.view(sequences + 1))
         self._arena.begin(tokens)
@@ -176,7 +180,7 @@ class EncodingRunner:
 
     @torch.inference_mode()
     def _record(self, *, strict: bool) -> Program | None:
-        """A batch as one call, of any size; None where a kernel has no native form."""
+        """A recording of a batch, for batches of any size; None where a kernel has no native form."""
         most = self._arena.max_rows
         try:
             return ProgramRecorder().record(lambda: self._compute_whole(most))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import torch
@@ -12,16 +13,25 @@ from app.contract.config import EngineConfig
 from app.kernels.backend import Backend
 from app.kernels.dispatch import Mode
 from app.kernels.pages import KVPages
-from app.kernels.types import ActFormat
-from app.models.config import AttentionConfig, DeltaConfig, ExpertsConfig, ModelConfig
-from app.quant.placement import Placement, WeightFormat
+from app.models.config import (
+    AttentionConfig,
+    DeltaConfig,
+    ExpertsConfig,
+    LatentConfig,
+    MambaConfig,
+    ModelConfig,
+    ShortConvConfig,
+)
+from app.quant.formats import QUANTIZATIONS, WeightFormat
+from app.quant.placement import Placement
 from app.runner.device import choose_dtype
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import KV_DTYPES
 
-QUANTIZATIONS = ("auto", "none", "int8", "int8_weight_only")
 WIDTH_FIELDS = {"mlp": "intermediate_size", "experts": "moe_intermediate_size"}
 """What a config calls the width of a feed-forward part, by kind; for messages."""
+SHARED_WIDTH_FIELD = "shared_expert_intermediate_size"
+"""Likewise of an expert that every token goes through."""
 _PACKED_PAGES = ("bfloat16", "int8")
 _log = logging.getLogger(__name__)
 
@@ -31,8 +41,8 @@ def choose_formats(
 ) -> tuple[EngineConfig, Placement]:
     """The config with every ``auto`` decided, and where its model's tensors go.
 
-    On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and int8 pages; a dtype asked for by name
-    means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout.
+    On a CPU with native kernels ``auto`` is int8 weights, fp32 activations and int8 pages (bf16 ones of latents); a
+    dtype asked for by name means weights of that dtype, and pages of bf16. On a GPU it is bf16 throughout.
 
     Args:
         model: whose widths the native kernels have to take; where they do not, linear layers run in plain torch, and
@@ -42,19 +52,19 @@ def choose_formats(
         RunnerError: formats that do not go together, or not here.
     """
     _tell_slow(config, backend)
-    quantization, dtype, weights = wanted = _choose(config, backend, {})
     packs = backend.packs_weights
-    refusals = _refusals(model, config.tensor_parallel_size, backend) if packs and model is not None else {}
-    if refusals:
-        quantization, dtype, weights = _choose(config, backend, refusals)
+    refusal = partial(_refusal, backend, [] if model is None else _widths(model, config.tensor_parallel_size))
+    quantization, dtype, weights = _choose(config, backend, lambda kind: packs and refusal(kind) is None)
     placement = Placement(dtype, backend.device, weights)
-    if wanted != (quantization, dtype, weights):
-        _tell_refused(wanted[2], placement, refusals, config)
+    wanted = _choose(config, backend, lambda _kind: packs)[-1].storage.packed_dtype
+    if wanted is not None and (why := refusal(wanted)) is not None:
+        _tell_refused(why, placement, config)
     dtype_name = str(dtype).removeprefix("torch.")
     pages = config.kv_cache_dtype
     if pages == "auto":
-        int8 = placement.format is WeightFormat.PACKED_INT8
-        pages = "int8" if int8 else "bfloat16" if placement.packed else dtype_name
+        pages = weights.storage.pages or dtype_name
+        if pages == "int8" and model is not None and model.latents:
+            pages = "bfloat16"
     if config.kernels == Mode.STRICT.value and packs:
         _check_strict(placement, pages, config, model, backend)
     chosen = msgspec.structs.replace(
@@ -76,78 +86,97 @@ def _tell_slow(config: EngineConfig, backend: Backend) -> None:
         _log.warning("no fast kernels, the model runs in plain torch, many times slower: %s", why)
 
 
-def _choose(
-    config: EngineConfig, backend: Backend, refusals: Mapping[torch.dtype, str]
-) -> tuple[str, torch.dtype, WeightFormat]:
-    """Quantisation, dtype and format of the weights where packed layers refuse those dtypes of weights."""
-    packs = backend.packs_weights
-    quantization = _choose_quantization(config, packs=packs and torch.int8 not in refusals)
-    name = config.dtype
-    if name == "auto" and packs and quantization == "none" and torch.bfloat16 not in refusals:
+Takes = Callable[[torch.dtype], bool]
+"""Tells whether a backend packs all of a model's weights in a dtype."""
+
+
+def _choose(config: EngineConfig, backend: Backend, takes: Takes) -> tuple[str, torch.dtype, WeightFormat]:
+    """Quantisation, dtype and format of the weights.
+
+    Raises:
+        RunnerError: they do not go together, or not here.
+    """
+    quantization, name = config.quantization, config.dtype
+    if quantization not in QUANTIZATIONS:
+        raise RunnerError(f"quantization = {quantization!r} is not supported; use one of {', '.join(QUANTIZATIONS)}")
+    if quantization == "auto":
+        quantization = "int8" if name == "auto" and takes(torch.int8) else "none"
+    if name == "auto" and quantization == "none" and takes(torch.bfloat16):
         name = "bfloat16"
     dtype = choose_dtype(name, backend.device)
-    packs = packs and (torch.int8 if quantization == "int8" else torch.bfloat16) not in refusals
-    return quantization, dtype, _weight_format(quantization, dtype, backend, packs=packs)
+    return quantization, dtype, find_format(quantization, dtype, backend, takes)
 
 
-def _refusals(model: ModelConfig, ranks: int, backend: Backend) -> dict[torch.dtype, str]:
-    """For each dtype in which native linear layers do not take the weights of a rank's share, why."""
+def find_format(
+    quantization: str, dtype: torch.dtype, backend: Backend, takes: Takes = lambda _kind: False
+) -> WeightFormat:
+    """The first format that a setting asks for and a backend computes.
+
+    Args:
+        quantization: decided, not ``auto``.
+        dtype: of activations.
+        takes: by default no weights are packed.
+
+    Raises:
+        RunnerError: there is none.
+    """
+    for row in WeightFormat:
+        if row.quantization == quantization and row.storage.suits(dtype, backend, takes):
+            return row
+    others = [name for name in QUANTIZATIONS if name != quantization]
+    raise RunnerError(
+        f"quantization = {quantization!r} is not for {backend.device}; use one of {', '.join(map(repr, others))}"
+    )
+
+
+def _widths(model: ModelConfig, ranks: int) -> list[tuple[str, int]]:
+    """What a config calls the inputs of a model's linear layers, of a rank's share, and how many they are."""
     share = " / tensor_parallel_size" if ranks > 1 else ""
     widths = {("hidden_size", model.hidden_size): None}
-    for layer in model.layers:
-        match layer.mixer:
+    if model.layer_inputs is not None:
+        widths["hidden_size_per_layer_input", model.layer_inputs.width] = None
+    for mixer in model.mixers:
+        match mixer:
             case AttentionConfig(num_heads=heads, head_dim=head_dim):
                 widths[f"num_attention_heads * head_dim{share}", heads * head_dim // ranks] = None
+            case ShortConvConfig(channels=channels):
+                widths[f"hidden_size{share}", channels // ranks] = None
+            case LatentConfig(num_heads=heads, v_dim=v_dim, q_rank=q_rank):
+                widths[f"num_attention_heads * v_head_dim{share}", heads * v_dim // ranks] = None
+                if q_rank is not None:
+                    widths["q_lora_rank", q_rank] = None
             case DeltaConfig(num_v_heads=heads, v_dim=head_dim):
                 widths[f"linear_num_value_heads * linear_value_head_dim{share}", heads * head_dim // ranks] = None
+            case MambaConfig(inner=inner):
+                widths["mamba_n_heads * mamba_d_head", inner] = None
+    for layer in model.layers:
         widths[f"{WIDTH_FIELDS[layer.mlp.kind]}{share}", layer.mlp.width // ranks] = None
         if isinstance(layer.mlp, ExpertsConfig) and layer.mlp.shared_width is not None:
-            widths["shared_expert_intermediate_size", layer.mlp.shared_width] = None
-    refusals: dict[torch.dtype, str] = {}
+            widths[f"{SHARED_WIDTH_FIELD}{share}", layer.mlp.shared_width // ranks] = None
+    return list(widths)
+
+
+def _refusal(backend: Backend, widths: list[tuple[str, int]], dtype: torch.dtype) -> str | None:
+    """Why native linear layers of some of those widths do not take weights of ``dtype``; None if all do."""
     for name, width in widths:
-        for dtype in (torch.int8, torch.bfloat16):
-            if (why := backend.refuses_weights(width, dtype)) is not None:
-                kind = str(dtype).removeprefix("torch.")
-                refusals.setdefault(dtype, f"{kind} weights [N, K] with K = {name} = {width} ({why})")
-    return refusals
+        if (why := backend.refuses_weights(width, dtype)) is not None:
+            kind = str(dtype).removeprefix("torch.")
+            return f"{kind} weights [N, K] with K = {name} = {width} ({why})"
+    return None
 
 
-def _tell_refused(
-    wanted: WeightFormat, placement: Placement, refusals: Mapping[torch.dtype, str], config: EngineConfig
-) -> None:
+def _tell_refused(why: str, placement: Placement, config: EngineConfig) -> None:
     """Logs that the model's widths cost it a native format.
 
     Raises:
         RunnerError: all of them, in strict mode.
     """
-    why = refusals[torch.int8 if wanted is WeightFormat.PACKED_INT8 else torch.bfloat16]
     if placement.packed:
-        _log.warning("no native linear layer takes %s; weights are kept in bfloat16", why)
+        _log.warning("no native linear layer takes %s; weights are kept in %s", why, placement.format.label)
         return
     if config.kernels == Mode.STRICT.value:
         raise RunnerError(f"{config.model_dir}: kernels = 'strict', but no native linear layer takes {why}")
     _log.warning("no native linear layer takes %s; linear layers run in plain torch, many times slower", why)
-
-
-def _choose_quantization(config: EngineConfig, *, packs: bool) -> str:
-    asked = config.quantization
-    if asked not in QUANTIZATIONS:
-        raise RunnerError(f"quantization = {asked!r} is not supported; use one of {', '.join(QUANTIZATIONS)}")
-    if asked == "int8_weight_only" and packs:
-        raise RunnerError("quantization = 'int8_weight_only' is for GPUs; use 'int8' on a CPU")
-    if asked == "auto":
-        return "int8" if packs and config.dtype == "auto" else "none"
-    return asked
-
-
-def _weight_format(quantization: str, dtype: torch.dtype, backend: Backend, *, packs: bool) -> WeightFormat:
-    if quantization == "int8_weight_only":
-        return WeightFormat.W8A16
-    if quantization == "int8":
-        if packs:
-            return WeightFormat.PACKED_INT8
-        return WeightFormat.INT8 if backend.int8_input is ActFormat.INT8 else WeightFormat.W8A8
-    return WeightFormat.PACKED_BF16 if packs and dtype == torch.bfloat16 else WeightFormat.PLAIN
 
 
 def _check_strict(

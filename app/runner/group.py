@@ -20,7 +20,7 @@ from app.runner.device import has_nccl
 
 _LOOPBACK = "127.0.0.1"
 _TIMEOUT = timedelta(minutes=10)
-"""Of one collective. That a rank is gone is seen by other means, much earlier."""
+"""Time that one collective may take. That a rank is gone is noticed by other means, much earlier."""
 # Named anew in torch 2.13, which warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 

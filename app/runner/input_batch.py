@@ -1,6 +1,6 @@
 """A step's rows as the tensors that the kernels read.
 
-The host says of each row what is new (:class:`~app.kernels.types.StepRows`); ``expand_rows``, the first kernel of a
+The host sends what is new of each row (:class:`~app.kernels.types.StepRows`); ``expand_rows``, the first kernel of a
 step, makes of it what attention and embedding read. All buffers are allocated once.
 T tokens of a step, R rows (sequences) of a step, L rows of logits, S slots, W blocks of the longest sequence.
 """
@@ -27,20 +27,22 @@ from app.runner.staging import StagedPack
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What one step feeds the model: views of the batch's buffers, valid until the next step is filled in."""
+    """Inputs of the model for one step: views of the batch's buffers, valid until the next step is filled in."""
 
     rows: tuple[StepRows, ...]
-    """One for each KV cache group; they differ in their blocks alone."""
+    """The step's rows for each KV cache group; they differ only in their blocks."""
     tokens: StepTokens
     metas: tuple[AttentionMetadata, ...]
-    """Likewise."""
+    """The step's attention metadata for each KV cache group; they differ only in their blocks."""
 
 
 class StepExtent(NamedTuple):
-    """The largest of a step's rows."""
+    """Bounds on a step's rows."""
 
     max_query_len: int
+    """Tokens of the largest row."""
     max_seq_len: int
+    """Tokens of the longest sequence, this step's included."""
 
 
 class InputBatch:
@@ -61,8 +63,11 @@ class InputBatch:
     ) -> None:
         """
         Args:
-            groups: of the KV cache.
-            trash: each group has one block more, the last, that rows write to which only pad a step.
+            groups: groups of the KV cache.
+            max_tokens: tokens of a step.
+            max_model_len: tokens of the longest sequence.
+            split_workspace: what :meth:`app.kernels.backend.Backend.split_workspace` made.
+            trash: each group has one block more, the last, which rows that only pad a step write to.
         """
         self._split_workspace = split_workspace
         self._num_slots = num_slots
@@ -96,24 +101,27 @@ class InputBatch:
         self._token_ids, self._positions = (torch.zeros(max_tokens, dtype=torch.int64, device=device) for _ in range(2))
         self._logit_indices = torch.zeros(max_logit_rows, dtype=torch.int64, device=device)
         self._decoding: list[int] = []
-        """Slots of the step before if it was a decode alone."""
+        """Slots of the step before, if each of its rows was a decode; empty otherwise."""
 
     def prepare(self, step: StepPlan) -> StepInputs:
-        """:meth:`fill`, :meth:`upload` and :meth:`views` of the step as it is.
+        """:meth:`fill`, :meth:`upload` and :meth:`views` of a step that is not padded.
 
         Raises:
-            RunnerError: as :meth:`fill`.
+            RunnerError: the step does not fit, see :meth:`fill`.
         """
         extent = self.fill(step)
         self.upload()
         return self.views(step.num_tokens, len(step.rows), step.num_logit_rows, extent)
 
     def upload(self) -> None:
-        """Brings what was filled in to the device."""
+        """Copies what was filled in to the device."""
         self._pack.upload(self._feed_end)
 
     def views(self, tokens: int, rows: int, logits: int, extent: StepExtent) -> StepInputs:
-        """So much of the buffers on the device; their addresses are the same in every step."""
+        """Views of the first tokens, rows and rows of logits of the buffers on the device.
+
+        Their addresses are the same in every step.
+        """
         return StepInputs(
             tuple(self._rows_of(group, rows) for group in self._groups),
             StepTokens(
@@ -162,7 +170,7 @@ class InputBatch:
             tokens = None  # filled
 
     def tables(self) -> list[list[list[int]]]:
-        """By KV cache group and slot: the entries of the slot's block table."""
+        """Entries of each slot's block table, by KV cache group and slot."""
         return [group.entries() for group in self._groups]
 
     def fill(self, step: StepPlan, bucket: Bucket | None = None) -> StepExtent:
@@ -197,7 +205,7 @@ class InputBatch:
             raise RunnerError(f"a step of {step.num_tokens} tokens whose rows have another number of them")
 
     def _fill_decode(self, rows: list[ScheduledRow]) -> StepExtent:
-        """A step of one token and one row of logits a row, which is nearly every step: as few calls as can be."""
+        """Fills in a step of one token and one row of logits a row, as nearly every step is: in few calls."""
         count = len(rows)
         slots, lengths = [row.slot for row in rows], [row.start + 1 for row in rows]
         longest = self._check_lengths(slots, lengths)
@@ -240,7 +248,11 @@ class InputBatch:
         return StepExtent(max_query_len=max(counts), max_seq_len=longest)
 
     def _check_lengths(self, slots: Sequence[int], lengths: Sequence[int]) -> int:
-        """The longest; each has to have its blocks."""
+        """The largest of the rows' sequence lengths.
+
+        Raises:
+            RunnerError: it exceeds the model's, or a row's slot has too few blocks.
+        """
         longest, size = max(lengths), self._block_size
         if longest > self._max_model_len:
             raise RunnerError(f"a sequence of {longest} tokens, the longest may have {self._max_model_len}")
@@ -251,8 +263,11 @@ class InputBatch:
         return longest
 
     def _pad(self, step: StepPlan, bucket: Bucket) -> None:
-        """Adds rows whose tokens go to the trash block: of decodes each the first token of a sequence, of other steps
-        one row with all the tokens that are missing, and empty ones. Nobody asks for their logits."""
+        """Adds rows whose tokens go to the trash block and whose logits are not read.
+
+        In a step of decodes each has the first token of a sequence; in other steps the first has all the tokens that
+        are missing, and the others are empty.
+        """
         rows, tokens = len(step.rows), step.num_tokens
         added, ends = slice(rows, bucket.rows), slice(rows + 1, bucket.rows + 1)
         self._feed.array[tokens : bucket.tokens] = 0

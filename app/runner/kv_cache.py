@@ -1,4 +1,4 @@
-"""What each layer of a model keeps between steps, and its memory."""
+"""Pages of a model's layers: what each layer keeps between steps, and its memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from app.contract.config import EngineConfig
 from app.contract.info import KVCacheSpec
 from app.kernels.backend import Backend
-from app.kernels.pages import KVPages, Pages, PageShape, StatePages
-from app.layers.config import AttentionConfig, MixerConfig
+from app.kernels.pages import KVPages, LatentPages, Pages, PageShape, StatePages
+from app.layers.config import AttentionConfig, LatentConfig, MambaConfig, MixerConfig, ShortConvConfig
 from app.models.config import ModelConfig
 from app.runner.device import DTYPES
 from app.runner.errors import RunnerError
@@ -29,17 +29,35 @@ def kv_cache_dtype(config: EngineConfig) -> str:
 
 
 def page_shape(mixer: MixerConfig, config: EngineConfig) -> PageShape:
-    """What a rank keeps of a layer with that mixer.
+    """Shape of the pages that a rank keeps of a layer with that mixer.
 
     Args:
-        config: its dtypes chosen.
+        config: with the dtypes chosen (:func:`app.runner.formats.choose_formats`).
 
     Raises:
-        RunnerError: as :func:`kv_cache_dtype`.
+        RunnerError: as :func:`kv_cache_dtype`, or latents are to be int8.
     """
     ranks = config.tensor_parallel_size
     if isinstance(mixer, AttentionConfig):
         return KVPages(mixer.num_kv_heads // ranks, mixer.head_dim, KV_DTYPES[kv_cache_dtype(config)])
+    if isinstance(mixer, ShortConvConfig):
+        return StatePages(
+            conv_inputs=mixer.conv_width - 1, channels=mixer.channels // ranks, dtype=DTYPES[config.dtype]
+        )
+    if isinstance(mixer, LatentConfig):
+        dtype = kv_cache_dtype(config)
+        if dtype == "int8":
+            raise RunnerError("kv_cache_dtype = 'int8' is not supported of latents; use 'auto' or a floating dtype")
+        return LatentPages(mixer.width, KV_DTYPES[dtype])  # all of them on every rank
+    if isinstance(mixer, MambaConfig):
+        return StatePages(
+            conv_inputs=mixer.conv_width - 1,
+            channels=mixer.channels,
+            num_heads=mixer.num_heads,
+            k_dim=mixer.state_dim,
+            v_dim=mixer.head_dim,
+            dtype=DTYPES[config.dtype],
+        )
     channels = 2 * mixer.num_k_heads * mixer.k_dim + mixer.num_v_heads * mixer.v_dim
     return StatePages(
         conv_inputs=mixer.conv_width - 1,
@@ -52,18 +70,20 @@ def page_shape(mixer: MixerConfig, config: EngineConfig) -> PageShape:
 
 
 def allocate_kv_cache(spec: KVCacheSpec, model: ModelConfig, config: EngineConfig, backend: Backend) -> list[Pages]:
-    """Pages of every layer, in order; see :meth:`app.kernels.backend.Backend.allocate_pages`.
+    """Pages of every mixer, in order; see :meth:`app.kernels.backend.Backend.allocate_pages`. One that attends over
+    another's pages has those.
 
     Args:
-        spec: of :mod:`app.runner.kv_plan`, from the same model and config.
+        spec: as :mod:`app.runner.kv_plan` made it of the same model and config.
     """
     num_blocks = {layer: group.num_blocks for group in spec.groups for layer in group.layers}
-    return [
-        backend.allocate_pages(
+    mixers, kept = model.mixers, dict[int, Pages]()
+    for index, blocks in num_blocks.items():
+        mixer = mixers[index]
+        kept[index] = backend.allocate_pages(
             page_shape(mixer, config),
-            num_blocks[index],
+            blocks,
             spec.block_size,
             heads_per_kv=mixer.num_heads // mixer.num_kv_heads if isinstance(mixer, AttentionConfig) else 1,
         )
-        for index, mixer in enumerate(layer.mixer for layer in model.layers)
-    ]
+    return [kept[keeper] for keeper in model.keepers]

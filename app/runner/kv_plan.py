@@ -9,23 +9,24 @@ import msgspec
 
 from app.contract.config import EngineConfig
 from app.contract.info import KVCacheGroup, KVCacheSpec
-from app.kernels.pages import KVPages, PageShape
-from app.models.config import AttentionConfig, ModelConfig
+from app.kernels.pages import KVPages, LatentPages, PageShape
+from app.models.config import AttentionConfig, LatentConfig, ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_cache import kv_cache_dtype, page_shape
 
 DEFAULT_MEMORY = 1 << 30
-"""Bytes, where nothing says otherwise: on a CPU, whose memory others use too."""
+"""Bytes of the KV cache where the config names none: on a CPU, whose memory other processes use too."""
 _TYPICAL_TOKENS = 8192
-"""Of the sequence whose needs decide the groups' shares, if the model takes as many."""
+"""Tokens of the sequence whose needs decide the groups' shares, if the model takes as many."""
 
 Counts = tuple[int, ...]
 """Blocks of each group."""
 
 
 def kv_groups(model: ModelConfig, config: EngineConfig) -> list[KVCacheGroup]:
-    """What a rank holds of each kind of layers: those of full attention, those of each window, those with recurrent
-    state; each of one page size.
+    """A rank's KV cache groups: layers of full attention, those of each window, those with recurrent state.
+
+    The layers of a group have pages of one size. Layers that attend over the pages of others are in none.
 
     A window no shorter than the model's context hides nothing: such layers are of full attention.
 
@@ -33,20 +34,23 @@ def kv_groups(model: ModelConfig, config: EngineConfig) -> list[KVCacheGroup]:
         RunnerError: not a dtype that pages can have.
     """
     layers_of: dict[tuple[str, int | None, PageShape], list[int]] = {}
-    for index, layer in enumerate(model.layers):
-        mixer = layer.mixer
+    mixers = model.mixers
+    for index in sorted(set(model.keepers)):
+        mixer = mixers[index]
         kind, window = "state", None
         if isinstance(mixer, AttentionConfig):
             hides = mixer.window is not None and mixer.window < model.context_length
             kind, window = ("sliding", mixer.window) if hides else ("full", None)
+        elif isinstance(mixer, LatentConfig):
+            kind = "full"
         layers_of.setdefault((kind, window, page_shape(mixer, config)), []).append(index)
     return [
         KVCacheGroup(
             kind=kind,
             layers=tuple(layers),
-            num_kv_heads=shape.num_heads if isinstance(shape, KVPages) else 0,
-            head_dim=shape.head_dim if isinstance(shape, KVPages) else 0,
-            dtype=kv_cache_dtype(config) if isinstance(shape, KVPages) else config.dtype,
+            num_kv_heads=_heads(shape)[0],
+            head_dim=_heads(shape)[1],
+            dtype=config.dtype if kind == "state" else kv_cache_dtype(config),
             bytes_per_block=len(layers) * shape.bytes_per_block(config.block_size),
             window=window,
         )
@@ -54,13 +58,24 @@ def kv_groups(model: ModelConfig, config: EngineConfig) -> list[KVCacheGroup]:
     ]
 
 
+def _heads(shape: PageShape) -> tuple[int, int]:
+    """Heads whose keys and values are kept, and their width: latents are as one."""
+    match shape:
+        case KVPages(num_heads=count, head_dim=width):
+            return count, width
+        case LatentPages(width=width):
+            return 1, width
+        case _:
+            return 0, 0
+
+
 @dataclass(frozen=True, slots=True)
 class KVCachePlan:
-    """Size of the cache and of the sequences it allows."""
+    """Size of the KV cache and of the sequences it allows."""
 
     spec: KVCacheSpec
     max_model_len: int
-    """Tokens of the longest sequence: of the model's context, of what was asked, and of the whole cache."""
+    """Tokens of the longest sequence that the model, the config and the whole cache allow."""
 
     @property
     def num_blocks(self) -> Counts:
@@ -74,7 +89,7 @@ class KVCachePlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the cache holds, of the sequences that it holds at once."""
+        """Tokens of all sequences that the cache holds at once."""
         full = [group.num_blocks for group in self.spec.groups if group.kind == "full"]
         return min(full) * self.spec.block_size if full else self.num_sequences * self.max_model_len
 
@@ -91,7 +106,7 @@ class KVCachePlan:
 
 
 class Sizes:
-    """What sequences need of a model's groups."""
+    """Blocks and bytes that sequences take of a model's KV cache groups."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
         """
@@ -110,20 +125,21 @@ class Sizes:
         self._chunk = config.max_num_batched_tokens
 
     def least(self, num_tokens: int | None = None, chunk: int | None = None) -> Counts:
-        """Blocks of one sequence, of the length that was asked for if none is given; of a token if none was.
+        """Blocks that one sequence takes of each group.
 
         Args:
-            chunk: tokens of its rows; a block's if none is given.
+            num_tokens: tokens of the sequence; None: ``max_model_len`` of the config, or 1 if there is none.
+            chunk: tokens of its rows; None: ``block_size``.
         """
         length, chunk = num_tokens or self._asked or 1, chunk or self.block_size
         return tuple(group.most_blocks(length, self.block_size, chunk=chunk) for group in self.groups)
 
     def nbytes(self, counts: Iterable[int]) -> int:
-        """Bytes of so many blocks."""
+        """Bytes of so many blocks of each group."""
         return sum(count * group.bytes_per_block for count, group in zip(counts, self.groups, strict=True))
 
     def longest(self, memory: int) -> int:
-        """Tokens of the longest sequence of the model that fits into so many bytes."""
+        """Tokens of the longest sequence of the model that fits into ``memory`` bytes."""
         low, high = 0, self._context
         while low < high:
             middle = (low + high + 1) // 2
@@ -131,12 +147,12 @@ class Sizes:
         return low
 
     def split(self, memory: int) -> Counts:
-        """Blocks for each group out of so many bytes, of which :meth:`least` takes no more.
+        """Blocks for each group out of ``memory`` bytes, which are at least those of :meth:`least`.
 
-        The shares are those of a typical sequence. A window counts twice, likewise a state, so that the end of an
-        earlier turn of a conversation stays beside the running one. No group gets less than a sequence of the length
-        that was asked for (a typical one, if none was) takes alone: computed by the largest rows if there is room for
-        those.
+        The groups' shares are what a typical sequence takes of each. Windows and states count twice, so that the end of
+        an earlier turn of a conversation stays beside the running one. No group gets less than one sequence of
+        ``max_model_len`` tokens takes (a typical one, if the config names none): computed by the largest rows if there
+        is room for those.
         """
         if len(self.groups) == 1:
             return (memory // self.groups[0].bytes_per_block,)
@@ -162,7 +178,7 @@ class Sizes:
         return tuple(counts)
 
     def plan(self, counts: Counts) -> KVCachePlan:
-        """The cache of so many blocks, which hold :meth:`least`."""
+        """The plan of a cache with so many blocks of each group, at least those of :meth:`least`."""
         size = self.block_size
         capacity = min(
             self._context if count >= need else count * size

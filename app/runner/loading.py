@@ -1,4 +1,4 @@
-"""Start-up: the model's config, memory, weights, and the report of how far it has come."""
+"""Loads a model: reads its config, checks that memory suffices, fills its weights, and reports progress."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ import msgspec
 import torch
 
 from app.checkpoints.dummy import fill_dummy_weights
+from app.checkpoints.fp8 import FP8
 from app.checkpoints.loader import load_weights
 from app.checkpoints.tied_head import ties_head
 from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress
 from app.models.architectures import find, parse_config
 from app.models.base import Decoder, Encoder, Model
-from app.models.config import AttentionConfig, ConfigError, ModelConfig
+from app.models.config import AttentionConfig, ConfigError, ExpertsConfig, LatentConfig, ModelConfig, ShortConvConfig
+from app.models.names import StoredParts
+from app.models.quantization import Fp8Scales
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
-from app.runner.device import available_memory
+from app.runner.device import META, available_memory
 from app.runner.errors import RunnerError
-from app.runner.formats import WIDTH_FIELDS
+from app.runner.formats import SHARED_WIDTH_FIELD, WIDTH_FIELDS
 from app.runner.kv_plan import KVCachePlan
 
 Progress = Callable[[LoadProgress], None]
@@ -34,7 +37,7 @@ Progress = Callable[[LoadProgress], None]
 _log = logging.getLogger(__name__)
 
 _REPORT_INTERVAL = 0.1
-"""Seconds: a model has hundreds of tensors, nobody reads hundreds of lines."""
+"""Seconds between two reports: a model has hundreds of tensors, and nobody reads hundreds of lines."""
 
 
 def read_model_config(model_dir: Path, weights: Sequence[Path] = ()) -> ModelConfig:
@@ -67,7 +70,7 @@ def read_model_config(model_dir: Path, weights: Sequence[Path] = ()) -> ModelCon
 
 
 class Phases:
-    """Reports progress, each phase with its own clock."""
+    """Reports the progress of loading; the seconds of each phase count from its beginning."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -76,12 +79,12 @@ class Phases:
         self._reported = 0.0
 
     def begin(self, phase: str) -> None:
-        """Starts a phase, of a length not known yet."""
+        """Starts a phase whose length is not known yet."""
         self._phase, self._began = phase, time.monotonic()
         self._report(0, 0)
 
     def update(self, done: int, total: int) -> None:
-        """How far the phase has come, in units of its own; what follows too closely is left out, but for the end."""
+        """Reports how far the phase has come, in units of its own. Reports that follow too closely are left out."""
         if done >= total or time.monotonic() - self._reported >= _REPORT_INTERVAL:
             self._report(done, total)
 
@@ -99,7 +102,7 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
     Raises:
         RunnerError: they do not fit.
     """
-    sizes = build_model(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
+    sizes = build_model(model_config, 1, replace(placement, device=META)).destinations().values()
     weight_bytes, kv_bytes = sum(weight.nbytes for weight in sizes), plan.nbytes
     if placement.device.type == "cpu":  # whose memory all ranks share
         weight_bytes, kv_bytes = weight_bytes * placement.ranks.size, kv_bytes * placement.ranks.size
@@ -117,27 +120,32 @@ def check_encoder_memory(model_config: ModelConfig, placement: Placement) -> Non
     Raises:
         RunnerError: they do not fit.
     """
-    sizes = build_encoder(model_config, 1, replace(placement, device=torch.device("meta"))).destinations().values()
+    sizes = build_encoder(model_config, 1, replace(placement, device=META)).destinations().values()
     weight_bytes, available = sum(weight.nbytes for weight in sizes), available_memory(placement.device)
     if weight_bytes > available:
         raise RunnerError(f"weights of {weight_bytes} bytes do not fit into the {available} bytes available")
 
 
 def check_shares(model: ModelConfig, ranks: int) -> None:
-    """Checks that a model can be shared out.
+    """Checks that so many ranks can share a model.
 
     Raises:
-        RunnerError: it cannot; the message lists the numbers of ranks that would do.
+        RunnerError: they cannot; the message lists the numbers of ranks that can.
     """
     sizes: dict[tuple[str, int], None] = {}
-    for layer in dict.fromkeys(model.layers):
-        mixer, mlp = layer.mixer, layer.mlp
-        if isinstance(mixer, AttentionConfig):
+    for mixer, mlp in dict.fromkeys((mixer, layer.mlp) for layer in model.layers for mixer in layer.mixers):
+        if isinstance(mixer, AttentionConfig) and (ranks == 1 or not mixer.qk_norm_whole):
             sizes["num_attention_heads", mixer.num_heads] = None
             sizes["num_key_value_heads", mixer.num_kv_heads] = None
-            sizes[WIDTH_FIELDS[mlp.kind], mlp.width] = None
+        elif isinstance(mixer, LatentConfig):
+            sizes["num_attention_heads", mixer.num_heads] = None
+        elif isinstance(mixer, ShortConvConfig):
+            sizes["hidden_size", mixer.channels] = None
         elif ranks > 1:
             raise RunnerError(f"tensor_parallel_size = {ranks}: ranks cannot share the layers of {model.architecture}")
+        sizes[WIDTH_FIELDS[mlp.kind], mlp.width] = None
+        if isinstance(mlp, ExpertsConfig) and mlp.shared_width is not None:
+            sizes[SHARED_WIDTH_FIELD, mlp.shared_width] = None
     uneven = [f"{name} = {size}" for name, size in sizes if size % ranks]
     if uneven:
         common = math.gcd(*(size for _, size in sizes))
@@ -168,7 +176,8 @@ def load_model(
     """
     with _one_thread() if placement.packed else contextlib.nullcontext():
         model = build_model(model_config, max_positions, placement)
-        _fill(model, config, placement, progress, find(model_config.architecture).names.checkpoint.stacks)
+        stacks = find(model_config.architecture).names.checkpoint.stacks
+        _fill(model, config, placement, progress, stacks, model_config.fp8)
     return model
 
 
@@ -180,10 +189,10 @@ def load_encoder(
     placement: Placement,
     progress: Callable[[int, int], None],
 ) -> Encoder:
-    """As :func:`load_model`, of a model that encodes."""
+    """Builds a model that encodes and fills its weights; arguments and errors are those of :func:`load_model`."""
     with _one_thread() if placement.packed else contextlib.nullcontext():
         model = build_encoder(model_config, max_positions, placement)
-        _fill(model, config, placement, progress, {})
+        _fill(model, config, placement, progress, {}, model_config.fp8)
     return model
 
 
@@ -192,11 +201,12 @@ def _fill(
     config: EngineConfig,
     placement: Placement,
     progress: Callable[[int, int], None],
-    stacks: Mapping[str, Sequence[str]],
+    stacks: Mapping[str, StoredParts],
+    fp8: Fp8Scales | None,
 ) -> None:
     match config.load_format:
         case "auto":
-            _load(model, config, placement, progress, stacks)
+            _load(model, config, placement, progress, stacks, fp8)
         case "dummy":
             fill_dummy_weights(model.destinations(), config.seed, placement.device)
         case other:
@@ -208,31 +218,44 @@ def _load(
     config: EngineConfig,
     placement: Placement,
     progress: Callable[[int, int], None],
-    stacks: Mapping[str, Sequence[str]],
+    stacks: Mapping[str, StoredParts],
+    fp8: Fp8Scales | None,
 ) -> None:
     files, destinations = [Path(file) for file in config.weights], model.destinations()
     cache = None
     if placement.packed and config.packed_cache is not None:
-        name, ranks = placement.format.value, placement.ranks
+        name, ranks = placement.format.label, placement.ranks
         if ranks.size > 1:
             name += f", rank {ranks.rank} of {ranks.size}"
+        if fp8 is not None:
+            name += f", {fp8.label}"
         cache = PackedCache(Path(config.packed_cache), files, name)
         total = sum(weight.nbytes for weight in destinations.values())
         progress(0, total)
         if cache.restore(destinations):
             progress(total, total)
+            if fp8 is not None:
+                _say_packings([FP8], placement)
             return
-    load_weights(destinations, files, ignore=model.ignores, twins=model.twins(), stacks=stacks, progress=progress)
+    packings = load_weights(
+        destinations, files, ignore=model.ignores, twins=model.twins(), stacks=stacks, fp8=fp8, progress=progress
+    )
+    _say_packings(packings, placement)
     if cache is not None:
         cache.save(destinations)
 
 
+def _say_packings(packings: Sequence[str], placement: Placement) -> None:
+    if packings:
+        _log.info("weights that are stored as %s are served as %s", ", ".join(packings), placement.format.label)
+
+
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Within it torch runs on the calling thread alone.
+    """A context in which torch runs on the calling thread alone.
 
     Packing is thousands of short operations: on a machine with other work, waiting for torch's second thread at each of
-    them took 40 times as long as doing without.
+    them took 40 times as long as running without it.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -249,6 +272,6 @@ def build_model(model_config: ModelConfig, max_positions: int, placement: Placem
 
 
 def build_encoder(model_config: ModelConfig, max_positions: int, placement: Placement) -> Encoder:
-    """As :func:`build_model`, of a model that encodes."""
+    """A model that encodes, its weights uninitialised; on the meta device it has shapes alone."""
     build = find(model_config.architecture).build_encoder
     return build(model_config, max_positions=max_positions, placement=placement)

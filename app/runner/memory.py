@@ -14,46 +14,50 @@ import torch
 from torch import Tensor
 
 from app.contract.config import EngineConfig
+from app.kernels.backend import choose_backend
 from app.models.config import ModelConfig
-from app.quant.placement import Placement, WeightFormat
+from app.quant.placement import Placement
 from app.runner.errors import RunnerError
+from app.runner.formats import find_format
 from app.runner.kv_plan import KVCachePlan, Sizes
 
 DRIVER_BYTES = 640 << 20
-"""A CUDA context with the modules of torch and cuBLAS, where all of a GPU's memory is given."""
+"""Bytes of a CUDA context with the modules of torch and cuBLAS; a part of the reserve where no context exists yet."""
 MARGIN_BYTES = 384 << 20
-"""cuBLAS workspaces, compiled kernels, and the allocator's rounding."""
+"""Bytes of cuBLAS workspaces, compiled kernels, and the allocator's rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a runner holds beside its pages; bytes."""
+    """Bytes that a runner holds beside its pages, by what they are for."""
 
     weights: int
-    """With the table of rotary angles and the products' workspace."""
+    """Weights, tables of rotary angles and the workspace of products."""
     activations: int
     """Buffers of the largest step."""
     logits: int
+    """Logits of the largest step."""
     sampling: int
-    """Parameters, tables of tokens and workspaces; those that the first request with penalties asks for, too."""
+    """Parameters, vocabulary-wide tables and workspaces; tables that only some requests ask for are included."""
     inputs: int
-    """Token ids, positions, block tables, where pieces of attention meet, and the blocks of rows that pad a step."""
+    """Token ids, positions, block tables, workspace of attention, and the blocks of rows that pad a step."""
     graphs: int
-    """Recordings of decode steps, all that there may come to be."""
+    """Recordings of steps, all that there may come to be."""
 
     @property
     def total(self) -> int:
-        """Of all."""
+        """Bytes of all of these."""
         return self.weights + self.activations + self.logits + self.sampling + self.inputs + self.graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Where the bytes go; a sum of no more than ``memory``."""
+    """How a device's memory is split; the parts sum to no more than ``memory``."""
 
     memory: int
+    """Bytes that may be used."""
     reserve: int
-    """Left to the driver and its libraries."""
+    """Bytes left to the driver and its libraries."""
     footprint: Footprint
     kv: KVCachePlan
 
@@ -63,7 +67,7 @@ class MemoryPlan:
         return self.kv.nbytes
 
     def rows(self) -> list[tuple[str, int]]:
-        """What for, and how many bytes."""
+        """(name, bytes) of each part."""
         fixed = self.footprint
         return [
             ("weights", fixed.weights),
@@ -78,27 +82,29 @@ class MemoryPlan:
 
 
 Measure = Callable[[EngineConfig, Placement], Footprint]
-"""What a runner of that config and placement would hold."""
+"""The footprint of a runner with that config and placement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A device's memory, and what of it the engine leaves alone; bytes."""
+    """A device's memory."""
 
     memory: int
+    """Bytes that may be used."""
     reserve: int
+    """Bytes of these that the engine leaves to the driver and its libraries."""
 
 
 def plan_memory(
     model: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget, measure: Measure
 ) -> MemoryPlan:
-    """Splits a device's memory: what is fixed first; the KV cache gets the rest, or what the config names.
+    """Splits a device's memory: the runner's footprint first; the KV cache gets the rest, or what the config names.
 
     Args:
-        config: its formats chosen.
+        config: with the formats chosen (:func:`app.runner.formats.choose_formats`).
 
     Raises:
-        RunnerError: it cannot be; one line that says which settings to change, and to what.
+        RunnerError: memory is too small; one line that says which settings to change, and to what.
     """
     sizes, asked = Sizes(model, config), config.max_model_len
     footprint = measure(config, placement)
@@ -125,7 +131,7 @@ def plan_memory(
 
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """Looks for settings under which a plan that does not work out would."""
+    """Finds settings under which a model fits a device's memory that does not fit it now."""
 
     model: ModelConfig
     config: EngineConfig
@@ -134,7 +140,7 @@ class _Changes:
     measure: Measure
 
     def to_have(self, left: int, wanted: int) -> Iterator[str]:
-        """Changes that do, each by itself, and how much memory would.
+        """Changes of settings that are each enough, and how much memory would be.
 
         Args:
             left: bytes for the KV cache as things are.
@@ -147,9 +153,10 @@ class _Changes:
                 yield f"lower kv_cache_memory to {sizes.nbytes(sizes.split(left))}"
             elif config.max_model_len is not None:
                 yield f"lower max_model_len to {length}"
-        int8_pages = Sizes(self.model, msgspec.structs.replace(config, kv_cache_dtype="int8"))
-        if config.kv_cache_memory is None and left >= int8_pages.nbytes(int8_pages.least()) < wanted:
-            yield "set kv_cache_dtype to int8"
+        if config.kv_cache_memory is None and not self.model.latents:
+            int8_pages = Sizes(self.model, msgspec.structs.replace(config, kv_cache_dtype="int8"))
+            if left >= int8_pages.nbytes(int8_pages.least()) < wanted:
+                yield "set kv_cache_dtype to int8"
         tokens, rows = min(config.max_num_batched_tokens, 512), min(config.max_num_seqs, 16)
         fewer = msgspec.structs.replace(config, max_num_batched_tokens=tokens, max_num_seqs=rows, max_logit_rows=rows)
         if fewer != config and self._left(fewer, self.placement) >= wanted:
@@ -158,7 +165,8 @@ class _Changes:
         if eager != config and self._left(eager, self.placement) >= wanted:
             yield "set enforce_eager"
         if config.quantization == "none":
-            int8 = replace(self.placement, format=WeightFormat.W8A8)
+            weights = find_format("int8", self.placement.dtype, choose_backend(self.placement.device))
+            int8 = replace(self.placement, format=weights)
             if self._left(msgspec.structs.replace(config, quantization="int8"), int8) >= wanted:
                 yield "set quantization to int8"
         yield f"take {gib(self.budget.memory - left + wanted)} of memory"
@@ -167,8 +175,12 @@ class _Changes:
         return self.budget.memory - self.budget.reserve - self.measure(config, placement).total
 
 
-def bytes_of(root: object, device: torch.device) -> int:
-    """Bytes of the device's tensors that an object of ours holds, or what it holds; memory shared counts once."""
+def bytes_of(root: object, device: torch.device, packages: tuple[str, ...] = ("app.",)) -> int:
+    """Bytes of the device's tensors that an object and the objects that it holds have; shared memory counts once.
+
+    Args:
+        packages: beginnings of the modules' names whose objects are looked into.
+    """
     seen, storages = set[int](), dict[int, int]()
 
     def walk(value: object) -> None:
@@ -184,7 +196,7 @@ def bytes_of(root: object, device: torch.device) -> int:
         elif isinstance(value, list | tuple):
             for item in value:
                 walk(item)
-        elif type(value).__module__.startswith("app."):
+        elif type(value).__module__.startswith(packages):
             for name in (*getattr(value, "__dict__", ()), *_slots(type(value))):
                 walk(getattr(value, name, None))
 
@@ -199,5 +211,5 @@ def _slots(kind: type) -> Iterator[str]:
 
 
 def gib(nbytes: int) -> str:
-    """For people."""
+    """Bytes as text for people, e.g. ``1.50 GiB``."""
     return f"{nbytes / (1 << 30):.2f} GiB"

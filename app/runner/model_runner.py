@@ -1,4 +1,4 @@
-"""Executes scheduler outputs on a model: the tensor side's face to the engine."""
+"""Runs step plans on a decoder: the tensor side's face to the engine for models that generate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from app.contract.config import EngineConfig
 from app.contract.info import RunnerInfo
-from app.contract.step import EncodeBatch, Plan, RowOutput, StepResult
+from app.contract.step import EncodeBatch, Plan, RowOutput, StepResult, TokenMasks
 from app.kernels.backend import Backend
 from app.kernels.types import StepArena
 from app.models.base import Decoder
@@ -24,6 +24,7 @@ from app.runner.execution.step import StepKernels
 from app.runner.input_batch import InputBatch
 from app.runner.kv_cache import allocate_kv_cache
 from app.runner.kv_plan import KVCachePlan
+from app.runner.masks import sent_masks
 from app.runner.memory import Footprint, bytes_of
 from app.runner.page_populator import PagePopulator
 from app.runner.pending_sample import PendingSample
@@ -37,10 +38,18 @@ class StepHandle:
     """A step under way."""
 
     pending: PendingSample | None
-    """None: no token of the step needed logits."""
+    """The step's samples on their way from the device; None: no token of the step needed logits."""
     num_rows: int
+    """Rows of the step."""
     replayed: bool
+    """Whether the step ran as one call of a recording."""
     kernel_seconds: float
+    """Seconds that the step's kernels ran; on a GPU, that launching them took."""
+
+    def result(self) -> StepResult:
+        """Waits for the step's result, one output a row."""
+        rows = self.pending.result() if self.pending else [RowOutput() for _ in range(self.num_rows)]
+        return StepResult(rows=rows, replayed=self.replayed, kernel_seconds=self.kernel_seconds)
 
 
 class ModelRunner:
@@ -57,7 +66,7 @@ class ModelRunner:
         self._config = config
         self._plan = plan
         self._backend = backend
-        self._vocab_size = model_config.vocab_size
+        self._vocab_size, self._keepers = model_config.vocab_size, model_config.keepers
         groups, device = plan.spec.groups, backend.device
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
@@ -76,6 +85,7 @@ class ModelRunner:
         )
         ranks = config.tensor_parallel_size
         shapes = {(a.num_heads // ranks, a.num_kv_heads // ranks, a.head_dim) for a in model_config.attentions}
+        shapes |= {(latent.num_heads // ranks, 1, latent.kv_rank) for latent in model_config.latents}
         self._batch = InputBatch(
             groups,
             num_slots=config.max_num_seqs,
@@ -91,16 +101,16 @@ class ModelRunner:
             self._step_kernels(self._arena),
             backend.recorder(model.lm_head.weight),
             config,
-            num_layers=model_config.num_layers,
+            num_layers=len(model_config.mixers),  # of two mixers a layer has twice as many kernels
             max_model_len=plan.max_model_len,
         )
 
     def _step_kernels(self, arena: StepArena) -> StepKernels:
-        groups = self._plan.spec.groups
+        group_of = {layer: n for n, group in enumerate(self._plan.spec.groups) for layer in group.layers}
         return StepKernels(
             self._model,
             self._pages,
-            [index for _, index in sorted((layer, n) for n, group in enumerate(groups) for layer in group.layers)],
+            [group_of[keeper] for keeper in self._keepers],
             batch=self._batch,
             sampler=self._sampler,
             arena=arena,
@@ -126,7 +136,7 @@ class ModelRunner:
         )
 
     def footprint(self) -> Footprint:
-        """What it holds beside its pages."""
+        """Bytes that the runner holds beside its pages."""
         device = self._backend.device
         padding = self._backend.pads_steps * sum(group.bytes_per_block for group in self._plan.spec.groups)
         self._arena.begin(self._arena.max_rows)
@@ -140,8 +150,11 @@ class ModelRunner:
             graphs=self._executor.nbytes,
         )
 
-    def submit(self, step: Plan) -> StepHandle:
+    def submit(self, step: Plan, masks: TokenMasks | None = None) -> StepHandle:
         """Starts a step of at least one row.
+
+        Args:
+            masks: masks of its samples; None: those that came with the plan.
 
         Raises:
             RunnerError: the step does not fit the buffers. Its slots must be bound anew, as after any exception.
@@ -154,14 +167,14 @@ class ModelRunner:
             )
         self._sampler.bind(step.slots)
         staged = self._sampler.stage(step.rows)
-        executed = self._executor.run(step, staged)
+        masks = masks or sent_masks(step)
+        executed = self._executor.run(step, staged, masks)
         pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
         return StepHandle(pending, len(step.rows), executed.replayed, executed.kernel_seconds)
 
     def collect(self, handle: StepHandle) -> StepResult:
         """Waits for a step's result, one output a row."""
-        rows = handle.pending.result() if handle.pending else [RowOutput() for _ in range(handle.num_rows)]
-        return StepResult(rows=rows, replayed=handle.replayed, kernel_seconds=handle.kernel_seconds)
+        return handle.result()
 
     def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
         """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.
@@ -172,7 +185,7 @@ class ModelRunner:
         return self._executor.profile_ops()
 
     def snapshot(self) -> RunnerSnapshot:
-        """What its slots and pages hold, once the steps under way are through; a copy on the host."""
+        """A copy on the host of what slots and pages hold, once the steps under way have been computed."""
         return take_snapshot(self._plan.spec, self._pages, self._batch, self._sampler)
 
     def run_eagerly(self) -> None:

@@ -18,18 +18,20 @@ import torch
 
 from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress
-from app.contract.step import Plan, StepResult
+from app.contract.step import Plan, StepPlan, StepResult, TokenMasks
 from app.kernels.collective import Ranks
 from app.models.architectures import find
 from app.runner.encoding import EncodingRunner, make_encoding_runner
+from app.runner.foreign.runner import ForeignRunner, make_foreign_runner
 from app.runner.group import connect
 from app.runner.loading import read_model_config
+from app.runner.masks import with_masks
 from app.runner.model_runner import ModelRunner, StepHandle
 from app.runner.rank_processes import RankProcesses
 from app.runner.start import load_runner, make_runner, settle_sizes, warm_up
 
 _BLAME_SECONDS = 0.5
-"""For news of another rank's end, of which an error of this one may only be the consequence."""
+"""Seconds to wait for news of another rank's end, of which an error of this rank may only be the consequence."""
 
 
 class ParallelRunner:
@@ -48,12 +50,14 @@ class ParallelRunner:
         self.close = weakref.finalize(self, others.stop)
         """Ends the other ranks."""
 
-    def submit(self, step: Plan) -> StepHandle:
-        """Starts a step on every rank.
+    def submit(self, step: Plan, masks: TokenMasks | None = None) -> StepHandle:
+        """Starts a step on every rank; its masks are waited for first, as they go with it.
 
         Raises:
             RunnerError: a rank is gone, and so are all.
         """
+        if masks is not None and isinstance(step, StepPlan):
+            step = with_masks(step, masks)
         self._others.send(step)
         try:
             return self._first.submit(step)
@@ -80,7 +84,7 @@ def start_runner(
     config: EngineConfig,
     progress: Callable[[LoadProgress], None],
     on_lost: Callable[[str], None] = lambda _: None,
-) -> ModelRunner | ParallelRunner | EncodingRunner:
+) -> ModelRunner | ParallelRunner | EncodingRunner | ForeignRunner:
     """Loads a model onto as many ranks as the config says and makes it ready for its first step.
 
     Args:
@@ -91,6 +95,8 @@ def start_runner(
     Raises:
         ConfigError, WeightError, RunnerError: as ``make_runner``, of any rank; or the model cannot be shared out so.
     """
+    if config.via is not None:
+        return make_foreign_runner(config, progress)
     if not find(read_model_config(Path(config.model_dir)).architecture).generates:
         return make_encoding_runner(config, progress)
     size = config.tensor_parallel_size

@@ -1,4 +1,4 @@
-"""A step's samples on their way from the device, and what the engine is told of them."""
+"""A step's samples on their way from the device, and the row outputs that they become."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from app.kernels.sample import LogprobsOut, logprobs
 from app.runner.staging import Fetched, Returns
 
 RESULT_BYTES = torch.int64.itemsize + torch.bool.itemsize
-"""Of a sampled row: its token, and whether it failed."""
+"""Bytes of a sampled row's result: its token, and whether it failed."""
 _SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
 _PROMPT_FAILED = "the logits of a prompt token are not finite"
 
 
 class Reports:
-    """Log-probabilities under way: tokens by row of logits, with the number of alternatives that each wants."""
+    """Log-probabilities of tokens that are being computed.
+
+    Args:
+        rows: [Q] int64, row of logits of each token.
+        token_ids: [Q] int64.
+        num_top: alternatives that each token wants.
+    """
 
     def __init__(
         self, logits_LV: Tensor, rows: Tensor, token_ids: Tensor, num_top: list[int], returns: Returns
@@ -38,7 +44,7 @@ class Reports:
         self._fetched = returns.fetch(token_ids, out.logprob, out.rank, out.top_ids, out.top_logprobs)
 
     def result(self) -> list[TokenLogprobs]:
-        """The records, in the order of the tokens."""
+        """Waits for the log-probabilities; one record for each token, in their order."""
         columns = zip(*(array.tolist() for array in self._fetched.arrays()), self._num_top, strict=True)
         return [
             TokenLogprobs(token_id, logprob, rank, list(zip(ids[:k], values[:k], strict=True)))
@@ -51,15 +57,19 @@ class PendingSample:
     """A step's samples, perhaps still on their way from the device. Later steps do not touch it."""
 
     num_rows: int
+    """Rows of the step."""
     sampled_rows: list[int]
-    """Which rows the tokens belong to."""
+    """Row of each sampled token."""
     results: Fetched
-    """Bytes: the tokens of all rows that could be, int64, then for each whether it failed."""
+    """Bytes: tokens of the largest step's samples, int64, then for each whether it failed; this step's come first."""
     reports: Reports | None
+    """Log-probabilities of sampled tokens."""
     reported_rows: list[int]
+    """Row of each of ``reports``."""
     prompt_reports: Reports | None
+    """Log-probabilities of prompt tokens."""
     prompt_rows: list[int]
-    """Row of each prompt report."""
+    """Row of each of ``prompt_reports``."""
 
     def result(self) -> list[RowOutput]:
         """Waits for the device: one output a row of the step."""

@@ -83,7 +83,7 @@ def _run(runner: ModelRunner, frames: queue.SimpleQueue[bytes]) -> None:
 
 
 def _ignore(progress: LoadProgress) -> None:
-    """The first rank's progress is like any other's."""
+    """Reports nothing: only the first rank's progress is reported."""
 
 
 def _one_line(error: Exception) -> str:

@@ -60,8 +60,10 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Meeting:
-    """The file by which the ranks find each other. Where that can be it has no name, and is gone with them however they
-    end."""
+    """The file by which the ranks find each other.
+
+    On Linux it has no name, and is gone with the ranks however they end.
+    """
 
     def __init__(self) -> None:
         self.inherited: tuple[int, ...] = ()
@@ -108,8 +110,7 @@ class RankProcess:
         self.send(frame_bytes(encode(start)))
 
     def send(self, frame: bytes) -> None:
-        """Sends a frame; the rank reads at any time. What a rank that is gone does not get is :meth:`_watch`'s to
-        tell."""
+        """Sends a frame; the rank reads at any time. That a rank is gone is reported by :meth:`_watch`, not here."""
         with contextlib.suppress(OSError):
             self._socket.sendall(frame)
 
@@ -147,7 +148,7 @@ class RankProcess:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def reap(self) -> None:
-        """Waits for the end, or brings it about."""
+        """Waits for the process to end, and kills it if it does not."""
         try:
             self._process.wait(_EXIT_GRACE)
         except subprocess.TimeoutExpired:
@@ -208,11 +209,11 @@ class RankProcesses:
             raise RunnerError(self._lost)
 
     def wait_lost(self, seconds: float) -> None:
-        """Waits until a rank is gone, so long at most."""
+        """Waits until a rank is gone, ``seconds`` at most."""
         self._ended.wait(seconds)
 
     def lose(self, reason: str) -> None:
-        """Ends all ranks, as one of them, this process perhaps, cannot go on."""
+        """Ends all ranks, because one of them, perhaps this process, cannot go on."""
         if self._end(reason):
             _log.error("the model's ranks are lost: %s", reason)
             self._on_lost(reason)
@@ -224,7 +225,7 @@ class RankProcesses:
             process.reap()
 
     def _end(self, reason: str) -> bool:
-        """Whether this was the first call."""
+        """Ends the connections to all ranks; returns whether this was the first call."""
         with self._lock:
             if self._lost is not None:
                 return False

@@ -1,12 +1,11 @@
-"""Each slot's sampling state, and the sampling of a step's logits.
+"""Samples a step's logits, by the parameters that are bound to its slots.
 
 Shape suffixes: L rows of logits, R sampled rows, S slots, V vocabulary.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,85 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.contract.step import ScheduledRow, SlotInit
+from app.contract.step import ScheduledRow, SlotInit, TokenMasks
 from app.kernels.sample import MinTokens, Penalties, SampleParams, record_tokens, sample
 from app.kernels.sample.workspace import SampleWorkspace
 from app.runner.errors import RunnerError
 from app.runner.pending_sample import RESULT_BYTES, PendingSample, Reports
+from app.runner.slot_params import NUM_KERNEL_INTS, FloatParam, IntParam, SlotParams
 from app.runner.staging import Returns, StagedPack, to_device
-
-_UNSIGNED_64 = (1 << 64) - 1
-
-
-class _Float(enum.IntEnum):
-    """Rows of the slots' floating parameters."""
-
-    TEMPERATURE = 0
-    TOP_P = 1
-    MIN_P = 2
-    REPETITION = 3
-    PRESENCE = 4
-    FREQUENCY = 5
-
-
-class _Int(enum.IntEnum):
-    """Rows of the slots' integer parameters."""
-
-    SEED = 0
-    SAMPLE_INDEX = 1
-    TOP_K = 2
-    MIN_LEN = 3
-    """Tokens, prompt included, below which a stop token is masked."""
-    BIASED = 4
-    LOGPROBS = 5
-    """-1 for none."""
-    PROMPT_LOGPROBS = 6
-
-
-_NUM_ROW_INTS = 3
-"""The kernels read the first ones: seed, sample index and top_k."""
-
-
-class _VocabTable:
-    """A vocabulary-wide row per slot, allocated when the first slot needs one."""
-
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
-        self._table: Tensor | None = None
-        self._dirty: set[int] = set()
-
-    @property
-    def pending_bytes(self) -> int:
-        """That it will take once it is asked for."""
-        return 0 if self._table is not None else self._shape[0] * self._shape[1] * self._dtype.itemsize
-
-    def require(self) -> Tensor:
-        """[S, V], zeros when new; on a CPU they take memory as they are written."""
-        if self._table is None:
-            # First asked for while a step is recorded, in inference mode; slots are bound outside of it.
-            with torch.inference_mode(mode=False):
-                self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
-        return self._table
-
-    def row(self, slot: int) -> Tensor:
-        """A slot's row, to be written to."""
-        self._dirty.add(slot)
-        return self.require()[slot]
-
-    def touch(self, slots: Iterable[int]) -> None:
-        """Notes that a kernel writes to these slots' rows."""
-        self._dirty.update(slots)
-
-    def clear(self, slot: int) -> None:
-        """Zeroes a slot's row, if anything was written to it."""
-        if slot in self._dirty and self._table is not None:
-            self._table[slot].zero_()
-            self._dirty.discard(slot)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleParts:
-    """Which optional parts of the sampling a step has."""
+    """Which optional parts of sampling some row of a step uses."""
 
     top_k: bool
     top_p: bool
@@ -100,6 +32,12 @@ class SampleParts:
     penalties: bool
     min_tokens: bool
     logit_bias: bool
+    token_mask: bool = False
+    """Whether the step has masks. They are there only after its forward pass: :meth:`masked`."""
+
+    def masked(self) -> SampleParts:
+        """These, and masks."""
+        return replace(self, token_mask=True)
 
     def recordable(self) -> SampleParts:
         """A superset with few variants: what the kernel skips row by row at no cost is always there."""
@@ -111,25 +49,26 @@ class StagedSamples:
     """A step's samples, their parameters staged in the sampler's buffers."""
 
     rows: Sequence[ScheduledRow]
+    """Rows of the step."""
     slots: NDArray[np.int64]
-    """[sampled rows]"""
+    """[R]: slot of each sampled row."""
     ends: NDArray[np.int64]
     """[rows of the step]: end of each row's logits."""
     sampled: list[int]
-    """Which rows sample."""
+    """Indices of the rows that are sampled."""
     parts: SampleParts
     recordable: SampleParts
     """``parts.recordable()``."""
     reported: list[int]
-    """Which of the samples want log-probabilities."""
+    """Indices, among the sampled rows, of those that want log-probabilities."""
     masked_below: int
-    """No sample at this position or above has tokens masked by ``min_tokens``."""
+    """Position from which on no sample has tokens masked by ``min_tokens``."""
 
 
 class Sampler:
     """Samples the rows of a step, by the parameters bound to their slots.
 
-    A request's tokens hang on its logits, parameters, seed and positions alone: not on its slot, its neighbours, or
+    A request's tokens depend only on its logits, parameters, seed and positions: not on its slot, on other rows, or on
     whether it was preempted on the way.
     """
 
@@ -144,49 +83,44 @@ class Sampler:
     ) -> None:
         """
         Args:
-            workspace: of :meth:`app.kernels.backend.Backend.sample_workspace`.
-            padded: there is one slot more, the last, of rows that pad a step.
+            num_slots: slots that requests are bound to, and the most rows that are sampled in a step.
+            workspace: what :meth:`app.kernels.backend.Backend.sample_workspace` made.
+            padded: there is one slot more, the last, for rows that pad a step.
         """
         self._workspace = workspace
         self._num_slots = num_slots
         self.last_token = torch.zeros(num_slots + padded, dtype=torch.int64, device=device)
-        """[S]: the token that each slot sampled last, ``padded`` ones included."""
+        """[S] int64: the token that each slot sampled last, the slot of padding rows included."""
         self._device = device
-        self._vocab_size = vocab_size
-        self._floats = np.zeros((len(_Float), num_slots), dtype=np.float32)
-        self._ints = np.zeros((len(_Int), num_slots), dtype=np.int64)
-        # Of the step's sampled rows, at addresses that stay.
-        dtypes = (*(torch.int64,) * (3 + _NUM_ROW_INTS), *(torch.float32,) * len(_Float), torch.bool)
+        self._params = SlotParams(num_slots, vocab_size, device, padded=padded)
+        self._floats, self._ints = self._params.floats, self._params.ints
+        # Parameters of the step's sampled rows, at addresses that stay.
+        dtypes = (*(torch.int64,) * (3 + NUM_KERNEL_INTS), *(torch.float32,) * len(FloatParam), torch.bool)
         self._pack = StagedPack([(num_slots, dtype) for dtype in dtypes], device)
         self._logit_rows, self._slots, self._positions, *others = self._pack.buffers
-        self._row_ints, self._row_floats = others[:_NUM_ROW_INTS], others[_NUM_ROW_INTS:-1]
+        self._row_ints, self._row_floats = others[:NUM_KERNEL_INTS], others[NUM_KERNEL_INTS:-1]
         self._active = others[-1]
-        # One piece of memory, as the host gets them by one copy.
+        # Tokens, then whether each row failed, in one piece of memory: one copy brings both to the host.
         self._results = torch.zeros(num_slots * RESULT_BYTES, dtype=torch.uint8, device=device)
         self._tokens = self._results[: num_slots * torch.int64.itemsize].view(torch.int64)
         self._failed = self._results[num_slots * torch.int64.itemsize :].view(torch.bool)
         self._returns = Returns(device)
+        self._fetch_results = self._returns.of(self._results)
         self._decoding: tuple[list[int], StagedSamples] | None = None
-        """Slots and samples of the step before if each row had one sample, and none was bound since."""
-        shape = (self.last_token.numel(), vocab_size)
-        self._prompt_mask = _VocabTable(shape, torch.bool, device)
-        self._output_counts = _VocabTable(shape, torch.int32, device)
-        self._stop_mask = _VocabTable(shape, torch.bool, device)
-        self._logit_bias = _VocabTable(shape, torch.float32, device)
+        """Slots and samples of the step before; None if it was no decode, or a slot was bound since."""
 
     @property
     def on_demand_bytes(self) -> int:
-        """Of the vocabulary-wide tables that no request has asked for yet, by penalties, biases and the like."""
-        tables = (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias)
-        return sum(table.pending_bytes for table in tables)
+        """Bytes of the vocabulary-wide tables that no request has asked for yet, by penalties, biases and the like."""
+        return self._params.on_demand_bytes
 
     @property
     def max_samples(self) -> int:
-        """Of one step."""
+        """Rows that are sampled in one step, at most."""
         return self._num_slots
 
     def last_tokens(self) -> list[int]:
-        """By slot: the token that it sampled last, once the device is through with the steps under way."""
+        """The token that each slot sampled last, once the device has computed the steps under way."""
         tokens: list[int] = self.last_token[: self._num_slots].tolist()
         return tokens
 
@@ -195,49 +129,19 @@ class Sampler:
         if slots:
             self._decoding = None
         for init in slots:
-            self._bind(init)
-
-    def _bind(self, init: SlotInit) -> None:
-        slot, params = init.slot, init.sampling
-        floats, ints = self._floats[:, slot], self._ints[:, slot]
-        floats[_Float.TEMPERATURE] = params.temperature
-        floats[_Float.TOP_P] = params.top_p
-        floats[_Float.MIN_P] = params.min_p
-        floats[_Float.REPETITION] = params.repetition_penalty
-        floats[_Float.PRESENCE] = params.presence_penalty
-        floats[_Float.FREQUENCY] = params.frequency_penalty
-        ints[_Int.SEED] = np.uint64(init.seed & _UNSIGNED_64).astype(np.int64)
-        ints[_Int.SAMPLE_INDEX] = init.sample_index
-        ints[_Int.TOP_K] = min(params.top_k, self._vocab_size)
-        ints[_Int.MIN_LEN] = init.prompt_len + params.min_tokens if params.min_tokens and init.stop_token_ids else 0
-        ints[_Int.BIASED] = bool(params.logit_bias)
-        ints[_Int.LOGPROBS] = -1 if params.logprobs is None else params.logprobs
-        ints[_Int.PROMPT_LOGPROBS] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
-        self._bind_tables(init)
-
-    def _bind_tables(self, init: SlotInit) -> None:
-        slot, params = init.slot, init.sampling
-        for table in (self._prompt_mask, self._output_counts, self._stop_mask, self._logit_bias):
-            table.clear(slot)
-        if params.min_tokens and init.stop_token_ids:
-            self._stop_mask.row(slot).index_fill_(0, self._ids(init.stop_token_ids), value=True)
-        if params.logit_bias:
-            values = to_device(np.array(list(params.logit_bias.values()), dtype=np.float32), self._device)
-            self._logit_bias.row(slot).index_copy_(0, self._ids(list(params.logit_bias)), values)
-        if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-            self._prompt_mask.row(slot).index_fill_(0, self._ids(init.prompt_token_ids), value=True)
-            output = self._ids(init.output_token_ids)
-            self._output_counts.row(slot).index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+            self._params.bind(init)
 
     def _ids(self, token_ids: list[int]) -> Tensor:
         return to_device(np.array(token_ids, dtype=np.int64), self._device)
 
-    def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow]) -> PendingSample:
-        """:meth:`stage`, :meth:`launch` and :meth:`finish` in one."""
+    def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow], masks: TokenMasks | None = None) -> PendingSample:
+        """:meth:`stage`, :meth:`mask`, :meth:`launch` and :meth:`finish` in one."""
         staged = self.stage(rows)
         if staged.sampled:
             self.upload()
-            self.launch(logits_LV, len(staged.sampled), staged.parts)
+            if masks is not None:
+                self.mask(masks)
+            self.launch(logits_LV, len(staged.sampled), staged.parts.masked() if masks else staged.parts)
         return self.finish(logits_LV, staged)
 
     def stage(self, rows: Sequence[ScheduledRow]) -> StagedSamples:
@@ -274,7 +178,7 @@ class Sampler:
         self._logit_rows.array[:count] = ends[sampled] - 1
         self._slots.array[:count] = own
         self._positions.array[:count] = positions
-        active = positions < ints[_Int.MIN_LEN]
+        active = positions < ints[IntParam.MIN_LEN]
         self._active.array[:count] = active
         for buffer, values in zip(self._row_floats, floats, strict=True):
             buffer.array[:count] = values
@@ -282,7 +186,7 @@ class Sampler:
             buffer.array[:count] = values
         parts = _parts(floats, ints, active)
         if parts.penalties:
-            self._output_counts.touch(own.tolist())
+            self._params.output_counts.touch(own.tolist())
         return StagedSamples(
             rows=rows,
             slots=own,
@@ -290,12 +194,17 @@ class Sampler:
             sampled=sampled,
             parts=parts,
             recordable=parts.recordable(),
-            reported=np.flatnonzero(ints[_Int.LOGPROBS] >= 0).tolist(),
-            masked_below=int(ints[_Int.MIN_LEN].max(initial=0)),
+            reported=np.flatnonzero(ints[IntParam.LOGPROBS] >= 0).tolist(),
+            masked_below=int(ints[IntParam.MIN_LEN].max(initial=0)),
         )
 
     def pad(self, count: int, to: int) -> None:
-        """Fills up the staged rows with greedy ones whose tokens nobody reads; on a GPU."""
+        """Adds greedy rows whose tokens are not read behind the staged ones, on a GPU.
+
+        Args:
+            count: rows that are staged.
+            to: rows that there are to be.
+        """
         added = slice(count, to)
         self._logit_rows.array[added] = np.arange(count, to)
         self._slots.array[added] = self._num_slots
@@ -308,58 +217,67 @@ class Sampler:
         """Brings the staged rows to the device."""
         self._pack.upload(self._num_slots)
 
+    def mask(self, masks: TokenMasks) -> None:
+        """Waits for the masks of a step and brings them to the device, for parts that are ``masked``."""
+        self._params.token_mask.write(masks.slots, masks.wait().view(np.int32))
+
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
-        """Samples the first ``count`` rows on the device and notes their tokens; does not wait for it.
+        """Samples the first ``count`` staged rows on the device and notes their tokens; does not wait for them.
 
         Args:
             logits_LV: [L, V] fp32, each row's wanted positions one after the other, in the order of the rows.
+            parts: optional parts of the sampling, at least those that the rows use.
         """
-        params = self._params(count, parts)
+        params = self._sample_params(count, parts)
         sample(logits_LV, params, self._tokens[:count], self._failed[:count])
-        counts = self._output_counts.require() if parts.penalties else None
+        counts = self._params.output_counts.require() if parts.penalties else None
         record_tokens(self._tokens[:count], params.slots, self.last_token, counts)
 
     def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
-        """Starts the log-probabilities that were asked for. ``logits_LV`` may be overwritten once this returns."""
+        """Starts computing the log-probabilities that were asked for, and fetching the samples.
+
+        ``logits_LV`` may be overwritten once this returns.
+        """
         prompt_reports, prompt_rows = None, list[int]()
         if any(row.logprob_targets for row in staged.rows):
             prompt_reports, prompt_rows = self._report_prompts(logits_LV, staged.rows, staged.ends)
         return PendingSample(
             num_rows=len(staged.rows),
             sampled_rows=staged.sampled,
-            results=self._returns.snapshot(self._results),
+            results=self._fetch_results(),
             reports=self._report_samples(logits_LV, staged) if staged.reported else None,
             reported_rows=[staged.sampled[index] for index in staged.reported],
             prompt_reports=prompt_reports,
             prompt_rows=prompt_rows,
         )
 
-    def _params(self, count: int, parts: SampleParts) -> SampleParams:
+    def _sample_params(self, count: int, parts: SampleParts) -> SampleParams:
         seeds, sample_indices, top_k = (buffer.view(count) for buffer in self._row_ints)
-        floats = [buffer.view(count) for buffer in self._row_floats]
+        floats, tables = [buffer.view(count) for buffer in self._row_floats], self._params
         return SampleParams(
             rows=self._logit_rows.view(count),
             slots=self._slots.view(count),
-            temperature=floats[_Float.TEMPERATURE],
+            temperature=floats[FloatParam.TEMPERATURE],
             seeds=seeds,
             positions=self._positions.view(count),
             sample_indices=sample_indices,
             top_k=top_k if parts.top_k else None,
-            top_p=floats[_Float.TOP_P] if parts.top_p else None,
-            min_p=floats[_Float.MIN_P] if parts.min_p else None,
+            top_p=floats[FloatParam.TOP_P] if parts.top_p else None,
+            min_p=floats[FloatParam.MIN_P] if parts.min_p else None,
             penalties=self._penalties(floats) if parts.penalties else None,
-            min_tokens=MinTokens(self._active.view(count), self._stop_mask.require()) if parts.min_tokens else None,
-            logit_bias=self._logit_bias.require() if parts.logit_bias else None,
+            min_tokens=MinTokens(self._active.view(count), tables.stop_mask.require()) if parts.min_tokens else None,
+            logit_bias=tables.logit_bias.require() if parts.logit_bias else None,
+            token_mask=tables.token_mask.require() if parts.token_mask else None,
             workspace=self._workspace,
         )
 
     def _penalties(self, floats: list[Tensor]) -> Penalties:
         return Penalties(
-            repetition=floats[_Float.REPETITION],
-            presence=floats[_Float.PRESENCE],
-            frequency=floats[_Float.FREQUENCY],
-            prompt_mask=self._prompt_mask.require(),
-            output_counts=self._output_counts.require(),
+            repetition=floats[FloatParam.REPETITION],
+            presence=floats[FloatParam.PRESENCE],
+            frequency=floats[FloatParam.FREQUENCY],
+            prompt_mask=self._params.prompt_mask.require(),
+            output_counts=self._params.output_counts.require(),
         )
 
     @torch.inference_mode()
@@ -368,7 +286,7 @@ class Sampler:
         wanted_R = self._ids(staged.reported)
         chosen = self._tokens.index_select(0, wanted_R)
         logit_rows = self._logit_rows.whole.index_select(0, wanted_R)
-        num_top = self._ints[_Int.LOGPROBS, staged.slots[staged.reported]].tolist()
+        num_top = self._ints[IntParam.LOGPROBS, staged.slots[staged.reported]].tolist()
         return Reports(logits_LV, logit_rows, chosen, num_top, self._returns)
 
     @torch.inference_mode()
@@ -385,26 +303,26 @@ class Sampler:
             first = int(ends[index]) - (row.num_tokens - row.logits_start)
             targets += row.logprob_targets
             logit_rows += range(first, first + count)
-            num_top += [max(0, int(self._ints[_Int.PROMPT_LOGPROBS, row.slot]))] * count
+            num_top += [max(0, int(self._ints[IntParam.PROMPT_LOGPROBS, row.slot]))] * count
             owners += [index] * count
         return Reports(logits_LV, self._ids(logit_rows), self._ids(targets), num_top, self._returns), owners
 
 
 def _is_decode(row: ScheduledRow) -> bool:
-    """One token, one row of logits, one sample."""
+    """Whether a row has one token, one row of logits and one sample."""
     return row.num_tokens == row.num_samples == 1 and row.logits_start == 0 and not row.logprob_targets
 
 
 def _parts(floats: NDArray[np.float32], ints: NDArray[np.int64], active: NDArray[np.bool_]) -> SampleParts:
-    """What the sampled rows' parameters, [parameter, R], ask for."""
-    penalized = (floats[_Float.REPETITION] != 1) | floats[[_Float.PRESENCE, _Float.FREQUENCY]].any(axis=0)
+    """The optional parts that the sampled rows' parameters, [parameter, R], ask for."""
+    penalized = (floats[FloatParam.REPETITION] != 1) | floats[[FloatParam.PRESENCE, FloatParam.FREQUENCY]].any(axis=0)
     return SampleParts(
-        top_k=bool(ints[_Int.TOP_K].any()),
-        top_p=bool((floats[_Float.TOP_P] < 1).any()),
-        min_p=bool(floats[_Float.MIN_P].any()),
+        top_k=bool(ints[IntParam.TOP_K].any()),
+        top_p=bool((floats[FloatParam.TOP_P] < 1).any()),
+        min_p=bool(floats[FloatParam.MIN_P].any()),
         penalties=bool(penalized.any()),
         min_tokens=bool(active.any()),
-        logit_bias=bool(ints[_Int.BIASED].any()),
+        logit_bias=bool(ints[IntParam.BIASED].any()),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a runner's slots and pages hold, for tests and for whoever looks for a fault."""
+"""Copies of what a runner's slots and pages hold, for tests and for debugging."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from app.runner.sampler import Sampler
 
 @dataclass(frozen=True, slots=True)
 class RunnerSnapshot:
-    """Copies on the host, of what requests may use: no slots and blocks of rows that pad a step."""
+    """Copies on the host of what requests use: without the slot and blocks of rows that pad a step."""
 
     last_tokens: list[int]
-    """By slot: the token that it sampled last."""
+    """The token that each slot sampled last."""
     tables: list[list[list[int]]]
-    """By KV group and slot: the entries of the slot's block table."""
+    """Entries of each slot's block table, by KV group and slot."""
     pages: list[dict[str, Tensor]]
-    """By layer: each tensor of its pages, [num_blocks, ...], by its name in :class:`~app.kernels.types.LayerKVCache` or
-    :class:`~app.kernels.types.LayerState`."""
+    """Tensors of the pages of each layer that keeps any, [num_blocks, ...], by their name in
+    :class:`~app.kernels.types.LayerKVCache` or :class:`~app.kernels.types.LayerState`."""
 
 
 def take_snapshot(spec: KVCacheSpec, pages: Sequence[Pages], batch: InputBatch, sampler: Sampler) -> RunnerSnapshot:
@@ -32,7 +32,7 @@ def take_snapshot(spec: KVCacheSpec, pages: Sequence[Pages], batch: InputBatch, 
     return RunnerSnapshot(
         last_tokens=sampler.last_tokens(),
         tables=batch.tables(),
-        pages=[_copies(of_layer, num_blocks[layer]) for layer, of_layer in enumerate(pages)],
+        pages=[_copies(of_layer, num_blocks[layer]) for layer, of_layer in enumerate(pages) if layer in num_blocks],
     )
 
 

@@ -1,4 +1,4 @@
-"""From an engine's configuration to a runner that is ready for steps."""
+"""Makes a runner that is ready for steps of an engine's configuration."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress
+from app.contract.info import RunnerInfo
 from app.contract.request import SamplingParams
-from app.contract.step import ScheduledRow, SlotInit, StepPlan
+from app.contract.step import ScheduledRow, SlotInit, StepPlan, StepResult
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.kernels.collective import ONE_RANK, Ranks
@@ -24,7 +26,7 @@ from app.runner.formats import choose_formats
 from app.runner.kv_plan import KVCachePlan, Sizes, plan_kv_cache
 from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, gib, plan_memory
-from app.runner.model_runner import ModelRunner
+from app.runner.model_runner import ModelRunner, StepHandle
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +48,13 @@ def make_runner(config: EngineConfig, progress: Callable[[LoadProgress], None]) 
 
 
 def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], ranks: Ranks) -> ModelRunner:
-    """Loads a rank's share of a model, with all of :func:`make_runner`'s phases but ``warmup``; raises as it does.
+    """Loads a rank's share of a model, with all of :func:`make_runner`'s phases but ``warmup``.
 
     Args:
-        ranks: as many as the config says. They have to be connected before the first step.
+        ranks: as many ranks as the config says. They have to be connected before the first step.
+
+    Raises:
+        ConfigError, WeightError, RunnerError: as :func:`make_runner`.
     """
     phases = Phases(progress)
     phases.begin("config")
@@ -66,8 +71,9 @@ def load_runner(config: EngineConfig, progress: Callable[[LoadProgress], None], 
 
 
 def settle_sizes(config: EngineConfig, ranks: Ranks) -> EngineConfig:
-    """The config with the sizes of the KV cache and of the longest sequence as this rank would choose them: all ranks
-    need the same.
+    """The config with the sizes of the KV cache and of the longest sequence chosen by this rank.
+
+    All ranks need the same sizes.
 
     Raises:
         ConfigError, WeightError, RunnerError: as :func:`make_runner`.
@@ -83,7 +89,7 @@ def _read_model_config(config: EngineConfig) -> ModelConfig:
 def _settle(
     config: EngineConfig, model_config: ModelConfig, ranks: Ranks
 ) -> tuple[EngineConfig, Placement, KVCachePlan]:
-    """Decides what the config leaves open, and sets up the process for it."""
+    """Decides what the config leaves open, and sets up this process's threads and kernels."""
     if ranks.size != config.tensor_parallel_size:
         raise RunnerError(f"tensor_parallel_size = {config.tensor_parallel_size} needs ranks, which are not there")
     check_shares(model_config, ranks.size)
@@ -105,13 +111,14 @@ def _settle(
 
 
 def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Placement, budget: Budget) -> MemoryPlan:
-    """How the memory of a GPU, each rank's if there are several, would be spent; it need not be there.
+    """How the memory of a GPU, each rank's if there are several, would be split; the GPU need not be there.
 
     Args:
-        config: its formats chosen (:func:`app.runner.formats.choose_formats`).
+        config: with the formats chosen (:func:`app.runner.formats.choose_formats`).
 
     Raises:
-        RunnerError: see :func:`app.runner.memory.plan_memory`, or the model cannot be shared out so.
+        RunnerError: memory is too small, see :func:`app.runner.memory.plan_memory`; or so many ranks cannot share the
+            model.
     """
     ranks = Ranks(0, config.tensor_parallel_size)
     check_shares(model_config, ranks.size)
@@ -126,8 +133,22 @@ def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Pla
     return plan_memory(model_config, config, placement, budget, measure)
 
 
-def warm_up(runner: ModelRunner, progress: Callable[[LoadProgress], None]) -> None:
-    """One step, so that buffers made on first use exist before the first request. What it writes is never read."""
+class StepRunner(Protocol):
+    """What runs steps of rows."""
+
+    @property
+    def info(self) -> RunnerInfo:
+        """Facts about the model."""
+
+    def submit(self, step: StepPlan, /) -> StepHandle:
+        """Starts a step."""
+
+    def collect(self, handle: StepHandle, /) -> StepResult:
+        """Waits for a step's result."""
+
+
+def warm_up(runner: StepRunner, progress: Callable[[LoadProgress], None]) -> None:
+    """Runs one step, so that buffers made on first use exist before the first request. What it writes is never read."""
     phases = Phases(progress)
     phases.begin("warmup")
     init = SlotInit(

@@ -19,10 +19,14 @@ from app.serving.engine_client import EngineClient
 from app.serving.types import EncodingRequest, GenerationRequest
 
 MAX_RETRY_AFTER = 60.0
+MAX_UNSENT = 1024
+"""Frames that may wait for the engine to take them. There are more only if clients come and leave while it reads
+nothing: what they asked for no longer counts as under way, but is still in memory."""
 
 # Engine error code -> HTTP status; what is not listed is the engine's fault, and trying again would not help.
 _STATUS = {
     "invalid_request": 400,
+    "invalid_constraint": 400,
     "context_length_exceeded": 400,
     "overloaded": 429,
     "slow_consumer": 408,
@@ -95,18 +99,15 @@ class Admission:
         taken = self._client.in_flight + self._permitted
         excess = taken + n - self._capacity
         if excess > 0:
-            raise RequestError(
-                f"The server is overloaded: {taken} sequences are under way, at most {self._capacity} may be.",
-                status=429,
-                type="overloaded_error",
-                code="overloaded",
-                retry_after=self._retry_after(excess),
-            )
+            message = f"{taken} sequences are under way, at most {self._capacity} may be"
+            raise _overloaded(message, self._retry_after(excess))
+        if self._client.unsent > max(MAX_UNSENT, self._capacity):
+            raise _overloaded("the engine is late in reading what it was sent", 1.0)
         self._permitted += n
         return Permit(self, n)
 
     def free(self, n: int) -> None:
-        """Called by :class:`Permit`: room for ``n`` sequences is no longer kept."""
+        """Gives back room for ``n`` sequences; :class:`Permit` calls it."""
         self._permitted -= n
 
     def sequences(
@@ -115,7 +116,7 @@ class Admission:
         """The engine requests of a request, one a choice, checked against what the engine can serve.
 
         Args:
-            stop_token_ids: further ones; those that the model does not have never come and are left out.
+            stop_token_ids: stop tokens besides the request's own. Ids that the model does not have are left out.
 
         Raises:
             RequestError: 400 when it can never be served, 503 without an engine, 504 when it has no time left.
@@ -165,6 +166,16 @@ class Admission:
         return 1.0 if rate is None else min(max(1.0, math.ceil(excess / rate)), MAX_RETRY_AFTER)
 
 
+def _overloaded(reason: str, retry_after: float) -> RequestError:
+    return RequestError(
+        f"The server is overloaded: {reason}.",
+        status=429,
+        type="overloaded_error",
+        code="overloaded",
+        retry_after=retry_after,
+    )
+
+
 def _check_deadline(deadline: float | None, arrival: float) -> None:
     if deadline is not None and deadline <= arrival:
         raise request_error(EngineError("deadline_exceeded", "The request has no time left."))
@@ -191,6 +202,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
             arrival_time=arrival,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
+            constraint=request.constraint,
         )
         for index in range(request.n)
     ]

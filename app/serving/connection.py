@@ -1,4 +1,4 @@
-"""Ways to an engine."""
+"""Connections to an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.ipc import AsyncFrameChannel, decode_engine_frame, encode
 
 
 class EngineConnection(Protocol):
-    """A way to an engine: a socket to its process, or the same engine in a thread of this one."""
+    """A connection to an engine: a socket to its process, or the same engine in a thread of this one."""
 
     async def send(self, frame: ClientFrame) -> None:
         """Hands a frame over. Raises :class:`ConnectionError` when the engine is gone."""

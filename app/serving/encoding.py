@@ -15,8 +15,8 @@ from app.serving.ledger import Ledger, LedgerEntry
 from app.serving.mailbox import Mailbox
 from app.serving.types import EncodingRequest
 
-# The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
+"""Seconds after a deadline in which the engine may still answer it itself."""
 
 
 class Encoding:
@@ -93,7 +93,7 @@ class Encoder:
     @contextlib.contextmanager
     def permit(self, request_id: str, *, endpoint: str, n: int) -> Iterator[Permit]:
         """Room for a request of ``n`` inputs while they are tokenised; see
-        :meth:`app.serving.generation.Generator.permit`."""
+        :meth:`app.serving.generator.Generator.permit`."""
         with self.ledger.refusing(request_id, endpoint), self._admission.permit(n) as permit:
             yield permit
 

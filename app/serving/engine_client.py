@@ -34,6 +34,8 @@ from app.errors import RequestError
 from app.ipc import ChannelClosedError, ProgressStamp
 from app.serving.connection import EngineConnection
 from app.serving.mailbox import Mailbox
+from app.serving.progress import ProgressWatch
+from app.serving.vocabulary import VocabularyGate
 from app.telemetry.metrics import Metrics
 
 MAX_BACKLOG = 4096
@@ -78,9 +80,7 @@ class EngineClient:
         """Seconds a token of the slowest step so far; None before the first."""
         self.progress: LoadProgress | None = None
         """How far a start under way has come."""
-        # Instants: the first frame to an engine that had nothing to do, the last frame to it, the last one from it.
-        self._asked_since = self._last_sent = self._last_frame = 0.0
-        self._stamp: ProgressStamp | None = None
+        self._watch = ProgressWatch()
         self._metrics = metrics
         self._max_backlog = max_backlog
         self._on_progress = on_progress
@@ -88,12 +88,11 @@ class EngineClient:
         self._reason = "the engine is starting"
         self._draining = False
         self._routes: dict[str, Mailbox[Any]] = {}
+        self.vocabulary = VocabularyGate(self._queue, self._end, lambda request_id: request_id in self._routes)
+        """Goes before constrained requests."""
         self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
         self._settled = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._ends: deque[float] = deque(maxlen=64)
-        self._load_started = time.monotonic()
         self._load_seconds: float | None = None
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -111,6 +110,11 @@ class EngineClient:
         return len(self._routes)
 
     @property
+    def unsent(self) -> int:
+        """Frames that wait for the engine to take them."""
+        return self._outbox.qsize()
+
+    @property
     def loading(self) -> bool:
         """Whether the present engine, or the next one, is not up yet; also while draining."""
         return self._state is EngineState.LOADING
@@ -118,20 +122,11 @@ class EngineClient:
     def progress_age(self) -> float:
         """Seconds for which the engine had work, or frames to read, and showed no progress; 0 while it has none, or
         loads."""
-        if not self._is_asked():
-            return 0.0
-        return max(0.0, time.monotonic() - max(self._asked_since, self._last_frame, self._stamped()))
+        return self._watch.age(has_work=bool(self._routes))
 
     def load_age(self) -> float:
         """Seconds since the engine that loads said how far it is; 0 while none loads."""
-        return time.monotonic() - max(self._load_started, self._last_frame) if self.loading else 0.0
-
-    def _stamped(self) -> float:
-        return self._stamp.read().time if self._stamp is not None else 0.0
-
-    def _is_asked(self) -> bool:
-        """Whether the engine has work, or frames that it has not read: it stamps whenever it has read some."""
-        return bool(self._routes) or (self._stamp is not None and self._stamped() < self._last_sent)
+        return self._watch.load_age() if self.loading else 0.0
 
     def completion_rate(self) -> float | None:
         """Sequences that ended of late, a second; None before there is anything to measure."""
@@ -188,10 +183,6 @@ class EngineClient:
             raise EngineFailedError(self._reason)
         return self.ready
 
-    async def wait_idle(self) -> None:
-        """Waits until no request is in flight."""
-        await self._idle.wait()
-
     # -- requests ------------------------------------------------------------------------------------------------
 
     @overload
@@ -210,7 +201,6 @@ class EngineClient:
         for request in requests:
             self._send(request)
             self._routes[request.request_id] = mailbox
-            self._idle.clear()
         return mailbox
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -224,10 +214,11 @@ class EngineClient:
         self._send(Shutdown())
 
     def _send(self, frame: ClientFrame) -> None:
-        now = time.monotonic()
-        if not self._is_asked():
-            self._asked_since = now
-        self._last_sent = now
+        if not self.vocabulary.holds(frame):
+            self._queue(frame)
+
+    def _queue(self, frame: ClientFrame) -> None:
+        self._watch.note_sent(has_work=bool(self._routes))
         self._outbox.put_nowait(frame)
 
     # -- connection ----------------------------------------------------------------------------------------------
@@ -242,9 +233,8 @@ class EngineClient:
             Why it ended, if the engine said so or did not keep to the protocol; None if it is just gone.
         """
         self._outbox = asyncio.Queue()
-        self._stamp = stamp
-        self._last_sent = 0.0
-        self._load_started = time.monotonic()
+        self.vocabulary.reset()
+        self._watch.begin(stamp)
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
         reader = asyncio.create_task(self._read(connection))
         writer = asyncio.create_task(self._write(connection))
@@ -271,7 +261,7 @@ class EngineClient:
                 return last_words
             except ConnectionError as error:
                 return last_words or str(error)
-            self._last_frame = time.monotonic()
+            self._watch.last_frame = time.monotonic()
             match frame:
                 case OutputFrame():
                     started = time.perf_counter()
@@ -335,8 +325,6 @@ class EngineClient:
         known = self._routes.pop(request_id, None) is not None
         if known:
             self._ends.append(time.monotonic())
-        if not self._routes:
-            self._idle.set()
         return known
 
     def _note_progress(self, progress: LoadProgress) -> None:
@@ -348,12 +336,12 @@ class EngineClient:
     def _note_ready(self, ready: EngineReady) -> None:
         self.ready = ready
         self.progress = None
-        self._load_seconds = time.monotonic() - self._load_started
+        self._load_seconds = time.monotonic() - self._watch.started
         self._metrics.observe_ready(ready, self._load_seconds)
         self._change(EngineState.READY, "")
 
     def _lose_engine(self) -> None:
-        self._stamp = None
+        self._watch.end()
         self.stats = EngineStats()
         self._metrics.observe_engine_lost()
         if self._state is EngineState.READY:
@@ -375,4 +363,4 @@ class EngineClient:
         if self.state is EngineState.DRAINING:
             return 1.0
         expected = _LOADING_GUESS if self._load_seconds is None else self._load_seconds
-        return max(1.0, expected - (time.monotonic() - self._load_started))
+        return max(1.0, expected - (time.monotonic() - self._watch.started))

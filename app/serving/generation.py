@@ -1,35 +1,31 @@
-"""Text generation over the engine: admission, fan-out into choices, token ids back to text."""
+"""The choices of one request while they grow: the engine's outputs become text, usage and logprobs."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 from app.contract.frames import EngineError, EngineOutput, RequestTimings
 from app.contract.request import FinishReason, GenerateRequest
-from app.serving.admission import Admission, Permit, request_error
-from app.serving.choice import Choice, control_stops, describe
+from app.errors import RequestError
+from app.serving.admission import request_error
+from app.serving.choice import Choice, describe
 from app.serving.engine_client import EngineClient
-from app.serving.ledger import Ledger, LedgerEntry
+from app.serving.ledger import LedgerEntry
 from app.serving.mailbox import Arrival, Mailbox
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord, TokenLogprob, Usage
-from app.text.chat_template import ChatTemplate
+from app.text.parsers.reply import Reasoning, ToolCall, WholePart, add_part
 from app.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from app.store import ModelFiles
 
 CANCELLED = "request_cancelled"
 """Error code of a request that was cancelled by another one."""
-# The engine answers a deadline itself; this much later the client no longer waits for it to.
 _DEADLINE_GRACE = 2.0
-_DEFAULT_PARAMS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Seconds after a deadline in which the engine may still answer it itself."""
 
 
 @dataclass(slots=True)
@@ -39,20 +35,34 @@ class Completion:
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    """The EOS or stop token that ended it included."""
+    """Token ids of the choice, with the EOS or stop token that ended it."""
     tokens: list[TokenLogprob] = field(default_factory=list)
-    """One a token of ``token_ids``, when logprobs were asked for."""
+    """Log-probabilities, one a token of ``token_ids``, when they were asked for."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    parts: list[WholePart] = field(default_factory=list)
+    """What the answer is made of, in its order; ``text`` is its content alone."""
 
     def add(self, delta: ChoiceDelta) -> None:
-        """Appends what came next."""
+        """Appends the choice's next delta."""
         self.text += delta.text
         self.token_ids += delta.token_ids
         self.tokens += delta.tokens
         self.finish_reason = delta.finish_reason
         self.stop_reason = delta.stop_reason
+        for part in delta.reply:
+            add_part(self.parts, part)
+
+    @property
+    def reasoning(self) -> str:
+        """The model's thought."""
+        return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The tools that the model calls."""
+        return [part for part in self.parts if isinstance(part, ToolCall)]
 
 
 class Generation:
@@ -78,9 +88,9 @@ class Generation:
     ) -> None:
         self.request = request
         self.seed = sequences[0].seed
-        """The client's, or the one drawn for it."""
+        """Seed of the sampling: the client's, or the one drawn for the request."""
         self.prompt_logprobs: list[TokenLogprob] | None = None
-        """There with the first delta when asked for; the first token's logprob is None."""
+        """Log-probabilities of the prompt, when asked for; set with the first delta. The first token's is None."""
         self._client = client
         self._mailbox = mailbox
         self._tokenizer = tokenizer
@@ -92,12 +102,12 @@ class Generation:
 
     @property
     def record(self) -> RequestRecord:
-        """Its account so far; finish reasons and error code come with the end."""
+        """The request's record so far. Finish reasons and error code are set at its end."""
         return self._entry.record
 
     @property
     def ended(self) -> bool:
-        """Whether all of it was read, or it was closed."""
+        """Whether the generation was read to its end, or closed."""
         return self._entry.closed
 
     @property
@@ -137,12 +147,12 @@ class Generation:
         while not self._deltas:
             if self._error is not None:
                 self._close(self._error.code)
-                raise request_error(self._error)
+                raise self._request_error(self._error)
             if self._entry.closed:
                 raise StopAsyncIteration
             self._absorb(await self._mailbox.take())
         delta = self._deltas.popleft()
-        self._entry.add_delivered(len(delta.token_ids))
+        self._entry.add_delivered(len(delta.token_ids), delta.reasoning_tokens)
         if not self._deltas and self._error is None and not self._unfinished():
             self._close()
         return delta
@@ -155,8 +165,14 @@ class Generation:
     ) -> None:
         await self.aclose()
 
+    def _request_error(self, error: EngineError) -> RequestError:
+        raised = request_error(error)
+        if error.code == "invalid_constraint":
+            raised.param = self.request.constraint_name
+        return raised
+
     def cancel(self) -> None:
-        """Frees at once what the engine holds for it; its reader gets the error. Harmless when it has ended."""
+        """Ends the request: the engine frees what it holds, and the reader gets an error. Harmless after the end."""
         if self._entry.closed or self._error is not None:
             return
         unfinished = self._unfinished()
@@ -192,7 +208,7 @@ class Generation:
     def _account(self, choice: Choice, arrival: Arrival[EngineOutput]) -> None:
         output = arrival.output
         if count := len(output.new_token_ids):
-            self._entry.add_generated(count)
+            self._entry.add_generated(count, choice.index)
             if choice.last_arrival is not None:
                 self._entry.add_interval(arrival.time - choice.last_arrival, count)
             choice.last_arrival = arrival.time
@@ -224,151 +240,3 @@ class Generation:
         output = EngineOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=error)
         delay = sequence.deadline - time.monotonic() + _DEADLINE_GRACE
         return asyncio.get_running_loop().call_later(delay, self._mailbox.put, output)
-
-
-class Generator:
-    """The text side of the engine: one for each served model.
-
-    Args:
-        generation_config: the model's own, for :attr:`default_params`.
-        max_num_seqs, max_queue: sequences that run, and that may wait, at once.
-    """
-
-    def __init__(
-        self,
-        client: EngineClient,
-        tokenizer: Tokenizer,
-        ledger: Ledger,
-        *,
-        chat_template: ChatTemplate | None = None,
-        generation_config: Mapping[str, Any] | None = None,
-        max_num_seqs: int,
-        max_queue: int,
-    ) -> None:
-        self.client = client
-        self.tokenizer = tokenizer
-        self.ledger = ledger
-        self.chat_template = chat_template or ChatTemplate(None)
-        self.default_params = sampling_defaults(generation_config or {})
-        """Fields of :class:`SamplingParams` that the model's makers recommend; a request's own win."""
-        self.capacity = max_num_seqs + max_queue
-        """Sequences that are admitted at once."""
-        self._admission = Admission(client, max_num_seqs=max_num_seqs, max_queue=max_queue)
-
-    @classmethod
-    def for_model(
-        cls,
-        files: ModelFiles,
-        client: EngineClient,
-        ledger: Ledger,
-        *,
-        max_num_seqs: int,
-        max_queue: int,
-    ) -> Self:
-        """With the tokenizer, template and defaults that came with a model.
-
-        Raises:
-            TokenizerError: the tokenizer cannot be used.
-        """
-        tokenizer = Tokenizer.load(
-            files.tokenizer_file,
-            add_bos=files.add_bos,
-            bos_token=files.bos_token,
-            eos_token=files.eos_token,
-            pad_token=files.pad_token,
-        )
-        chat_template = ChatTemplate(files.chat_template, special_tokens=files.special_tokens)
-        chat_template.prepare(tokenizer)
-        return cls(
-            client,
-            tokenizer,
-            ledger,
-            chat_template=chat_template,
-            generation_config=files.generation_config,
-            max_num_seqs=max_num_seqs,
-            max_queue=max_queue,
-        )
-
-    @property
-    def max_model_len(self) -> int:
-        """Most tokens of prompt and answer together. Raises :class:`RequestError` 503 before the first start."""
-        ready = self.client.ready or self.client.check_available()
-        return min(ready.info.max_model_len, ready.max_kv_tokens)
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that the model's logits have. Raises :class:`RequestError` 503 before the first start."""
-        return (self.client.ready or self.client.check_available()).info.vocab_size
-
-    def remaining_tokens(self, prompt_len: int) -> int:
-        """The largest ``max_tokens`` that fits behind a prompt; 0 when not even the prompt does."""
-        return max(0, self.max_model_len - prompt_len)
-
-    @contextlib.contextmanager
-    def permit(self, request_id: str, *, endpoint: str, n: int = 1) -> Iterator[Permit]:
-        """Room for a request of ``n`` sequences, which it holds while its prompts are rendered and tokenised.
-
-        However many long prompts come at once, no more are worked on than can be admitted, and none of those is refused
-        for lack of room. What :meth:`submit` did not use is given back when the block is left; a request that ends
-        by then is written in the ledger as refused.
-
-        Args:
-            endpoint: the route's template, for metrics and log.
-
-        Raises:
-            RequestError: 503 (no engine), 429 (full), 400 (more than ever fits).
-        """
-        with self.ledger.refusing(request_id, endpoint), self._admission.permit(n) as permit:
-            yield permit
-
-    def submit(
-        self, permit: Permit, requests: Sequence[GenerationRequest], *, endpoint: str, stream: bool
-    ) -> list[Generation]:
-        """Sends the prompts of a client's request to the engine: all of them, or none.
-
-        Room is not asked for again: the permit has it, even when the server has begun to drain since.
-
-        Args:
-            endpoint: the route's template, for metrics and log.
-            stream: whether the client reads along, for the log.
-
-        Raises:
-            RequestError: 503 (no engine any more), 400 (cannot be served), 504 (no time left).
-            ValueError: the permit is for fewer sequences, or was used before.
-        """
-        arrival = time.monotonic()
-        sequences = [
-            self._admission.sequences(request, arrival, tuple(control_stops(request.params, self.tokenizer)))
-            for request in requests
-        ]
-        choices = [
-            [Choice(index, request.params, self.tokenizer) for index in range(request.n)] for request in requests
-        ]
-        self.client.check_running()
-        permit.use(sum(map(len, sequences)))
-        return [
-            Generation(
-                request,
-                each,
-                request_choices,
-                client=self.client,
-                mailbox=self.client.submit(each),
-                tokenizer=self.tokenizer,
-                entry=self.ledger.open(request, endpoint=endpoint, stream=stream, arrival=arrival),
-            )
-            for request, each, request_choices in zip(requests, sequences, choices, strict=True)
-        ]
-
-    async def start(self, request: GenerationRequest, *, endpoint: str, stream: bool) -> Generation:
-        """Asks for room and submits one prompt that is encoded already. Raises as :meth:`permit` and :meth:`submit`."""
-        with self.permit(request.request_id, endpoint=endpoint, n=request.n) as permit:
-            (generation,) = self.submit(permit, [request], endpoint=endpoint, stream=stream)
-        return generation
-
-
-def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of :class:`SamplingParams` that a model's ``generation_config.json`` sets.
-
-    ``do_sample: false`` without a temperature is the library default of those files, not a wish for greedy answers.
-    """
-    return {name: value for name in _DEFAULT_PARAMS if (value := generation_config.get(name)) is not None}

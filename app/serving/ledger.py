@@ -18,6 +18,7 @@ from app.contract.request import FinishReason
 from app.errors import RequestError
 from app.serving.types import EncodingRequest, GenerationRequest, RequestRecord, Usage
 from app.telemetry.metrics import Metrics
+from app.telemetry.per_request import RequestFigures
 
 _log = structlog.get_logger("tuili.ledger")
 
@@ -45,22 +46,24 @@ class LedgerEntry:
         """Token counts so far."""
         return self.record.usage
 
-    def add_generated(self, count: int) -> None:
-        """Tokens that came from the engine."""
+    def add_generated(self, count: int, choice: int = 0) -> None:
+        """Counts tokens that came from the engine for a choice."""
         self.record.generated_tokens += count
+        self.record.choice_tokens[choice] += count
         self._ledger.metrics.observe_tokens(generated=count, delivered=0)
 
-    def add_delivered(self, count: int) -> None:
-        """Tokens whose text goes to the client now."""
+    def add_delivered(self, count: int, reasoning: int = 0) -> None:
+        """Counts tokens whose text goes to the client now, and those of them that are thought."""
         self.record.usage.completion_tokens += count
+        self.record.usage.reasoning_tokens += reasoning
         self._ledger.metrics.observe_tokens(generated=0, delivered=count)
 
     def add_interval(self, seconds: float, tokens: int) -> None:
-        """``tokens`` tokens of a choice came ``seconds`` after the one before them."""
+        """Notes that ``tokens`` tokens of a choice came ``seconds`` after the one before them."""
         self.record.token_intervals.extend([seconds / tokens] * tokens)
 
     def note_timings(self, timings: RequestTimings) -> None:
-        """Instants of the first choice; later ones complete earlier ones."""
+        """Notes the instants of the first choice. A later call replaces what an earlier one noted."""
         self.record.timings = timings
 
     def close(self, finish_reasons: list[FinishReason], error_code: str | None = None) -> None:
@@ -98,11 +101,12 @@ class Ledger:
             timings=None,
             max_tokens=request.params.max_tokens,
             n=request.n,
+            choice_tokens=[0] * request.n,
         )
         return LedgerEntry(self, record, arrival)
 
     def open_encoding(self, request: EncodingRequest, *, endpoint: str, arrival: float) -> LedgerEntry:
-        """As :meth:`open`, of a request to encode: its tokens are all prompt."""
+        """Begins the account of a request to encode. All its tokens count as prompt tokens."""
         record = RequestRecord(
             request_id=request.request_id,
             model=self.metrics.model_name,
@@ -121,7 +125,14 @@ class Ledger:
         """Writes down a request that was refused before anything was sent to the engine."""
         reason = error.code or OTHER_ERROR
         self.metrics.observe_refusal(endpoint, reason)
-        self._log("request refused", request_id=request_id, endpoint=endpoint, status=error.status, error_code=reason)
+        self._log(
+            "request refused",
+            request_id=request_id,
+            endpoint=endpoint,
+            status=error.status,
+            error_code=reason,
+            param=error.param,
+        )
 
     @contextlib.contextmanager
     def refusing(self, request_id: str, endpoint: str) -> Iterator[None]:
@@ -141,17 +152,25 @@ class Ledger:
             _log.info(event, **values)
 
     def write(self, record: RequestRecord, seconds: float) -> None:
-        """Called by :meth:`LedgerEntry.close`; ``seconds`` from arrival to end."""
+        """Writes a record to metrics and log, once, from :meth:`LedgerEntry.close`.
+
+        Args:
+            seconds: time from arrival to end.
+        """
         usage = record.usage
         self.metrics.observe_request(
-            endpoint=record.endpoint,
-            outcome=_outcome(record),
-            finish_reasons=record.finish_reasons,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            seconds=seconds,
-            timings=record.timings,
-            token_intervals=record.token_intervals,
+            RequestFigures(
+                endpoint=record.endpoint,
+                outcome=_outcome(record),
+                finish_reasons=record.finish_reasons,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                choice_tokens=record.choice_tokens,
+                max_tokens=record.max_tokens,
+                seconds=seconds,
+                timings=record.timings,
+                token_intervals=record.token_intervals,
+            )
         )
         self._log(
             "request",

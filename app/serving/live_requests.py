@@ -25,7 +25,7 @@ class LiveStatus(enum.StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     CANCELLED = "cancelled"
-    """By another request."""
+    """Another request cancelled it."""
     ABORTED = "aborted"
     """Its client left."""
     FAILED = "failed"
@@ -37,24 +37,24 @@ class RequestState:
 
     request_id: str
     endpoint: str
-    """Route template."""
+    """Template of the route."""
     stream: bool
     status: LiveStatus
     created: float
     """Unix time of its arrival."""
     seconds: float
-    """Since then; until its end once it ended."""
+    """Seconds since its arrival; from arrival to end once it has ended."""
     prompts: int
     choices: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    """Delivered to the client."""
+    """Tokens delivered to the client."""
     generated_tokens: int
-    """Made by the engine."""
+    """Tokens made by the engine."""
     phases: Phases
     finish_reasons: tuple[FinishReason, ...]
-    """One a choice that ended."""
+    """Finish reasons, one a choice that has ended."""
     error_code: str | None
 
 
@@ -121,25 +121,31 @@ class LiveRequests:
 
     @contextlib.asynccontextmanager
     async def track(
-        self, request_id: str, generations: Sequence[Generation], *, owner: str = ""
+        self, request_id: str, generations: Sequence[Generation], *, owner: str = "", answer_id: str | None = None
     ) -> AsyncIterator[None]:
-        """Keeps a request, of one generation or more, while the block runs; closes the generations at its end."""
+        """Keeps a request, of one generation or more, while the block runs; closes the generations at its end.
+
+        Args:
+            answer_id: another id by which it is found.
+        """
         live = _LiveRequest(request_id, generations)
-        key = (owner, request_id)
-        same_id = self._live.setdefault(key, [])
-        same_id.append(live)
+        keys = dict.fromkeys((owner, each) for each in (request_id, answer_id) if each is not None)
+        for key in keys:
+            self._live.setdefault(key, []).append(live)
         try:
             yield
         finally:
-            same_id.remove(live)
-            if not same_id:
-                del self._live[key]
+            for key in keys:
+                self._live[key].remove(live)
+                if not self._live[key]:
+                    del self._live[key]
             for generation in generations:
                 await generation.aclose()
-            self._keep(key, live.state())
+            for key in keys:
+                self._keep(key, live.state())
 
     def owners(self, request_id: str) -> list[str]:
-        """Who has a request of this id, one under way first."""
+        """Owners of the requests with this id, those of requests under way first."""
         known = dict.fromkeys([*reversed(self._live), *reversed(self._ended)])
         return [owner for owner, each in known if each == request_id]
 

@@ -23,7 +23,7 @@ class Mailbox(Generic[OutputT]):
     """Outputs that wait for the one task that reads them.
 
     Args:
-        kind: of the outputs.
+        kind: class of the outputs.
     """
 
     def __init__(self, kind: type[OutputT]) -> None:

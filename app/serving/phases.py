@@ -9,12 +9,15 @@ from app.contract.frames import RequestTimings
 
 
 class Phases(NamedTuple):
-    """Seconds; None for what is not known yet. The engine tells of a request for the first time with a token."""
+    """Seconds that a request spent in each phase; None for a phase not known yet.
+
+    The engine says nothing of a request before its first token.
+    """
 
     queue: float | None = None
     prefill: float | None = None
     decode: float | None = None
-    """So far, while the request goes on."""
+    """Seconds of decoding so far, while the request goes on."""
 
 
 def phases(timings: RequestTimings | None, now: float) -> Phases:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from app.contract.info import RunnerInfo
 from app.errors import RequestError
 from app.serving.engine_client import EngineClient, EngineState
-from app.serving.generation import Generator
+from app.serving.generator import Generator
 from app.version import __version__
 
+LATEST = ":latest"
+"""What Ollama's clients put behind a name that says nothing of a version."""
 _LONGEST_NAME = 128
-"""Characters of an unknown name that an error repeats."""
+"""Characters of an unknown name that an error repeats, and of one that may be any."""
 
 
 class ModelState(enum.StrEnum):
@@ -56,7 +58,7 @@ class Served:
     progress_age: Callable[[], float]
     """Seconds for which the engine had work and showed no progress."""
     stall_limit: Callable[[], float]
-    """Seconds of that after which the supervisor starts the engine again; 0: it never does."""
+    """Seconds without progress after which the supervisor starts the engine again; 0 for never."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time from which it is served."""
 
@@ -84,7 +86,7 @@ class Served:
         """
         info = self.info()
         parts = (__version__, self.name, info.num_parameters, info.dtype, info.kv_cache_dtype)
-        text = "|".join(map(str, (*parts, info.device, info.quantization, info.kernels)))
+        text = "|".join(map(str, (*parts, info.device, info.quantization, info.kernels, *filter(None, [info.via]))))
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -93,12 +95,13 @@ class ServedModels:
 
     Args:
         models: at least one; the first answers requests that name none.
+        any_name: names that no model has mean the first one, too.
 
     Raises:
         ValueError: there is no model, or two have a name in common.
     """
 
-    def __init__(self, models: Sequence[Served]) -> None:
+    def __init__(self, models: Sequence[Served], *, any_name: bool = False) -> None:
         if not models:
             raise ValueError("there is no model to serve")
         self._by_name: dict[str, Served] = {}
@@ -107,6 +110,7 @@ class ServedModels:
                 if self._by_name.setdefault(name, served) is not served:
                     raise ValueError(f"two models are served as {name!r}")
         self._models = list(models)
+        self._any_name = any_name
 
     def __iter__(self) -> Iterator[Served]:
         """The models, the default one first."""
@@ -123,12 +127,15 @@ class ServedModels:
         return list(self._by_name)
 
     def resolve(self, name: str | None) -> Served:
-        """The model of a name; the default one for None.
+        """The model of a name, :data:`LATEST` behind it or not; the default one for None, and for unknown names if any
+        may be used.
 
         Raises:
             RequestError: 404, no model is served under that name.
         """
-        if name is None:
+        if name is not None and name not in self._by_name:
+            name = name.removesuffix(LATEST)
+        if name is None or (self._any_name and name not in self._by_name and len(name) <= _LONGEST_NAME):
             return self.default
         if name not in self._by_name:
             message = f"The model {name[:_LONGEST_NAME]!r} is not served here; these are: {', '.join(self.names)}."
@@ -136,6 +143,6 @@ class ServedModels:
         return self._by_name[name]
 
     def drain(self) -> None:
-        """Has every engine end once its last request is answered; new ones are refused."""
+        """Refuses new requests for every model; requests in flight go on."""
         for served in self:
             served.client.drain()

@@ -36,17 +36,17 @@ class RestartPolicy:
     """When an engine is started again that died or stalled. Times in seconds."""
 
     max_failures: int = 3
-    """This many within ``window`` and the supervisor gives up."""
+    """Failures within ``window`` after which the supervisor gives up."""
     window: float = 300.0
     first_backoff: float = 0.1
     max_backoff: float = 10.0
     exit_grace: float = 2.0
-    """What a process gets to exit by itself, and again after SIGTERM, before it is killed."""
+    """Time that a process has to exit by itself, and again after SIGTERM, before it is killed."""
     stall_timeout: float | None = None
-    """Without progress, while there is work, after which an engine is killed; 0: it never is; None: see
+    """Time without progress, while there is work, after which an engine is killed. 0: it never is; None: see
     :meth:`Supervisor.stall_limit`. No single step of a sound engine may take as long."""
     load_stall_timeout: float = 1800.0
-    """The same while it loads: between two signs of progress."""
+    """Time without progress after which an engine that loads is killed."""
 
     def backoff(self, failures: int) -> float:
         """Pause before the start that follows the ``failures``-th failure."""
@@ -123,7 +123,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """Of the present engine process."""
+        """Process id of the present engine; None without one."""
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:

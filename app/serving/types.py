@@ -1,11 +1,13 @@
-"""What the protocols of ``api/`` and the text side say to each other."""
+"""Records that protocols, tasks and the text side pass to each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.contract.frames import RequestTimings
 from app.contract.request import FinishReason, Pooling, SamplingParams
+from app.text.parsers.reply import Content, ReplyParser, ReplyPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,12 @@ class GenerationRequest:
     deadline: float | None = None
     """Instant of ``time.monotonic`` at which the request is given up."""
     cache_salt: str = ""
+    constraint: str = ""
+    """What binds the answers to a form (:meth:`app.text.grammars.grammar.Grammar.source`); empty: nothing does."""
+    constraint_name: str | None = None
+    """The client's name for it, which errors about it name."""
+    new_parser: Callable[[], ReplyParser] | None = None
+    """Makes what tells the parts of one answer apart; None: all of it is text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +47,18 @@ class EncodingRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token as text, with its log-probability; None for the first token of a prompt."""
+    """One token as text, with its log-probability."""
 
     token_id: int
     text: str
     """The token's own bytes, undecodable ones replaced."""
     bytes: bytes
     logprob: float | None
+    """Natural logarithm; None for the first token of a prompt."""
     rank: int | None = None
+    """Rank in the vocabulary: 1 for the most likely token."""
     top: list[TokenLogprob] = field(default_factory=list)
+    """The most likely tokens at this place, most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +73,19 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     tokens: list[TokenLogprob] = field(default_factory=list)
-    """One a token of ``token_ids``, when logprobs were asked for."""
+    """Log-probabilities, one a token of ``token_ids``, when they were asked for."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the choice; None for EOS."""
+    parts: tuple[ReplyPart, ...] = ()
+    """What the text is made of, in its order, where a parser tells it apart; ``text`` is then the content alone."""
+    reasoning_tokens: int = 0
+    """Those of ``token_ids`` that the model thought with."""
+
+    @property
+    def reply(self) -> tuple[ReplyPart, ...]:
+        """``parts``, or all of the text as content where there is no parser."""
+        return self.parts or ((Content(self.text),) if self.text else ())
 
 
 @dataclass(slots=True)
@@ -76,6 +96,8 @@ class Usage:
     completion_tokens: int = 0
     """Tokens delivered: those of the text the client got (a matched stop string's last token included)."""
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Those of ``completion_tokens`` that the model thought with."""
 
 
 @dataclass(slots=True)
@@ -93,8 +115,10 @@ class RequestRecord:
     finish_reasons: list[FinishReason]
     error_code: str | None
     timings: RequestTimings | None
-    """Of the first choice."""
+    """Instants of the first choice."""
     token_intervals: list[float] = field(default_factory=list)
     """Seconds between successive tokens, all choices."""
     max_tokens: int = 0
     n: int = 1
+    choice_tokens: list[int] = field(default_factory=list)
+    """Those of ``generated_tokens`` that each choice has; empty in requests to encode."""

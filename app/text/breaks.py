@@ -12,8 +12,6 @@ BREAK = "\ufdd0\ufdef"
 
 A text that has them nevertheless keeps them, see :func:`broken`.
 """
-_GUARDED_BREAK = BREAK[0] + BREAK + BREAK[1]
-"""What :func:`broken` makes of a break that is part of a text: removing the break inside leaves it."""
 
 
 def broken(text: str, breaks: Sequence[int]) -> str:
@@ -22,18 +20,23 @@ def broken(text: str, breaks: Sequence[int]) -> str:
     Args:
         breaks: positions in the text, ascending.
     """
-    if BREAK in text:
-        breaks = sorted({*breaks, *(match.start() + 1 for match in re.finditer(BREAK, text))})
+    breaks = _all_breaks(text, breaks)
     if not breaks:
         return text
     return BREAK.join(text[start:end] for start, end in itertools.pairwise([0, *breaks, len(text)]))
 
 
-def offsets_without_breaks(text: str, offsets: list[int]) -> list[int]:
-    """Offsets in what :func:`broken` made of a text without further breaks, as those in the text."""
-    # A guarded break is two characters longer, the first of which stands before what the library leaves out.
-    guards = [found.end() - 1 for found in re.finditer(_GUARDED_BREAK, text)]
-    return [offset - 2 * bisect.bisect_right(guards, offset) for offset in offsets] if guards else offsets
+def offsets_without_breaks(text: str, breaks: Sequence[int], offsets: list[int]) -> list[int]:
+    """Offsets in what :func:`broken` makes of a text and breaks, as those in the text."""
+    inserted = len(BREAK)
+    ends = [position + inserted * count for count, position in enumerate(_all_breaks(text, breaks), start=1)]
+    return [offset - inserted * bisect.bisect_right(ends, offset) for offset in offsets] if ends else offsets
+
+
+def _all_breaks(text: str, breaks: Sequence[int]) -> Sequence[int]:
+    if BREAK not in text:
+        return breaks
+    return sorted({*breaks, *(match.start() + 1 for match in re.finditer(BREAK, text))})
 
 
 def within(breaks: Sequence[int], start: int, end: int) -> list[int]:

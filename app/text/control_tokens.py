@@ -21,10 +21,10 @@ class ControlTokens:
         )
 
     def may_come_from(self, text: str) -> bool:
-        """Whether the text has what a control token begins with, in whatever case.
+        """Whether the text has a character that a control token begins with, in any case.
 
-        Without that no cutting, joining and searching makes a control token of it, unless what stands before it has
-        the beginning (see :meth:`beginning_at_end`).
+        A text without one cannot become a control token by being cut or joined, unless the text before it ends with
+        the beginning of one (see :meth:`beginning_at_end`).
         """
         return self._possible_starts.search(text) is not None
 

@@ -11,26 +11,28 @@ from collections.abc import Callable
 PIECE = 1 << 18
 """Characters that are tokenised at once to count them."""
 FEW_CHARACTERS = 8
-"""Characters a token up to which a text is tokenised as it is: few texts that fit have more."""
+"""A text of no more characters for each allowed token is not counted in pieces. Few texts that fit are longer."""
 _FOLDING = 4
-"""Bytes that normalisation makes one of: compatibility forms of ASCII letters have four."""
+"""Bytes that normalisation may turn into one. Compatibility forms of ASCII letters take four bytes in UTF-8."""
 
 Count = Callable[[int, int], int]
 """Number of tokens of a text from one position to another."""
 
 
 def most_characters(max_tokens: int, longest: int) -> int:
-    """Characters above which a text is not even looked at. Arguments as :func:`exceeds`."""
+    """Characters from which on a text is too long whatever it says. Arguments as for :func:`exceeds`."""
     return _FOLDING * longest * max_tokens
 
 
 def exceeds(size: int, max_tokens: int, count: Count, longest: int) -> bool:
     """Whether a text is certain to have more than ``max_tokens`` tokens.
 
-    It is wrong about texts alone of which normalisation drops nearly all.
+    The answer can be wrong only for a text of which normalisation drops nearly everything.
 
     Args:
         size: characters of the text.
+        max_tokens: most tokens that are allowed.
+        count: number of tokens of a part of the text.
         longest: bytes of the longest token.
     """
     if size <= FEW_CHARACTERS * max_tokens:
@@ -48,9 +50,9 @@ def exceeds(size: int, max_tokens: int, count: Count, longest: int) -> bool:
 
 
 def last_part(size: int, num_tokens: int, count: Count, longest: int) -> int:
-    """Where the end of a text begins whose last ``num_tokens`` tokens are those of the whole text.
+    """Position from which on a text has to be tokenised to know its last ``num_tokens`` tokens.
 
-    Arguments as :func:`exceeds`.
+    Arguments as for :func:`exceeds`.
     """
     if size <= PIECE:
         return 0

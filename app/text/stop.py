@@ -79,7 +79,7 @@ class _Node:
     match: str | None = None
     """The longest stop string that ends here."""
     fallback: _Node | None = None
-    """The next shorter such prefix; None for the root."""
+    """Node of the next shorter prefix that the text also ends with; None for the root."""
     children: dict[str, _Node] = field(default_factory=dict)
 
 

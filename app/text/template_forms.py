@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.errors import RequestError
@@ -42,16 +42,16 @@ class ContentForm:
     parts: bool = False
     """The template shows every part of a list."""
 
-    def of(self, texts: Sequence[str], *, listed: bool) -> str | list[dict[str, str]]:
+    def of(self, parts: Sequence[str], *, listed: bool) -> str | list[dict[str, str]]:
         """A message's content.
 
         Args:
-            texts: its parts; one if it was a string.
+            parts: its parts; one if it was a string.
             listed: whether it was a list of parts.
         """
         if self.strings and not (listed and self.parts):
-            return "\n".join(texts)
-        return [{"type": "text", "text": text} for text in (texts if self.parts else ["\n".join(texts)])]
+            return "\n".join(parts)
+        return [{"type": "text", "text": text} for text in (parts if self.parts else ["\n".join(parts)])]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class MessageForms:
     """A tool call's arguments are given as an object, not as JSON."""
     tool_calls_without_content: bool = False
     """An assistant's message that is all tool calls has the content None, not an empty one."""
+    shows_calls: bool = True
+    """The template shows an assistant's tool calls."""
+    hidden_roles: frozenset[str] = frozenset()
+    """Roles that it refuses, or whose messages it does not show."""
 
     def message(self, message: Message) -> dict[str, Any]:
         """An OpenAI-style message as the template expects it; fields that say nothing are left out.
@@ -87,7 +91,7 @@ class MessageForms:
         if content is None and calls and self.tool_calls_without_content:
             prepared["content"] = None
         elif not (isinstance(content, str) and form.strings):
-            prepared["content"] = form.of(_texts(content), listed=isinstance(content, list))
+            prepared["content"] = form.of(texts(content), listed=isinstance(content, list))
         reasoning = next((prepared[name] for name in _REASONING if name in prepared), None)
         if reasoning is not None:
             prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
@@ -130,6 +134,7 @@ def find_forms(render: Render) -> MessageForms:
 
     default = _content_form(rendered, lambda content: iter([[_message("user", content)]])) or ContentForm()
     by_role: dict[str, ContentForm] = {"user": default}
+    hidden: set[str] = set()
     calls = _call_form(rendered, default)
     user = _message("user", default.of(["Hello."], listed=False))
 
@@ -141,17 +146,19 @@ def find_forms(render: Render) -> MessageForms:
         yield [user, _message("assistant", content)]
 
     def with_tool(content: Any) -> Iterator[list[Message]]:
-        arguments = calls.arguments({_KEY: _VALUE})
-        for role in ("tool", "ipython"):
-            called = _calling(None if calls.tool_calls_without_content else "", arguments)
-            yield [user, called, {**_message(role, content), "tool_call_id": "call00001", "name": _NAME}]
+        called = _calling(None if calls.tool_calls_without_content else "", calls.arguments({_KEY: _VALUE}))
+        yield [user, called, {**_message("tool", content), "tool_call_id": "call00001", "name": _NAME}]
 
     for role, conversations in (("system", with_system), ("assistant", with_assistant), ("tool", with_tool)):
-        by_role[role] = _content_form(rendered, conversations) or default
-    return MessageForms(default, by_role, calls.arguments_are_objects, calls.tool_calls_without_content)
+        form = _content_form(rendered, conversations)
+        by_role[role] = form or default
+        if form is None:
+            hidden.add(role)
+    return replace(calls, default=default, by_role=by_role, hidden_roles=frozenset(hidden))
 
 
-def _texts(content: object) -> list[str]:
+def texts(content: object) -> list[str]:
+    """The text of a message's content, part by part. Raises :class:`RequestError` 400 for parts that are not text."""
     match content:
         case None:
             return []
@@ -210,4 +217,4 @@ def _call_form(render: Render, user: ContentForm) -> MessageForms:
                 return MessageForms(
                     arguments_are_objects=given is arguments, tool_calls_without_content=content is None
                 )
-    return MessageForms()
+    return MessageForms(shows_calls=False)

@@ -24,7 +24,7 @@ from app.text.control_tokens import ControlTokens
 from app.text.template_sandbox import TemplateEnvironment
 
 ROLES = frozenset({"assistant", "developer", "function", "model", "system", "tool", "user"})
-"""Of messages; a template may put them into control tokens of its own (``'<|' + role + '|>'``)."""
+"""Roles of messages. A template may put them into control tokens of its own (``'<|' + role + '|>'``)."""
 
 _TWIN = "_marked_"
 _MARKS = range(0x100000, 0x10FFFE)
@@ -36,7 +36,7 @@ _TAKE_OUTPUT = frozenset({"default", "d", "format", "indent", "join"})
 
 
 class _Form(NamedTuple):
-    """The second form, with marks that a client cannot have guessed."""
+    """The second form of a template, with marks that a client cannot have guessed."""
 
     mark: str
     template: jinja2.Template
@@ -47,7 +47,7 @@ class Origins:
     """Who wrote what in the prompts of one template.
 
     Args:
-        source: of a template that compiles.
+        source: Jinja source of a template that compiles.
         variables: special tokens by the name that templates have for them.
     """
 
@@ -71,7 +71,7 @@ class Origins:
         """Where control tokens must not be read in a prompt, since a client had a part in them.
 
         Args:
-            roles: of the messages.
+            roles: roles of the messages.
             render: renders a template with the prompt's own variables and those that it is given by name.
 
         Returns:
@@ -185,14 +185,14 @@ def _own(prompt: str, form: _Form, render: Callable[..., str]) -> str:
 
 
 def _same(marked: str, prompt: str, mark: str) -> int:
-    """How many letters the two begin with in common, a mark being like any."""
+    """Number of letters that both texts begin with; a mark equals any letter."""
     pairs = enumerate(zip(marked, prompt, strict=False))
     unlike = (position for position, (ours, theirs) in pairs if ours not in (theirs, mark))
     return next(unlike, min(len(marked), len(prompt)))
 
 
 def _consulted(node: nodes.Node) -> list[nodes.Node | None]:
-    """Children that decide something and are not printed themselves."""
+    """Children of a node that decide something and are not printed themselves."""
     match node:
         case nodes.Compare() | nodes.Test() | nodes.Not() | nodes.Slice():
             return list(node.iter_child_nodes())
@@ -215,9 +215,9 @@ def _break_between(start: int, token: str, mark: str, roles: Collection[str]) ->
     """Where to break a control token, next to a letter that is not the template's; None if there is no such letter.
 
     Args:
-        start: of the token in the prompt.
-        token: its text with marks for what is the template's.
-        roles: that may fill a gap in a control token.
+        start: position of the token in the prompt.
+        token: text of the token, with marks for what the template wrote.
+        roles: roles that may fill a gap in a control token.
     """
     foreign = token.strip(mark)
     if not foreign or (token[0] == token[-1] == mark and foreign.lower() in roles):

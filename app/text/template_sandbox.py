@@ -31,7 +31,7 @@ MAX_VALUE = 16_000_000
 _MAX_INT_BITS = 4_096
 _CALL_STEPS = 10
 _WRAP_STEPS = 10
-"""A character of a text to wrap."""
+"""Steps for each character of a text that is wrapped."""
 _STEPS_BETWEEN_CHECKS = 10_000
 
 
@@ -45,11 +45,11 @@ class OutOfBudgetError(Exception):
 
 
 class Budget:
-    """What one rendering may take.
+    """Steps and time that one rendering may take.
 
     Args:
-        steps: about as many expressions.
-        seconds: from its first step on; it may wait for its turn before.
+        steps: most steps, about one an expression.
+        seconds: most seconds, counted from the first step. A rendering that waits for its turn has not begun.
     """
 
     def __init__(self, steps: int, seconds: float) -> None:
@@ -64,7 +64,7 @@ class Budget:
         self._cancelled = True
 
     def spend(self, steps: int) -> None:
-        """Raises :class:`OutOfBudgetError` when that is too much."""
+        """Takes steps off the budget. Raises :class:`OutOfBudgetError` when there are too few, or the time is up."""
         self._left -= steps
         if self._left < 0:
             raise OutOfBudgetError("it takes too many steps")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import NamedTuple, TypedDict, TypeVar, Unpack
 
-import msgspec
 import tokenizers
-from msgspec.structs import replace
-from tokenizers import normalizers
 
-from app.errors import RequestError
+from app.contract.frames import Vocabulary
+from app.errors import RequestError, TooManyTokensError
 from app.store.errors import StoreError
 from app.store.files import read_declared_tokens
-from app.store.special_tokens import AddedToken, DeclaredTokens
-from app.text.breaks import BREAK, broken, offsets_without_breaks, within
+from app.store.special_tokens import DeclaredTokens
+from app.text.breaks import broken, offsets_without_breaks, within
 from app.text.control_tokens import ControlTokens
+from app.text.library import load_library
 from app.text.long_text import exceeds, last_part, most_characters
 from app.text.long_work import LongWork
 from app.text.token_bytes import TokenBytes, TokenizerError, build_token_bytes
@@ -37,13 +34,13 @@ class TextOptions(TypedDict, total=False):
 
     add_special_tokens: bool
     parse_special: bool
+    breaks: Sequence[int]
     max_tokens: int | None
 
 
 class EncodeOptions(TextOptions, total=False):
     """Arguments of :meth:`Tokenizer.encode`."""
 
-    breaks: Sequence[int]
     keep_last: int | None
 
 
@@ -52,8 +49,8 @@ class EncodedText(NamedTuple):
 
     token_ids: list[int]
     offsets: list[int]
-    """In characters of the text as given. Tokens that share a character share its offset; tokens that were added to
-    the text stand at its ends."""
+    """Where each token begins, in characters of the text as given. Tokens that share a character share its offset.
+    Tokens that were added to the text stand at its ends."""
 
 
 class _Given(NamedTuple):
@@ -85,7 +82,7 @@ class Tokenizer:
     A message of a conversation is encoded without looking for control tokens in it, so that a typed ``<|im_end|>`` is
     six or so ordinary tokens. Text that the server made (a rendered chat template) and raw prompts, which clients
     render themselves, are encoded with ``parse_special=True``: control tokens are then matched in the text as it
-    stands, before normalisation. The library keeps that choice as state of a tokenizer, hence the two.
+    stands, before normalisation. The library keeps that choice as state of a tokenizer, so there are two of its own.
     Added tokens that are not control tokens (``<think>`` in some models) are recognised in any text.
     """
 
@@ -98,55 +95,40 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
         declared: DeclaredTokens | None = None,
+        file: Path | None = None,
     ) -> None:
         """
         Args:
             definition: contents of a ``tokenizer.json``.
             add_bos: start encoded texts with BOS even if the definition itself does not.
+            bos_token, eos_token, pad_token: texts of these tokens; None where the model has none.
             declared: the tokens that other files than ``tokenizer.json`` declare.
+            file: where the definition is from; it is read again, if need be, instead of kept.
 
         Raises:
             TokenizerError: the definition is not usable.
         """
-        declared = declared or DeclaredTokens()
-        self._plain = _parse(definition)
-        tree = json.loads(definition)
-        if declared.replaces:
-            tree["added_tokens"] = []
-            definition = json.dumps(tree, ensure_ascii=False)
-            self._plain = _parse(definition)
-        added = self._plain.get_added_tokens_decoder()
-        # The library leaves out what was once added as a control token, whatever is added under that name later.
-        control = {token.content for token in added.values() if token.special}
-        control.update(token.content for token in declared.added if token.special)
-        _add(self._plain, declared.added)
-        self._plain.encode_special_tokens = True
-        self._parsing = _parse(_with_raw_specials(definition, tree, control))
-        raw = [replace(token, normalized=False) if token.content in control else token for token in declared.added]
-        _add(self._parsing, raw)
-        # Control tokens are looked for before normalisation, so a break is seen by that search and by nothing else.
-        remove_breaks = normalizers.Replace(BREAK, "")
-        normalizer = self._parsing.normalizer
-        self._parsing.normalizer = normalizers.Sequence([remove_breaks, normalizer]) if normalizer else remove_breaks
-
-        added = self._plain.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.content in control)
+        self._definition: str | Path = file or definition
+        library = load_library(definition, declared or DeclaredTokens())
+        self._plain, self._parsing = library.plain, library.parsing
+        self._special_ids = library.control_ids
+        added = library.plain.get_added_tokens_decoder()
         self.special_tokens: frozenset[str] = frozenset(added[token_id].content for token_id in self._special_ids)
         self.control = ControlTokens(self.special_tokens)
         self._bytes: TokenBytes = build_token_bytes(
-            tree.get("decoder"),
-            self._plain.get_vocab(with_added_tokens=True),
+            library.decoder,
+            library.plain.get_vocab(with_added_tokens=True),
             {token_id: token.content for token_id, token in added.items()},
         )
         self._longest = max(map(len, self._bytes.table), default=0)
         self.long_work = LongWork()
-        """Where what goes through long texts waits for its turn."""
+        """Queue of the work on long texts."""
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.pad_token = pad_token
         self.bos_token_id = self._plain.token_to_id(bos_token) if bos_token else None
         self.eos_token_id = self._plain.token_to_id(eos_token) if eos_token else None
-        self._prefix, self._suffix = self._take_post_processor()
+        self._prefix, self._suffix = library.prefix, library.suffix
         if add_bos:
             self._prefix = [*self._missing_bos(), *self._prefix]
 
@@ -181,6 +163,7 @@ class Tokenizer:
                 eos_token=eos_token,
                 pad_token=pad_token,
                 declared=declared,
+                file=tokenizer_file,
             )
         except TokenizerError as error:
             raise TokenizerError(f"{tokenizer_file}: {error}") from error
@@ -189,6 +172,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id; a model's logits may be wider."""
         return len(self._bytes.table)
+
+    def vocabulary(self) -> Vocabulary:
+        """What an engine has to know of the tokenizer to follow grammars. May read a file of many megabytes.
+
+        Raises:
+            OSError: the file is gone.
+        """
+        definition = self._definition
+        return Vocabulary(
+            token_bytes=list(self._bytes.table),
+            control_tokens={token_id: self.token_text(token_id) for token_id in sorted(self._special_ids)},
+            definition=definition if isinstance(definition, str) else definition.read_text(encoding="utf-8"),
+        )
 
     @property
     def leading_spaces(self) -> int:
@@ -231,8 +227,7 @@ class Tokenizer:
             ids: list[int] = given.encode_fast(start, len(text)).ids
         if add_special_tokens:
             # The end of a text that was cut has more tokens than are kept, so what goes before them does not show.
-            before, after = self._added_to(ids)
-            ids = [*before, *ids, *after] if before or after else ids
+            ids = self.with_added(ids)
         return ids if keep_last is None else ids[-keep_last:]
 
     async def encode_async(
@@ -249,17 +244,23 @@ class Tokenizer:
         return await self._in_turn(len(text), lambda: self.encode(text, **options), deadline)
 
     def encode_with_offsets(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False, max_tokens: int | None = None
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        breaks: Sequence[int] = (),
+        max_tokens: int | None = None,
     ) -> EncodedText:
-        """:meth:`encode`, and where the tokens stand in the text."""
-        given = self._given(text, (), parse_special=parse_special)
+        """Token ids of a text, and where each begins. Arguments and errors as for :meth:`encode`."""
+        given = self._given(text, breaks, parse_special=parse_special)
         marked = given.part(0, len(text))
         with _refusing_surrogates():
             self._check_fits(given, max_tokens)
             encoding = given.tokenizer.encode_batch([marked], add_special_tokens=False)[0]
         offsets = [start for start, _ in encoding.offsets]
         if marked != text:
-            offsets = offsets_without_breaks(marked, offsets)
+            offsets = offsets_without_breaks(text, breaks, offsets)
         before, after = self._added_to(encoding.ids) if add_special_tokens else ([], [])
         offsets = [0] * len(before) + offsets + [len(text)] * len(after)
         return EncodedText([*before, *encoding.ids, *after], offsets)
@@ -267,27 +268,36 @@ class Tokenizer:
     async def encode_with_offsets_async(
         self, text: str, *, deadline: float | None = None, **options: Unpack[TextOptions]
     ) -> EncodedText:
-        """:meth:`encode_with_offsets`, as :meth:`encode_async` does it."""
+        """:meth:`encode_with_offsets`, in a thread when the text is long. Deadline as for :meth:`encode_async`."""
         return await self._in_turn(len(text), lambda: self.encode_with_offsets(text, **options), deadline)
 
+    def with_added(self, token_ids: list[int]) -> list[int]:
+        """Token ids with those (BOS, EOS) that the model's tokenizer adds before and after a text's own."""
+        before, after = self._added_to(token_ids)
+        return [*before, *token_ids, *after] if before or after else token_ids
+
     def check_length(self, characters: int, max_tokens: int | None) -> None:
-        """Refuses text that nobody needs to look at to know that it has more than ``max_tokens`` tokens.
+        """Refuses a text whose length alone shows that it has more than ``max_tokens`` tokens.
+
+        Args:
+            characters: length of the text.
+            max_tokens: most tokens that are allowed; None for any number.
 
         Raises:
             RequestError: 400.
         """
         if max_tokens is not None and characters > most_characters(max_tokens, self._longest):
-            raise _too_long(max_tokens)
+            raise TooManyTokensError(max_tokens)
 
     def _given(self, text: str, breaks: Sequence[int], *, parse_special: bool) -> _Given:
         return _Given(self._parsing, text, breaks) if parse_special else _Given(self._plain, text, None)
 
     def _check_fits(self, given: _Given, max_tokens: int | None) -> None:
         if max_tokens is not None and exceeds(len(given.text), max_tokens, given.num_tokens, self._longest):
-            raise _too_long(max_tokens)
+            raise TooManyTokensError(max_tokens)
 
     async def _in_turn(self, size: int, work: Callable[[], _T], deadline: float | None) -> _T:
-        """The result of ``work`` on so many characters or tokens, in a thread if they are many."""
+        """The result of ``work`` on ``size`` characters or tokens, made in a thread if they are many."""
         return work() if size < THREAD_THRESHOLD else await self.long_work.run(size, work, deadline)
 
     def _added_to(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
@@ -308,9 +318,11 @@ class Tokenizer:
         """:meth:`decode`, in a thread when there are many ids. Raises :class:`RequestError` 504 past the deadline."""
         return await self._in_turn(len(token_ids), lambda: self.decode(token_ids, skip_special_tokens), deadline)
 
-    def join_bytes(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> bytes:
-        """The tokens' bytes, one after another."""
-        skip = self._special_ids if skip_special_tokens else frozenset()
+    def join_bytes(
+        self, token_ids: Iterable[int], *, skip_special_tokens: bool, shown: frozenset[int] = frozenset()
+    ) -> bytes:
+        """Bytes of all tokens, joined. Of the control tokens that are left out, ``shown`` are not."""
+        skip = self._special_ids - shown if skip_special_tokens else frozenset()
         return b"".join(self.token_bytes(token_id) for token_id in token_ids if token_id not in skip)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -323,24 +335,21 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def is_special(self, token_id: int) -> bool:
-        """Whether this is a control token, left out of answers."""
+        """Whether an id is that of a control token. These are left out of answers."""
         return token_id in self._special_ids
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        return self._special_ids
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token with exactly this text, control token or not; None if there is none."""
+        return self._plain.token_to_id(text)
+
     def control_token_id(self, text: str) -> int | None:
-        """Id of the control token that is written like this; None if none is."""
+        """Id of the control token with this text; None if there is none."""
         return self._plain.token_to_id(text) if text in self.special_tokens else None
-
-    def _take_post_processor(self) -> tuple[list[int], list[int]]:
-        """Ids that the definition adds before and after a text; the library no longer does then.
-
-        What it adds depends on the text (:meth:`encode`), and byte-level post-processors take spaces off the offsets.
-        """
-        probe = self._plain.encode("a")
-        self._plain.post_processor = self._parsing.post_processor = None
-        added = probe.special_tokens_mask
-        num_before = len(list(itertools.takewhile(bool, added)))
-        num_after = len(list(itertools.takewhile(bool, reversed(added[num_before:]))))
-        return probe.ids[:num_before], probe.ids[len(added) - num_after :]
 
     def _missing_bos(self) -> list[int]:
         if self.bos_token_id is None:
@@ -354,35 +363,3 @@ def _refusing_surrogates() -> Iterator[None]:
         yield
     except TypeError as error:
         raise RequestError("The text is not valid Unicode: it contains lone surrogates.") from error
-
-
-def _too_long(max_tokens: int) -> RequestError:
-    return RequestError(f"The text has more tokens than the {max_tokens} that fit.", code="context_length_exceeded")
-
-
-def _parse(definition: str) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"not a tokenizer definition: {error}") from error
-    # Some files carry the settings of a training run; they would cut prompts silently.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _add(tokenizer: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
-    tokenizer.add_tokens([tokenizers.AddedToken(**msgspec.structs.asdict(token)) for token in tokens])
-
-
-def _with_raw_specials(definition: str, tree: dict[str, Any], control: Container[str]) -> str:
-    """The definition with its control tokens matched in the text as it stands, never after normalisation.
-
-    Normalisation removes the breaks, so a search after it would find the control tokens that they guard against.
-    """
-    normalized = [
-        token for token in tree.get("added_tokens", []) if token["content"] in control and token["normalized"]
-    ]
-    for token in normalized:
-        token["normalized"] = False
-    return json.dumps(tree, ensure_ascii=False) if normalized else definition

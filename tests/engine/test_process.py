@@ -31,6 +31,8 @@ from app.contract.frames import (
 from app.contract.request import FinishReason, Pooling
 from app.contract.step import StepPlan
 from app.engine import process
+from app.engine.constraints.base import ConstraintError
+from app.engine.constraints.guidance import GuidanceCompiler
 from app.engine.process import frozen, run_engine
 from app.ipc import (
     ChannelClosedError,
@@ -41,6 +43,7 @@ from app.ipc import (
     encode,
     frame_bytes,
 )
+from tests.engine.constraints.rig import EOS, byte_runner, byte_vocabulary, constrained
 from tests.engine.harness import wait_until
 from tests.fake_encoder import encode_request, expected_vector, floats
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, make_fake_runner
@@ -458,6 +461,38 @@ def test_the_engine_needs_neither_torch_nor_a_web_stack() -> None:
     assert result.stdout.strip() == ""
 
 
+def test_a_grammar_that_is_ready_wakes_an_idle_engine() -> None:
+    with engine_thread(byte_runner(), eos_token_ids=(EOS,)) as engine:
+        engine.client.ready()
+        engine.client.send(byte_vocabulary(), constrained("a", "start: /[0-9]{3}/"), constrained("bad", "start: ("))
+        outputs = engine.client.until_finished("a", "bad")
+        assert bytes(tokens(outputs["a"])).isdigit()
+        assert outputs["bad"][0].error is not None
+        assert outputs["bad"][0].error.code == "invalid_constraint"
+        wait_until(lambda: not engine.stamp.read().has_work)
+        engine.client.send(Shutdown())
+    assert engine.exit_code == 0
+
+
+def test_a_deadline_ends_a_wait_for_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def refuse_later(*_: object) -> None:
+        go.wait(SECONDS)
+        raise ConstraintError("too late")
+
+    monkeypatch.setattr(GuidanceCompiler, "compile", refuse_later)
+    with engine_thread(byte_runner(), eos_token_ids=(EOS,)) as engine:
+        engine.client.ready()
+        deadline = time.monotonic() + 0.05
+        engine.client.send(byte_vocabulary(), constrained("a", "start: /[0-9]/", deadline=deadline))
+        (output,) = engine.client.until_finished("a")["a"]
+        assert output.error is not None
+        assert output.error.code == "deadline_exceeded"
+        go.set()
+        engine.client.send(Shutdown())
+
+
 @pytest.mark.timeout(20)
 def test_a_reader_that_was_quicker_than_the_engine_is_not_waited_for() -> None:
     """What was queued fits the socket by now: there is room, whatever the engine saw before it came to wait."""
@@ -465,6 +500,7 @@ def test_a_reader_that_was_quicker_than_the_engine_is_not_waited_for() -> None:
     with near, far:
         port = process.SocketPort(FrameChannel(near))
         assert port.poll(wait=True, for_room=True) == []
+        port.close()
 
 
 def test_an_engines_process_keeps_what_it_loaded_from_the_collector() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.contract.step import Plan, StepResult
+from app.contract.step import Plan, StepResult, TokenMasks
 from tests.engine.harness import Harness
 from tests.fakes import FakeRunner, fake_request
 
@@ -14,9 +14,9 @@ class TimedRunner(FakeRunner):
 
     harness: Harness
 
-    def submit(self, step: Plan) -> Any:
+    def submit(self, step: Plan, masks: TokenMasks | None = None) -> Any:
         self.harness.now += 3.0
-        return super().submit(step)
+        return super().submit(step, masks)
 
     def collect(self, handle: Any) -> StepResult:
         result = super().collect(handle)

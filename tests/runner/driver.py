@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress, TokenLogprobs
 from app.contract.request import SamplingParams
-from app.contract.step import RowOutput, ScheduledRow, SlotInit, StepResult
-from app.engine.core import Runner
+from app.contract.step import RowOutput, ScheduledRow, SlotInit, StepPlan, StepResult, TokenMasks
+from app.engine.runner import Runner
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
 from tests.runner.steps import GREEDY, row_of, slot_of, step_of
@@ -104,12 +104,19 @@ class Request:
 
 
 def run(
-    runner: Runner, sequences: Sequence[Request], num_tokens: int, *, chunk: int = 128, device: bool = True
+    runner: Runner,
+    sequences: Sequence[Request],
+    num_tokens: int,
+    *,
+    chunk: int = 128,
+    device: bool = True,
+    masks: Callable[[StepPlan], TokenMasks | None] = lambda _: None,
 ) -> None:
     """Steps all sequences together until each has ``num_tokens`` outputs or failed; prefills in chunks.
 
     Args:
         device: decode from the token that the slot sampled last instead of passing it in.
+        masks: masks of a step's samples.
     """
     num_groups = len(runner.info.kv_cache.groups)
     while True:
@@ -121,7 +128,8 @@ def run(
             s.next_row(chunk, from_device=device and s.num_computed >= len(s.prompt), num_groups=num_groups)
             for s in active
         ]
-        result = runner.collect(runner.submit(step_of(rows, slots)))
+        step = step_of(rows, slots)
+        result = runner.collect(runner.submit(step, masks(step)))
         assert isinstance(result, StepResult)
         for sequence, output in zip(active, result.rows, strict=True):
             sequence.take(output)

@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]]
     "all slide": ("mistral", {}, [("sliding", (0, 1, 2))]),
     "some slide": ("qwen2_sliding", {}, [("full", (0,)), ("sliding", (1, 2))]),
     "Gemma 3": ("gemma3", {}, [("sliding", (0, 2)), ("full", (1, 3))]),
+    "shared pages, heads of two widths": ("gemma4", {}, [("sliding", (0, 1)), ("full", (2,))]),
     "heads of 16": (
         "qwen3",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},

@@ -63,3 +63,16 @@ def test_its_thread_goes_with_it() -> None:
     del populator
     gc.collect()
     until(lambda: not thread.is_alive())
+
+
+def test_none_outlives_a_populator_that_goes_at_once() -> None:
+    """Its last reference may go while the thread looks what is wanted."""
+    layers = [allocate((4, MIB), torch.float32)]
+    before, interval = set(threading.enumerate()), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(500):
+            PagePopulator(layers)
+    finally:
+        sys.setswitchinterval(interval)
+    until(lambda: set(threading.enumerate()) <= before)

@@ -16,6 +16,7 @@ from app.runner.errors import RunnerError
 from app.runner.sampler import Sampler
 from tests.kernels import sampling_oracle as oracle
 from tests.kernels.util import randn
+from tests.runner.masks import FixedMasks
 from tests.runner.steps import GREEDY, row_of, slot_of
 
 VOCAB = 97
@@ -318,3 +319,53 @@ def test_targets_that_do_not_match_the_positions_are_refused() -> None:
     sampler.bind([slot_of(0, [1])])
     with pytest.raises(RunnerError, match="slot 0 has 2 positions for 1 logprob targets"):
         sampler.sample(randn(3, VOCAB), [row_of(0, 0, [1, 2, 3], num_logits=3, targets=[2])])
+
+
+def test_a_mask_binds_its_slot_alone_and_its_step_alone() -> None:
+    sampler, plain = Sampler(4, VOCAB, CPU), Sampler(4, VOCAB, CPU)
+    inits = [slot_of(slot, [1, 2], SamplingParams(temperature=1.0), seed=slot) for slot in range(3)]
+    logits, rows = randn(3, VOCAB), [row_of(slot, 1, None) for slot in range(3)]
+    sampler.bind(inits)
+    plain.bind(inits)
+    free = [output.token_ids for output in sample_once(plain, logits, rows)]
+    masked = sampler.sample(logits, rows, FixedMasks({1: [40, 96]}, VOCAB)).result()
+    assert masked[1].token_ids[0] in (40, 96)
+    assert [masked[0].token_ids, masked[2].token_ids] == [free[0], free[2]]
+    assert [output.token_ids for output in sample_once(sampler, logits, rows)] == free
+
+
+def test_a_row_whose_mask_is_empty_fails_alone() -> None:
+    sampler = Sampler(4, VOCAB, CPU)
+    sampler.bind([slot_of(slot, [1, 2], GREEDY) for slot in range(2)])
+    rows = [row_of(slot, 1, None) for slot in range(2)]
+    empty, other = sampler.sample(randn(2, VOCAB), rows, FixedMasks({0: []}, VOCAB)).result()
+    assert empty.error is not None
+    assert other.error is None
+
+
+def test_a_slot_that_is_bound_anew_is_not_masked_beside_one_that_is() -> None:
+    sampler = Sampler(4, VOCAB, CPU)
+    rows = [row_of(slot, 1, None) for slot in range(2)]
+    logits = randn(2, VOCAB)
+    sampler.bind([slot_of(slot, [1, 2], GREEDY) for slot in range(2)])
+    sampler.sample(logits, rows, FixedMasks({0: [7], 1: [8]}, VOCAB)).result()
+    sampler.bind([slot_of(0, [1, 2], GREEDY)])
+    free, masked = sampler.sample(logits, rows, FixedMasks({1: [9]}, VOCAB)).result()
+    assert free.token_ids == [int(logits[0].argmax())]
+    assert masked.token_ids == [9]
+
+
+@pytest.mark.parametrize("bias", [{}, {30: -100.0, 60: 3.0}])
+def test_only_allowed_tokens_are_sampled(bias: dict[int, float]) -> None:
+    sampler = Sampler(4, VOCAB, CPU)
+    params = SamplingParams(temperature=5.0, allowed_token_ids=(30, 60, 90), logit_bias=bias)
+    sampler.bind([slot_of(0, [1, 2], params, seed=3), slot_of(1, [1, 2], GREEDY)])
+    logits = randn(2, VOCAB)
+    seen = set()
+    for position in range(1, 60):
+        row, other = sample_once(sampler, logits, [row_of(0, position, None), row_of(1, position, None)])
+        seen.update(row.token_ids)
+        assert other.token_ids == [int(logits[1].argmax())]
+    assert seen == ({60, 90} if bias else {30, 60, 90})
+    sampler.bind([slot_of(0, [1, 2], GREEDY)])
+    assert sample_once(sampler, logits, [row_of(0, 1, None)])[0].token_ids == [int(logits[0].argmax())]

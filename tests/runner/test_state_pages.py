@@ -17,8 +17,9 @@ from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.layers.delta import GatedDelta
 from app.models.config import AttentionConfig, DeltaConfig, LayerConfig, MlpConfig, ModelConfig, Rope
-from app.models.decoder import DecoderLayer, DecoderStack, Parts
+from app.models.decoder import DecoderLayer, DecoderStack
 from app.models.names import DecoderNames
+from app.models.parts import Parts
 from app.runner.formats import choose_formats
 from app.runner.kv_plan import kv_groups, plan_kv_cache
 from app.runner.model_runner import ModelRunner
@@ -83,7 +84,9 @@ def modes() -> Iterator[None]:
     dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name == "interpreted" else []) for name in FORMATS]
+)
 def formats(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "interpreted":
         pytest.importorskip("triton", reason="Triton has no wheel for this machine")

@@ -14,9 +14,11 @@ from app.contract.frames import LoadProgress
 from app.contract.request import SamplingParams
 from app.engine.inproc import InprocConnection
 from app.serving.engine_client import EngineClient
-from app.serving.generation import Generation, Generator
+from app.serving.generation import Generation
+from app.serving.generator import Generator
 from app.serving.ledger import Ledger
 from app.serving.types import ChoiceDelta, GenerationRequest, RequestRecord
+from app.telemetry.aliases import ENGINE
 from app.telemetry.metrics import Metrics
 from app.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import EOS_ID, VOCAB_SIZE, build_byte_tokenizer
@@ -79,6 +81,7 @@ class Rig:
         n: int = 1,
         request_id: str = "request",
         seconds: float | None = None,
+        constraint: str = "",
         **params: Any,
     ) -> Generation:
         """Submits a prompt; ``params`` are those of :class:`SamplingParams`."""
@@ -88,6 +91,7 @@ class Rig:
             params=SamplingParams(**params),
             n=n,
             deadline=None if seconds is None else time.monotonic() + seconds,
+            constraint=constraint,
         )
         return await self.generator.start(request, endpoint=ENDPOINT, stream=True)
 
@@ -97,7 +101,13 @@ class Rig:
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric's present value; 0 if it has none yet."""
-        return self.metrics.registry.get_sample_value(name, {"model_name": MODEL, **labels}) or 0.0
+        return sample_value(self.metrics, name, **labels) or 0.0
+
+
+def sample_value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """The value of one series of the model; None if there is none."""
+    engine = {"engine": ENGINE} if name.startswith("vllm:") else {}
+    return metrics.registry.get_sample_value(name, {"model_name": MODEL, **engine, **labels})
 
 
 def make_rig(

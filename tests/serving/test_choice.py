@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from app.contract.frames import EngineOutput, TokenLogprobs
 from app.contract.request import FinishReason, SamplingParams
 from app.serving.choice import Choice, control_stops
+from app.serving.generation import Completion
 from app.serving.types import ChoiceDelta
-from tests.byte_tokenizer import EOS_ID
+from app.text.parsers.format import Opened, ThoughtFormat
+from app.text.parsers.formats import FORMATS, ReplyFormat
+from app.text.parsers.reply import Content, Reasoning, ReplyParser
+from app.text.parsers.thoughts import THOUGHTS
+from tests.byte_tokenizer import EOS_ID, IM_END_ID, IM_START_ID
 from tests.serving.rig import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -36,9 +41,10 @@ def run(
     *,
     finish_reason: FinishReason = FinishReason.LENGTH,
     stop_token_id: int | None = None,
+    parser: ReplyParser | None = None,
 ) -> tuple[Choice, list[ChoiceDelta]]:
     """Feeds a choice, taking a delta after each output."""
-    choice = Choice(0, params, TOKENIZER)
+    choice = Choice(0, params, TOKENIZER, parser)
     parts = [part for part in pieces(token_ids, cuts) if part] or [[]]
     deltas = []
     for place, part in enumerate(parts):
@@ -169,3 +175,51 @@ def test_nothing_counts_after_the_end() -> None:
     choice, _ = run(SamplingParams(max_tokens=9), [97], [1])
     choice.push(EngineOutput(request_id="r", new_token_ids=[98]))
     assert choice.take() is None
+
+
+def think_parser() -> ReplyParser:
+    think = next(each for each in THOUGHTS if each.name == "think")
+    return ReplyFormat(FORMATS[-1], think).parser({"f": {}}, Opened.NOT, TOKENIZER)
+
+
+@given(
+    text=st.sampled_from(
+        [
+            "<think>hm</think>\nSee.\n<tool_call>\n" + '{"name": "f", "arguments": {"a": 1}}\n</tool_call>',
+            "<think>hm, é",
+            "No thought. \n",
+        ]
+    ),
+    cuts=CUTS,
+    stop=st.sampled_from([(), ("See",), ("m",)]),
+)
+def test_parts_do_not_depend_on_the_cuts(text: str, cuts: list[int], stop: tuple[str, ...]) -> None:
+    params = SamplingParams(stop=stop, max_tokens=999)
+    token_ids = [*text.encode(), EOS_ID]
+    _, whole = run(params, token_ids, [999], stop_token_id=EOS_ID, parser=think_parser())
+    _, cut = run(params, token_ids, cuts, stop_token_id=EOS_ID, parser=think_parser())
+    completions = []
+    for deltas in (whole, cut):
+        completion = Completion(0)
+        for delta in deltas:
+            assert delta.text == "".join(part.text for part in delta.parts if isinstance(part, Content))
+            assert len(delta.tokens) == len(delta.token_ids)
+            completion.add(delta)
+        for call in completion.calls:
+            call.id = ""
+        completions.append((completion, sum(delta.reasoning_tokens for delta in deltas)))
+    assert completions[0] == completions[1]
+
+
+def test_control_tokens_that_a_parser_reads_are_shown_to_it_alone() -> None:
+    think = ThoughtFormat(name="x", opening="<|im_start|>", closing="<|im_end|>", tells=(), control=_MARKS)
+    parser = ReplyFormat(FORMATS[-1], think).parser({}, Opened.NOT, TOKENIZER)
+    token_ids = [IM_START_ID, *b"a", IM_END_ID, *b"b", IM_END_ID, *b"c"]
+    _, (delta,) = run(SamplingParams(max_tokens=99), token_ids, [99], parser=parser)
+    assert delta.parts == (Reasoning("a"), Content("b"), Content("c"))
+    assert delta.text == "bc"
+    assert delta.reasoning_tokens == 3
+    assert len(delta.tokens) == len(delta.token_ids) == len(token_ids)
+
+
+_MARKS = ("<|im_start|>", "<|im_end|>")

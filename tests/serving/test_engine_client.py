@@ -87,7 +87,7 @@ async def test_start_up_is_followed() -> None:
     assert await rig.client.wait_ready() == READY
     assert rig.client.readiness() == (True, "")
     assert rig.sample("tuili_engine_state", state="ready") == 1
-    assert rig.sample("vllm:cache_config_info", block_size="16", num_gpu_blocks="64") == 1
+    assert rig.sample("vllm:cache_config_info", block_size="16", num_gpu_blocks="64", cache_dtype="int64") == 1
     assert await engine.leave() is None
     assert rig.client.state is EngineState.LOADING
 
@@ -153,7 +153,7 @@ async def test_outputs_go_to_whoever_asked() -> None:
     assert other.tokens == 0
     assert rig.client.in_flight == 1
     await engine.say(step(EngineOutput(request_id="a", finish_reason=FinishReason.LENGTH)))
-    await rig.client.wait_idle()
+    await until(lambda: not rig.client.in_flight)
     await engine.leave()
 
 

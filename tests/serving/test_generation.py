@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from app.contract.frames import ClientFrame
 from app.contract.request import FinishReason, SamplingParams
+from app.engine.inproc import InprocConnection
 from app.errors import RequestError
+from app.serving import admission
 from app.serving.admission import Permit
-from app.serving.generation import Completion, Generation, sampling_defaults
+from app.serving.generation import Completion, Generation
+from app.serving.generator import sampling_defaults
 from app.serving.ledger import CLIENT_LEFT
 from app.serving.types import ChoiceDelta, GenerationRequest
 from tests.serving.rig import ENDPOINT, WAIT_SECONDS, Rig, make_rig, read, recite, repeat, running, until
@@ -307,6 +311,33 @@ async def test_a_full_queue_is_429_with_an_honest_retry_after() -> None:
         assert rig.sample("tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 2
 
 
+async def test_clients_that_come_and_leave_do_not_fill_the_memory_while_the_engine_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = asyncio.Event()
+    send = InprocConnection.send
+
+    async def send_late(connection: InprocConnection, frame: ClientFrame) -> None:
+        await reads.wait()
+        await send(connection, frame)
+
+    monkeypatch.setattr(admission, "MAX_UNSENT", 8)
+    async with running(max_num_seqs=2, max_queue=2) as rig:
+        monkeypatch.setattr(InprocConnection, "send", send_late)
+
+        async def come_and_leave() -> None:
+            for _ in range(50):
+                await (await rig.submit("p", max_tokens=1)).aclose()
+
+        with pytest.raises(RequestError) as refused:
+            await come_and_leave()
+        assert refused.value.status == 429
+        assert rig.client.unsent <= 8 + 2
+        reads.set()
+        await until(lambda: not rig.client.unsent)
+        await (await rig.submit("p", max_tokens=1)).collect()
+
+
 def permitted(rig: Rig, prompt: str = "p", *, n: int = 1, max_tokens: int = 1) -> GenerationRequest:
     return GenerationRequest("permitted", list(prompt.encode()), SamplingParams(max_tokens=max_tokens), n=n)
 
@@ -383,7 +414,7 @@ async def test_draining_refuses_and_finishes() -> None:
         assert (error.status, error.code) == (503, "engine_draining")
         assert error.retry_after is not None
         assert (await generation.collect())[0].finish_reason is FinishReason.LENGTH
-        await rig.client.wait_idle()
+        await until(lambda: not rig.client.in_flight)
         assert rig.client.readiness()[0] is False
 
 

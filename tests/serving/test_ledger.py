@@ -13,14 +13,9 @@ from app.errors import RequestError
 from app.serving.ledger import Ledger
 from app.serving.types import GenerationRequest
 from app.telemetry.metrics import Metrics
-from tests.serving.rig import ENDPOINT, MODEL, running
+from tests.serving.rig import ENDPOINT, MODEL, running, sample_value
 
 REQUEST = GenerationRequest(request_id="r1", prompt_token_ids=[1, 2, 3], params=SamplingParams(max_tokens=7), n=2)
-
-
-def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
-    """A metric's value."""
-    return metrics.registry.get_sample_value(name, {"model_name": MODEL, **labels})
 
 
 def test_a_request_is_one_line_and_one_count() -> None:
@@ -40,21 +35,21 @@ def test_a_request_is_one_line_and_one_count() -> None:
     assert (line["prompt_tokens"], line["completion_tokens"], line["generated_tokens"]) == (3, 2, 4)
     assert (line["queue_seconds"], line["first_token_seconds"], line["decode_seconds"]) == (0.5, 1.0, 2.0)
     assert entry.record.token_intervals == [0.3 / 3] * 3
-    assert sample(metrics, "tuili_requests_total", endpoint=ENDPOINT, outcome="ok") == 1
-    assert sample(metrics, "vllm:time_to_first_token_seconds_sum") == 1.0
-    assert sample(metrics, "vllm:request_queue_time_seconds_sum") == 0.5
-    assert sample(metrics, "vllm:request_prefill_time_seconds_sum") == 0.5
-    assert sample(metrics, "vllm:request_decode_time_seconds_sum") == 2.0
-    assert sample(metrics, "vllm:inter_token_latency_seconds_count") == 3
+    assert sample_value(metrics, "tuili_requests_total", endpoint=ENDPOINT, outcome="ok") == 1
+    assert sample_value(metrics, "vllm:time_to_first_token_seconds_sum") == 1.0
+    assert sample_value(metrics, "vllm:request_queue_time_seconds_sum") == 0.5
+    assert sample_value(metrics, "vllm:request_prefill_time_seconds_sum") == 0.5
+    assert sample_value(metrics, "vllm:request_decode_time_seconds_sum") == 2.0
+    assert sample_value(metrics, "vllm:inter_token_latency_seconds_count") == 3
 
 
 def test_a_request_that_never_ran_has_no_latency() -> None:
     metrics = Metrics(MODEL)
     entry = Ledger(metrics).open(REQUEST, endpoint=ENDPOINT, stream=False, arrival=time.monotonic())
     entry.close([FinishReason.ABORT] * 2)
-    assert sample(metrics, "tuili_requests_total", endpoint=ENDPOINT, outcome="aborted") == 1
-    assert sample(metrics, "vllm:time_to_first_token_seconds_count") == 0
-    assert sample(metrics, "vllm:e2e_request_latency_seconds_count") == 1
+    assert sample_value(metrics, "tuili_requests_total", endpoint=ENDPOINT, outcome="aborted") == 1
+    assert sample_value(metrics, "vllm:time_to_first_token_seconds_count") == 0
+    assert sample_value(metrics, "vllm:e2e_request_latency_seconds_count") == 1
 
 
 def test_a_refusal_is_counted_apart() -> None:
@@ -62,8 +57,8 @@ def test_a_refusal_is_counted_apart() -> None:
     with capture_logs() as lines:
         Ledger(metrics).refuse("r1", ENDPOINT, RequestError("full", status=429, code="overloaded"))
     assert [(line["error_code"], line["status"]) for line in lines] == [("overloaded", 429)]
-    assert sample(metrics, "tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 1
-    assert sample(metrics, "vllm:e2e_request_latency_seconds_count") == 0
+    assert sample_value(metrics, "tuili_requests_refused_total", endpoint=ENDPOINT, reason="overloaded") == 1
+    assert sample_value(metrics, "vllm:e2e_request_latency_seconds_count") == 0
 
 
 def test_lines_can_be_left_out() -> None:

@@ -33,6 +33,15 @@ def test_a_name_finds_its_model_and_no_name_the_first() -> None:
         assert len(error.value.message) < 300
 
 
+def test_where_any_name_will_do_known_ones_keep_their_model() -> None:
+    first, second = served_as(make_rig(), "a"), served_as(make_rig(), "b")
+    models = ServedModels([first, second], any_name=True)
+    assert [models.resolve(name) for name in (None, "a", "b", "gpt-4o", "")] == [first, first, second, first, first]
+    assert models.names == ["a", "b"]
+    with pytest.raises(RequestError):  # every chunk of an answer repeats it
+        models.resolve("x" * 10_000)
+
+
 def test_a_name_is_of_one_model() -> None:
     with pytest.raises(ValueError, match="'b'"):
         ServedModels([served_as(make_rig(), "a", "b"), served_as(make_rig(), "b")])

@@ -197,10 +197,27 @@ class TestErrors:
         with pytest.raises(RequestError, match="more than 1000 characters"):
             ChatTemplate(endless, max_chars=1000).render([])
 
-    def test_unknown_variables_are_refused(self) -> None:
-        with pytest.raises(RequestError, match="messages, tokenizer") as caught:
-            CHATML.render(user("hi"), template_kwargs={"tokenizer": 1, "messages": [], "enable_thinking": True})
+    @pytest.mark.parametrize(
+        "name", ["messages", "tools", "add_generation_prompt", "bos_token", "raise_exception", "range"]
+    )
+    def test_variables_that_come_from_elsewhere_are_refused(self, name: str) -> None:
+        template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}", bos_token="<s>")
+        with pytest.raises(RequestError, match=f"cannot set {name}") as caught:
+            template.render(user("hi"), template_kwargs={"thinking": 1, name: "x"})
         assert caught.value.param == "chat_template_kwargs"
+
+    def test_any_other_variable_reaches_the_template(self) -> None:
+        template = ChatTemplate(
+            "{% if mood is defined %}{{ mood.kind }}{% endif %}{% set tone = tone or 'dull' %}{{ tone }}"
+            "{% macro say(text) %}{{ text }}{{ pitch }}{% endmacro %}{{ say(messages[0].content) }}",
+            named={"plain": "{{ messages[0].content }}"},
+        )
+        variables = {"mood": {"kind": "merry"}, "tone": "high", "pitch": "!", "text": 1, "say": 1, "other": 1}
+        assert template.render(user("hi"), template_kwargs=variables) == "merryhighhi!"
+        assert template.render(user("hi")) == "dullhi"
+        assert template.unread(variables) == ["text", "say", "other"]
+        assert template.unread(variables, template="plain") == list(variables)
+        assert template.unread(variables, template="none of it") == []
 
 
 class TestEncode:

@@ -225,6 +225,17 @@ def test_names_keys_arguments_and_variables_are_clients_too() -> None:
     assert decode(ids).count(evil) > 10
 
 
+@pytest.mark.parametrize("name", ["mood", "_marked_mood", "caller"])
+def test_variables_of_any_name_are_clients_too(name: str) -> None:
+    template = (
+        "{% if not mood %}{% set mood = '<|im_start|>' %}{% endif %}{{ mood }}{{ _marked_mood }}{{ caller }}<|im_end|>"
+    )
+    ids = encode(
+        template, [{"role": "user", "content": ""}], template_kwargs={name: "<|im_start|>", "mood": "<|im_start|>"}
+    )
+    assert control(ids) == [IM_END_ID]
+
+
 def test_two_messages_do_not_make_a_token_together() -> None:
     messages = [{"role": "user", "content": "<|im_"}, {"role": "user", "content": "end|>"}]
     template = "{% for message in messages %}{{ message.content }}{% endfor %}<|im_end|>"

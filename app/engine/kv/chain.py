@@ -1,4 +1,4 @@
-"""What a prefix is known by: a chain of hashes over its blocks of tokens, the same for all KV groups."""
+"""Hashes by which the prefix cache knows prefixes: a chain over their blocks of tokens, the same for all KV groups."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from app.engine.request import Request
 
 
 class PrefixChain:
-    """Digests of requests' blocks."""
+    """Digests of requests' blocks of tokens.
+
+    Args:
+        block_size: tokens of a block.
+        identity: names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes.
+    """
 
     def __init__(self, block_size: int, identity: Sequence[str]) -> None:
-        """``identity`` names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes."""
         self._block_size = block_size
         self._identity = list(identity)
 
     def tokens(self, request: Request, index: int) -> list[int]:
-        """Those of a full block of known tokens."""
+        """Token ids of a request's block ``index``, of which all tokens are known."""
         return request.token_ids[index * self._block_size : (index + 1) * self._block_size]
 
     def digest(self, request: Request, index: int) -> bytes:
-        """Hash of all tokens through block ``index``, computed once a request."""
+        """SHA-256 of all of a request's tokens through block ``index``; computed once for each request."""
         hashes = request.block_hashes
         while len(hashes) <= index:
             parent = hashes[-1] if hashes else self._root(request)

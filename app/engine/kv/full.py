@@ -1,4 +1,4 @@
-"""Full attention: every block is kept and read until the request ends."""
+"""Policy of full attention: every block is kept and read until the request ends."""
 
 from __future__ import annotations
 

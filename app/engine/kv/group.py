@@ -1,4 +1,4 @@
-"""What the groups of layers differ in: which blocks a sequence has, which of them are still read, what makes a hit."""
+"""Policies of KV groups: which blocks a sequence has, which of them are still read, what makes a prefix hit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from app.contract.info import KVCacheGroup
 
 
 class GroupPolicy(ABC):
-    """One group's rules.
+    """Rules of one KV group.
 
     Block b of a sequence is the one of positions ``[b * block_size, (b + 1) * block_size)``.
     """
 
     keeps_all: ClassVar[bool]
-    """Nothing is given back before the request ends, so that a hit needs all blocks before it."""
+    """Whether no block is given back before the request ends. A hit then needs all blocks before it."""
     can_rewind: ClassVar[bool] = True
-    """A sequence can go back by some tokens: what was written for them is written again."""
+    """Whether a sequence can go back by some tokens: what was written for them is written again."""
     readable_at_once: ClassVar[bool] = True
-    """What a row writes can be read by other rows of the same step."""
+    """Whether other rows of the same step can read what a row writes."""
     leaves_at_ends: ClassVar[bool] = False
-    """What a hit needs is left where rows end, and not behind every block."""
+    """Whether only the end of a row leaves what a hit needs, not the end of every block."""
 
     def __init__(self, group: KVCacheGroup, block_size: int) -> None:
         self.group = group
@@ -37,7 +37,7 @@ class GroupPolicy(ABC):
         """The largest number of blocks, at most ``num_blocks``, behind which a sequence can start.
 
         Args:
-            has: whether a block of the sequence is on offer.
+            has: tells whether the block with an index is published.
         """
 
     @abstractmethod
@@ -49,16 +49,16 @@ class GroupPolicy(ABC):
         """Blocks of the longest sequence that the group holds alone, computed by rows of one token if need be."""
 
     def allocated(self, first: int, end: int) -> Sequence[int]:
-        """Blocks from ``first`` on that a row needs which computes the tokens before position ``end``."""
+        """Indices of the blocks from ``first`` on that a row needs, if it ends before position ``end``."""
         return range(first, -(-end // self.block_size))
 
     def published(self, first: int, num_full: int) -> Sequence[int]:
-        """Which of the blocks ``first … num_full - 1`` hold what a hit needs, once ``num_full`` are full."""
+        """Indices of the blocks ``first … num_full - 1`` that hold what a hit needs, once ``num_full`` are full."""
         return range(first, num_full)
 
 
 class WindowPolicy(GroupPolicy):
-    """A group that keeps the end of a sequence alone."""
+    """Policy of a group that keeps only the end of a sequence."""
 
     keeps_all = False
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from app.contract.config import EngineConfig
 from app.contract.info import NO_BLOCK, KVCacheGroup, KVCacheSpec
 from app.engine.kv.chain import PrefixChain
+from app.engine.kv.counted import CountedPolicy
+from app.engine.kv.counts import Counts, all_fit
 from app.engine.kv.full import FullPolicy
 from app.engine.kv.group import GroupPolicy
 from app.engine.kv.pool import BlockPool, IntegrityError
@@ -22,27 +24,31 @@ from app.engine.kv.state import StatePolicy
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 
-KINDS: dict[str, type[GroupPolicy]] = {"full": FullPolicy, "sliding": SlidingPolicy, "state": StatePolicy}
-
-Counts = tuple[int, ...]
-"""Blocks of each group."""
+KINDS: dict[str, type[GroupPolicy]] = {
+    "full": FullPolicy,
+    "sliding": SlidingPolicy,
+    "state": StatePolicy,
+    "counted": CountedPolicy,
+}
 
 
 class Hit(NamedTuple):
-    """A cached prefix."""
+    """A cached prefix of a request."""
 
     num_blocks: int
+    """Blocks of the prefix."""
     entries: list[list[int]]
-    """What each group's table begins with."""
+    """The first entries of each group's block table."""
     parting: int = 0
-    """Blocks of the longer prefix that another request had too, of which a group lacks what a row leaves where it ends:
-    if one ends there, the next such request has its hit. 0: there is none."""
+    """Blocks of a longer prefix that only the groups that keep everything have; 0: there is none. A row that ends there
+    leaves the state that is missing, so that the next request with this prefix finds all of it."""
 
 
 class BlockRef(NamedTuple):
-    """A block and its group."""
+    """A block of one KV group."""
 
     group: int
+    """Index of the group."""
     block_id: int
 
 
@@ -72,12 +78,12 @@ class KVManager:
         self._prefix_caching = config.enable_prefix_caching
         self._written_late = [index for index, policy in enumerate(self._policies) if not policy.readable_at_once]
         self._by_reach = sorted(range(len(self._pools)), key=lambda index: not self._policies[index].keeps_all)
-        """Groups that a miss ends the search for come first."""
+        """Indices of the groups; those in which a missing block ends the prefix come first."""
         self._all_kept = [index for index, policy in enumerate(self._policies) if policy.keeps_all]
         self._leaves_at_ends = any(policy.leaves_at_ends for policy in self._policies)
         self._giving = [index for index, policy in enumerate(self._policies) if not policy.keeps_all]
         self._fresh: set[BlockRef] = set()
-        """Published in the step that is being filled, of groups whose rows do not see each other."""
+        """Blocks published in the step that is being filled, of groups whose rows do not see each other."""
         self.can_rewind = all(policy.can_rewind for policy in self._policies)
         """Whether a sequence can go back by some tokens and go on from there."""
         self.num_tokens = spec.block_size * min(
@@ -86,18 +92,20 @@ class KVManager:
         """Tokens of the longest sequence that every group can hold; 0 without groups, where nothing is generated."""
         tokens = config.max_num_batched_tokens
         self.max_chunk = min((policy.max_chunk(tokens, max_model_len) for policy in self._policies), default=tokens)
-        """Tokens of a row, at most: what a small pool of a group that gives back can take beside the window."""
+        """Tokens of a row, at most: as many as the smallest pool of a group that gives blocks back holds at once."""
         self._most = {"chunk": self.max_chunk, "steps": pipeline_depth}
 
     # -- counts -------------------------------------------------------------------------------------------------
 
     @property
     def num_free(self) -> Counts:
-        """Blocks nobody holds, published ones included."""
+        """Blocks that no request holds, published ones included."""
         return tuple(pool.num_free for pool in self._pools)
 
     def fullest(self) -> BlockPool:
         """The pool of which the largest share is held."""
+        if len(self._pools) == 1:  # asked in every step
+            return self._pools[0]
         return max(self._pools, key=lambda pool: pool.num_held / max(1, pool.num_blocks), default=BlockPool(0))
 
     def covers(self, request: Request, end: int) -> bool:
@@ -131,7 +139,7 @@ class KVManager:
         return tuple(counts)
 
     def leaving(self, requests: Sequence[Request]) -> Counts:
-        """Blocks that the requests let go of once their rows under way are done."""
+        """Blocks that the requests give back once their rows under way are done."""
         counts = [0] * len(self._pools)
         for group in self._giving:
             policy = self._policies[group]
@@ -150,7 +158,7 @@ class KVManager:
     # -- allocation ---------------------------------------------------------------------------------------------
 
     def allocate(self, request: Request, end: int) -> list[list[int]]:
-        """Extends the request's tables for a row that ends before position ``end``; returns what each has gained.
+        """Extends the request's tables for a row that ends before position ``end``; returns each table's new entries.
 
         Raises:
             IntegrityError: there are not enough blocks: callers ask :meth:`missing` first.
@@ -170,21 +178,21 @@ class KVManager:
         return gained
 
     def give_back(self, request: Request, position: int) -> None:
-        """Frees what no token at ``position`` or behind it reads; no row under way may begin before it."""
+        """Frees the blocks that no token from ``position`` on reads; no row under way may begin before it."""
         for group in self._giving:
             first, table = self._policies[group].first_kept(position), request.tables[group]
             if first > table.first:
                 self._pools[group].release(table.drop(first))
 
     def release(self, tables: Sequence[BlockTable]) -> None:
-        """Gives a request's blocks back. The tail of a table is reused before its head, which more can share."""
+        """Gives a request's blocks back. A table's end is reused before its beginning, which more requests share."""
         for pool, table in zip(self._pools, tables, strict=False):
             pool.release(reversed(table.held()))
 
     # -- prefix cache -------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """What the steps before this one publish can be read by every row of it."""
+        """Begins a step: its rows can read all that earlier steps published."""
         self._fresh.clear()
 
     def looks_up(self, request: Request) -> bool:
@@ -218,7 +226,7 @@ class KVManager:
         return Hit(num_blocks, entries, parting)
 
     def _finder(self, request: Request, group: int, found: dict[int, int]) -> Callable[[int], bool]:
-        """Says whether a block of the request is on offer in a group, and keeps in ``found`` which."""
+        """A function that tells whether a group has published a block of the request, and notes it in ``found``."""
         pool, size, token_ids, hashes = self._pools[group], self.block_size, request.token_ids, request.block_hashes
         late = group in self._written_late
 
@@ -241,7 +249,7 @@ class KVManager:
         request.num_published_blocks = hit.num_blocks
 
     def publish(self, request: Request, num_tokens: int) -> list[BlockRef]:
-        """Offers the request's full blocks among its first ``num_tokens`` known tokens; returns those newly offered.
+        """Publishes the full blocks of the request's first ``num_tokens`` known tokens; returns those newly published.
 
         Args:
             num_tokens: where a row of the request ended.
@@ -267,19 +275,19 @@ class KVManager:
         return [BlockRef(group, block_id) for group, table in enumerate(request.tables) for block_id in table.held()]
 
     def withdraw(self, refs: Iterable[BlockRef]) -> None:
-        """Takes blocks off offer whose contents turned out not to be there. Holders keep their holds."""
+        """Ends the publication of blocks whose contents turned out not to be there. Holders keep their holds."""
         for ref in refs:
             self._pools[ref.group].withdraw([ref.block_id])
 
     def withdraw_all(self, request: Request) -> None:
-        """Takes all off offer that the request may have written, given back since or not."""
+        """Ends the publication of all blocks that the request may have written, given back since or not."""
         for pool in self._pools:
             pool.withdraw_digests(request.block_hashes)
 
     # -- invariants ---------------------------------------------------------------------------------------------
 
     def check_integrity(self, held: Iterable[Sequence[BlockTable]]) -> None:
-        """Compares the books with the tables of everybody who holds blocks.
+        """Compares reference counts with the block tables of all holders.
 
         Raises:
             IntegrityError: they differ.
@@ -296,18 +304,3 @@ def _policy(group: KVCacheGroup, block_size: int) -> GroupPolicy:
     if group.kind not in KINDS:
         raise ValueError(f"the engine knows KV cache groups of {', '.join(KINDS)}, not of {group.kind!r}")
     return KINDS[group.kind](group, block_size)
-
-
-def all_fit(wanted: Counts, available: Counts) -> bool:
-    """Whether each group has the blocks that are wanted of it."""
-    return all(count <= room for count, room in zip(wanted, available, strict=True))
-
-
-def added(*counts: Counts) -> Counts:
-    """The sum, group by group."""
-    return tuple(map(sum, zip(*counts, strict=True)))
-
-
-def subtracted(counts: Counts, others: Counts) -> Counts:
-    """The difference, group by group."""
-    return tuple(count - other for count, other in zip(counts, others, strict=True))

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 
 class IntegrityError(RuntimeError):
-    """The allocator's books do not balance: a bug, never a request's fault."""
+    """The block allocator's counts contradict each other: a bug, never a request's fault."""
 
 
 class _Contents(NamedTuple):
-    """What a published block holds."""
+    """The tokens that a published block stands for."""
 
     digest: bytes
+    """Hash of these tokens and all before them."""
     token_ids: list[int]
 
 
@@ -35,7 +36,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds, published ones included."""
+        """Blocks that no request holds, published ones included."""
         return len(self._free)
 
     @property
@@ -53,17 +54,17 @@ class BlockPool:
         return block_id
 
     def is_idle(self, block_id: int) -> bool:
-        """Whether nobody holds a block: to hold it takes it off the free list."""
+        """Whether no request holds a block: holding it takes it off the free list."""
         return self._ref_counts[block_id] == 0
 
     def hold(self, block_id: int) -> None:
-        """One hold more on a published block."""
+        """Adds one hold on a published block."""
         if self._ref_counts[block_id] == 0:
             del self._free[block_id]
         self._ref_counts[block_id] += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """Gives one hold on each block back; of those that are free then, the first is reused first."""
+        """Gives back one hold on each block. Of the blocks that become free, the first is reused first."""
         for block_id in block_ids:
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id] == 0:
@@ -74,7 +75,11 @@ class BlockPool:
     # -- contents -----------------------------------------------------------------------------------------------
 
     def find(self, digest: bytes, token_ids: list[int]) -> int | None:
-        """The block on offer that holds these tokens, behind a prefix that the digest tells of too."""
+        """The published block of these tokens, or None.
+
+        Args:
+            digest: hash of the tokens and all before them.
+        """
         block_id = self._published.get(digest)
         if block_id is None:
             return None
@@ -82,7 +87,7 @@ class BlockPool:
         return block_id if contents is not None and contents.token_ids == token_ids else None  # digests may collide
 
     def publish(self, block_id: int, digest: bytes, token_ids: list[int]) -> bool:
-        """Offers a held block; returns whether it is on offer now: of equal contents the first block stays."""
+        """Publishes a held block; returns whether that was done: of blocks with equal contents the first stays."""
         if self._contents[block_id] is not None or digest in self._published:
             return False
         self._contents[block_id] = _Contents(digest, token_ids)
@@ -90,14 +95,14 @@ class BlockPool:
         return True
 
     def withdraw(self, block_ids: Iterable[int]) -> None:
-        """Takes blocks off offer whose contents turned out not to be there. Holders keep their holds."""
+        """Ends the publication of blocks whose contents turned out not to be there. Holders keep their holds."""
         for block_id in block_ids:
             self._forget(block_id)
             if self._ref_counts[block_id] == 0:
                 self._free.move_to_end(block_id, last=False)
 
     def withdraw_digests(self, digests: Iterable[bytes]) -> None:
-        """Takes off offer whatever is known by these digests."""
+        """Ends the publication of all blocks that are known by these digests."""
         self.withdraw([self._published[digest] for digest in digests if digest in self._published])
 
     def _forget(self, block_id: int) -> None:
@@ -109,7 +114,7 @@ class BlockPool:
     # -- invariants ---------------------------------------------------------------------------------------------
 
     def check_integrity(self, tables: Iterable[list[int]]) -> None:
-        """Compares the books with ``tables``, the blocks of every table that is held.
+        """Compares the reference counts with ``tables``, the blocks of every table that is held.
 
         Raises:
             IntegrityError: they differ.

@@ -1,4 +1,4 @@
-"""Sliding-window attention: what has left the window of every token to come is given back."""
+"""Policy of sliding-window attention: blocks that every later token's window has left are given back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent state: one block is the state after some token, and the states at block boundaries are what can be shared.
+"""Policy of recurrent state: a block is the state after some token; states at block boundaries can be shared.
 
 A row reads the block of the token before it and writes that of its last token, another one once a boundary lies between
 them: a block that was left at a boundary is never written again. Decoding leaves one at every boundary it passes; a
@@ -16,9 +16,9 @@ class StatePolicy(WindowPolicy):
     """A hit behind n blocks needs the state at that boundary, and nothing else."""
 
     can_rewind = False
-    """A state cannot be taken back to that of an earlier token."""
+    """An earlier token's state cannot be computed from a later one's."""
     readable_at_once = False
-    """Rows are computed beside each other, each from the state that stood there when the step began."""
+    """Rows of a step are computed at once, each from the state that was there when the step began."""
     leaves_at_ends = True
 
     def first_kept(self, position: int) -> int:

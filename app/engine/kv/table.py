@@ -9,18 +9,19 @@ from app.engine.kv.pool import IntegrityError
 
 
 class BlockTable:
-    """Entry b is the block of positions ``[b * block_size, (b + 1) * block_size)``, or ``NO_BLOCK``."""
+    """Entry b is the block of positions ``[b * block_size, (b + 1) * block_size)``, or :data:`NO_BLOCK`."""
 
     __slots__ = ("entries", "first", "num_held")
 
     def __init__(self, entries: Iterable[int] = ()) -> None:
         self.entries = list(entries)
         self.first = 0
-        """Entries before it hold nothing any more."""
+        """Index of the first entry that may hold a block: those before it were dropped."""
         self.num_held = sum(block_id != NO_BLOCK for block_id in self.entries)
+        """Blocks that the table holds."""
 
     def held(self) -> list[int]:
-        """The blocks that it holds."""
+        """The blocks that the table holds, in order."""
         return [block_id for block_id in self.entries if block_id != NO_BLOCK]
 
     def extend(self, entries: list[int]) -> None:
@@ -42,6 +43,10 @@ class BlockTable:
         return leaving
 
     def check_integrity(self) -> None:
-        """Raises :class:`~app.engine.kv.pool.IntegrityError` when its own books do not balance."""
+        """Compares the counts with the entries.
+
+        Raises:
+            IntegrityError: they differ.
+        """
         if len(self.held()) != self.num_held or any(block_id != NO_BLOCK for block_id in self.entries[: self.first]):
             raise IntegrityError(f"a table of {self.num_held} blocks from entry {self.first} on: {self.entries}")

@@ -1,1 +1,1 @@
-"""How a step runs: as one recording of any size, padded to one of a few recorded sizes, or op by op."""
+"""Executors of steps: as one recording for all sizes, padded to one of a few recorded sizes, or op by op."""

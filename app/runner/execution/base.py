@@ -1,11 +1,11 @@
-"""What the runner asks of whatever runs a step."""
+"""What the runner asks of an executor."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import NamedTuple, Protocol
 
-from app.contract.step import StepPlan
+from app.contract.step import StepPlan, TokenMasks
 from app.runner.sampler import StagedSamples
 
 
@@ -13,9 +13,9 @@ class Executed(NamedTuple):
     """A step that was run, or on a GPU launched."""
 
     replayed: bool
-    """As one call of a recording, not op by op."""
+    """Whether the step ran as one call of a recording, not op by op."""
     kernel_seconds: float
-    """Seconds that its kernels ran; on a GPU, that launching them took."""
+    """Seconds that the step's kernels ran; on a GPU, that launching them took."""
 
 
 class Executor(Protocol):
@@ -25,8 +25,11 @@ class Executor(Protocol):
     def nbytes(self) -> int:
         """Bytes that recordings may come to take of a GPU's memory."""
 
-    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
+    def run(self, plan: StepPlan, staged: StagedSamples, masks: TokenMasks | None = None) -> Executed:
         """Stages the rest of the step and computes it.
+
+        Args:
+            masks: masks of the samples; waited for once nothing but the sampling is left.
 
         Raises:
             RunnerError: the step does not fit the buffers.

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import torch
 
-from app.contract.step import StepPlan
+from app.contract.step import StepPlan, TokenMasks
 from app.kernels.recorders import GraphRecorder, Work
 from app.runner.execution.base import Executed
 from app.runner.execution.buckets import Bucket, Buckets
@@ -19,7 +19,7 @@ from app.runner.sampler import SampleParts, StagedSamples
 _log = logging.getLogger(__name__)
 
 _PADDED = SampleParts(top_k=True, top_p=True, min_p=True, penalties=False, min_tokens=False, logit_bias=False)
-"""What sampling a recording has: what costs nothing where a row does without."""
+"""Optional parts of sampling that recordings have: those that cost nothing where a row does not use them."""
 
 
 class BucketedExecutor:
@@ -38,22 +38,30 @@ class BucketedExecutor:
         self._eager = EagerExecutor(step)
         self.nbytes = buckets.nbytes(num_layers)
         self._recordings: dict[Bucket, Work | None] = {}
-        """Of buckets seen; None where the next step is to be recorded."""
+        """Recordings of the buckets seen so far; None where the bucket's next step is to be recorded."""
         self._full = False
 
-    def run(self, plan: StepPlan, staged: StagedSamples) -> Executed:
-        """Computes a step, padded if there is a bucket for it."""
+    def run(self, plan: StepPlan, staged: StagedSamples, masks: TokenMasks | None = None) -> Executed:
+        """Computes a step, padded if there is a bucket for it.
+
+        A recording samples without masks. Where there are some, it is sampled again behind it: tokens follow from
+        logits and counters alone, and nothing that a bucket has counts them.
+        """
         bucket = self._bucket(plan, staged)
         if bucket is None:
-            return self._eager.run(plan, staged)
+            return self._eager.run(plan, staged, masks)
         with torch.inference_mode():
             self._step.stage(plan, staged, bucket)
         started = time.perf_counter()
         replayed = self._launch(bucket)
+        if masks is not None:
+            self._step.mask(masks)
+            self._step.compute_samples(plan.num_logit_rows, len(staged.sampled), staged.parts.masked())
         return Executed(replayed, time.perf_counter() - started)
 
     def _bucket(self, plan: StepPlan, staged: StagedSamples) -> Bucket | None:
-        """Which the step is one for, if any: each sampled row has one row of logits, and nothing special."""
+        """The bucket that the step is padded to; None where a row has several rows of logits, or asks for parts of
+        sampling that recordings do not have."""
         parts = staged.parts
         if plan.num_logit_rows != len(staged.sampled) or parts.penalties or parts.min_tokens or parts.logit_bias:
             return None
@@ -61,7 +69,7 @@ class BucketedExecutor:
         return self._buckets.decodes(rows) if plan.is_decode else self._buckets.mixed(plan.num_tokens, rows)
 
     def _launch(self, bucket: Bucket) -> bool:
-        """Launches the padded step that is staged. Returns whether as one recording."""
+        """Launches the padded step that is staged; returns whether it was replayed as one recording."""
         recording = self._recordings.get(bucket)
         if recording is None and bucket in self._recordings and not self._full:
             recording = self._recordings[bucket] = self._recorder.record(lambda: self._compute(bucket))

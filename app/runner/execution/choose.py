@@ -1,4 +1,4 @@
-"""Which executor a runner has."""
+"""Chooses a runner's executor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 def choose_executor(
     step: StepKernels, recorder: Recorder | None, config: EngineConfig, *, num_layers: int, max_model_len: int
 ) -> Executor:
-    """The fastest that there is for a model's steps.
+    """The fastest executor that there is for a model's steps.
 
     Args:
-        recorder: of :meth:`app.kernels.backend.Backend.recorder`.
+        recorder: what :meth:`app.kernels.backend.Backend.recorder` gave.
 
     Raises:
         RunnerError: steps cannot be recorded, in strict mode.
@@ -38,7 +38,7 @@ def choose_executor(
             max_seq_len=max_model_len,
         )
         return BucketedExecutor(step, recorder, buckets, num_layers=num_layers)
-    # A program would run through where the ranks have to meet.
+    # A program does not stop where the ranks have to exchange their sums.
     if isinstance(recorder, ProgramRecorder) and config.tensor_parallel_size == 1:
         try:
             return RecordedExecutor(step, recorder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.contract.step import StepPlan
+from app.contract.step import StepPlan, TokenMasks
 from app.kernels.pages import Pages
 from app.kernels.types import StepArena
 from app.models.base import Decoder
@@ -20,8 +20,8 @@ class StepKernels:
     """All kernels of a step, over a runner's buffers.
 
     Args:
-        pages: of each layer.
-        group_of_layer: KV group of each layer.
+        pages: pages of each layer.
+        group_of_layer: index of each layer's KV group.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class StepKernels:
         self.arena = arena
 
     def stage(self, plan: StepPlan, staged: StagedSamples, bucket: Bucket | None = None) -> StepExtent:
-        """Fills the buffers and brings them to the device.
+        """Fills the buffers and copies them to the device.
 
         Args:
-            staged: of the same step; its parameters are in the sampler's buffers already.
+            staged: samples of the same step; their parameters are in the sampler's buffers already.
             bucket: the size that the step is padded to.
 
         Raises:
-            RunnerError: the step does not fit them.
+            RunnerError: the step does not fit the buffers.
         """
         extent = self._batch.fill(plan, bucket)
         if bucket is not None:
@@ -57,10 +57,30 @@ class StepKernels:
         return extent
 
     @torch.inference_mode()
-    def compute(self, plan: StepPlan, staged: StagedSamples, extent: StepExtent) -> None:
-        """Runs the kernels of the step that is staged, at its own size."""
+    def compute(
+        self, plan: StepPlan, staged: StagedSamples, extent: StepExtent, masks: TokenMasks | None = None
+    ) -> None:
+        """Runs the kernels of the step that is staged, at its own size; waits for its masks before it samples."""
         inputs = self._batch.views(plan.num_tokens, len(plan.rows), plan.num_logit_rows, extent)
-        self._launch(inputs, plan.num_tokens, plan.num_logit_rows, len(staged.sampled), staged.parts)
+        samples = len(staged.sampled)
+        self._launch(inputs, plan.num_tokens, plan.num_logit_rows, 0 if masks else samples, staged.parts)
+        if masks is not None:
+            self.mask(masks)
+            self.compute_samples(plan.num_logit_rows, samples, staged.parts.masked())
+
+    def mask(self, masks: TokenMasks) -> None:
+        """Waits for a step's masks and brings them to the device."""
+        self._sampler.mask(masks)
+
+    @torch.inference_mode()
+    def compute_samples(self, logits: int, samples: int, parts: SampleParts) -> None:
+        """Samples alone, of logits that are there."""
+        self._sampler.launch(self._logits_LV[:logits], samples, parts)
+
+    @torch.inference_mode()
+    def compute_whole_samples(self, parts: SampleParts) -> None:
+        """:meth:`compute_samples` at the buffers' full size: only to be recorded."""
+        self._sampler.launch(self._logits_LV, self._sampler.max_samples, parts)
 
     @torch.inference_mode()
     def compute_bucket(self, bucket: Bucket, max_seq_len: int, parts: SampleParts) -> None:

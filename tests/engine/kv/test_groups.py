@@ -281,7 +281,7 @@ def test_requests_are_limited_by_what_every_group_holds() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([kv_group("cross")], "full, sliding, state, not of 'cross'"),
+        ([kv_group("cross")], "full, sliding, state, counted, not of 'cross'"),
         ([kv_group("sliding")], "window of at least 1"),
     ],
 )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.contract.info import KVCacheGroup, KVCacheSpec
-from app.engine.kv.manager import KVManager, all_fit
+from app.engine.kv.counts import all_fit
+from app.engine.kv.manager import KVManager
 from app.engine.kv.pool import IntegrityError
 from app.engine.request import Request
 from tests.fakes import fake_config, fake_request, kv_group
@@ -62,6 +63,16 @@ def test_shared_blocks_are_free_when_the_last_holder_lets_go() -> None:
     kv.release(second.tables)
     assert kv.num_free == (8,)
     assert hit(kv, list(range(9))) == 2, "free, but not forgotten"
+
+
+def test_blocks_that_only_count_are_never_shared() -> None:
+    kv = manager(kv_group("counted", 8))
+    first = computed(kv, list(range(9)))
+    assert (kv.num_free, kv.can_rewind) == ((5,), False)
+    assert hit(kv, list(range(9))) == 0
+    kv.check_integrity([first.tables])
+    let_go(kv, first)
+    assert (kv.num_free, hit(kv, list(range(9)))) == ((8,), 0)
 
 
 def test_blocks_without_contents_are_taken_before_cached_ones() -> None:

@@ -1,0 +1,120 @@
+"""Masks of a step's constrained rows, made in a thread while the step's forward pass runs."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.constraints.base import ConstraintError, TokenConstraint
+from app.engine.constraints.threads import start_thread
+from app.engine.request import Request
+
+_log = logging.getLogger(__name__)
+
+
+class MaskJob(NamedTuple):
+    """A row whose mask is wanted."""
+
+    slot: int
+    constraint: TokenConstraint
+    stop_token_ids: Sequence[int] = ()
+    """Tokens that end the request besides EOS, in ascending order: they may come where the grammar may end."""
+    barred: Sequence[int] = ()
+    """Tokens that may not come yet, unless nothing else can: the request's ``min_tokens`` are not reached."""
+
+
+class StepMasks:
+    """Masks that are being made; see :class:`app.contract.step.TokenMasks`."""
+
+    def __init__(self, jobs: Sequence[MaskJob], num_words: int) -> None:
+        self.slots = [job.slot for job in jobs]
+        self.seconds = 0.0
+        """Seconds that it took to make them, once they are there."""
+        self._jobs = jobs
+        self._words = np.zeros((len(jobs), num_words), dtype=np.uint32)
+        self._made = threading.Event()
+
+    def make(self) -> None:
+        """Makes the masks. One that cannot be made stays zero: its row, and no other, fails."""
+        started = time.perf_counter()
+        try:
+            for job, words in zip(self._jobs, self._words, strict=True):
+                try:
+                    _fill(job, words)
+                except ConstraintError:  # the constraint says so again when it is asked next
+                    words[:] = 0
+                except BaseException:  # noqa: BLE001 - a bug, or a panic of llguidance's, that one row meets is that row's error
+                    _log.exception("no mask for slot %d", job.slot)
+                    words[:] = 0
+        finally:
+            self.seconds = time.perf_counter() - started
+            self._made.set()
+
+    def wait(self) -> NDArray[np.uint32]:
+        """See :meth:`app.contract.step.TokenMasks.wait`."""
+        self._made.wait()
+        return self._words
+
+
+class MaskMaker:
+    """The thread that makes masks, started with the first step that needs any."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        self._num_words = -(-vocab_size // 32)
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._queue: queue.SimpleQueue[StepMasks | None] | None = None
+
+    def begin(self, rows: Sequence[tuple[int, Request]]) -> StepMasks:
+        """Starts making the masks of a step's rows. Nobody else may use their constraints until they are there.
+
+        Args:
+            rows: slot and request of each; the requests have constraints.
+        """
+        if self._queue is None:
+            self._queue = queue.SimpleQueue()
+            start_thread("masks", _serve, self._queue)
+            weakref.finalize(self, self._queue.put, None)
+        masks = StepMasks([self._job(slot, request) for slot, request in rows], self._num_words)
+        self._queue.put(masks)
+        return masks
+
+    def _job(self, slot: int, request: Request) -> MaskJob:
+        if request.constraint is None:
+            raise RuntimeError(f"request {request.request_id} has no grammar")
+        others = [token_id for token_id in request.stop_token_ids if token_id not in self._eos_token_ids]
+        early = request.num_output_tokens < request.sampling.min_tokens
+        return MaskJob(slot, request.constraint, sorted(others), sorted(request.stop_token_ids) if early else ())
+
+
+def _serve(jobs: queue.SimpleQueue[StepMasks | None]) -> None:
+    while (masks := jobs.get()) is not None:
+        masks.make()
+        del masks  # an engine that has ended is not kept by its last step
+
+
+def _fill(job: MaskJob, words: NDArray[np.uint32]) -> None:
+    job.constraint.fill(words)
+    if job.stop_token_ids:
+        _set(words, job.stop_token_ids, allowed=job.constraint.may_end)
+    if job.barred:
+        before = words.copy()
+        _set(words, job.barred, allowed=False)
+        if not words.any():
+            words[:] = before
+
+
+def _set(words: NDArray[np.uint32], token_ids: Sequence[int], *, allowed: bool) -> None:
+    for token_id in token_ids:
+        bit = np.uint32(1 << token_id % 32)
+        if allowed:
+            words[token_id // 32] |= bit
+        else:
+            words[token_id // 32] &= ~bit

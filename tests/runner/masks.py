@@ -1,0 +1,25 @@
+"""Masks for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FixedMasks:
+    """Masks that are there already: the tokens that each slot may sample."""
+
+    def __init__(self, allowed: Mapping[int, Collection[int]], vocab_size: int) -> None:
+        self._words = np.zeros((len(allowed), -(-vocab_size // 32)), dtype=np.uint32)
+        for words, token_ids in zip(self._words, allowed.values(), strict=True):
+            for token_id in token_ids:
+                words[token_id // 32] |= np.uint32(1 << token_id % 32)
+        self.slots: Sequence[int] = list(allowed)
+        self.waited = 0
+        """Times that somebody waited for them."""
+
+    def wait(self) -> NDArray[np.uint32]:
+        self.waited += 1
+        return self._words
