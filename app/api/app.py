@@ -11,12 +11,19 @@ from starlette.responses import Response
 from app.api import exchange
 from app.api.auth import OPEN_PATHS, AuthMiddleware, needs
 from app.api.errors import install_error_handlers
-from app.api.middleware import BodyLimitMiddleware, FaultMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
+from app.api.middleware import (
+    BodyLimitMiddleware,
+    FaultMiddleware,
+    HttpMetricsMiddleware,
+    RequestIdMiddleware,
+    VersionMiddleware,
+)
 from app.api.native import health, metrics, requests, tokenize
 from app.api.native.schemas.health import Health
 from app.api.native.schemas.live import LiveRequest
 from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.openapi import install_openapi
+from app.api.origins import OriginMiddleware
 from app.api.protocols import PROTOCOLS, protocol_of
 from app.api.service import Service
 from app.keys import KeyScope
@@ -60,9 +67,13 @@ def create_app(service: Service) -> FastAPI:
     )
     if service.settings.api_keys:
         app.add_middleware(AuthMiddleware, keys=service.settings.api_keys)
+    else:
+        settings = service.settings
+        app.add_middleware(OriginMiddleware, hosts=settings.allowed_hosts, origins=settings.cors_origins)
     if service.settings.cors_origins:
         _allow_origins(app, service.settings.cors_origins)
     app.add_middleware(FaultMiddleware)
+    app.add_middleware(VersionMiddleware)
     app.add_middleware(HttpMetricsMiddleware, metrics=service.metrics)
     app.add_middleware(RequestIdMiddleware)
     return app
@@ -70,10 +81,11 @@ def create_app(service: Service) -> FastAPI:
 
 def _document(app: FastAPI, *, keys: bool) -> None:
     endpoints = [endpoint for protocol in PROTOCOLS for endpoint in protocol.endpoints]
+    others = [body for protocol in PROTOCOLS for body in protocol.bodies]
     answers = [answer for protocol in PROTOCOLS for answer in (*protocol.answers, protocol.error_schema)]
     install_openapi(
         app,
-        bodies=[*dict.fromkeys(endpoint.schema for endpoint in endpoints), TokenizeBody, DetokenizeBody],
+        bodies=[*dict.fromkeys(endpoint.schema for endpoint in endpoints), *others, TokenizeBody, DetokenizeBody],
         answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, Health],
         error_schema=lambda path: protocol_of(path).error_schema,
         open_paths=OPEN_PATHS if keys else None,

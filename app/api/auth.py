@@ -1,4 +1,4 @@
-"""Who may ask for what: API keys, their scopes, and what one key's requests share with another's (nothing).
+"""Who may ask for what: API keys and their scopes.
 
 That a key is needed is decided around the whole application, in pure ASGI: a route cannot forget it, and paths that
 lead nowhere need one as well. Which scope it needs is said where a room's routes are included.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from fastapi import Depends
@@ -16,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.caller import caller, note_caller
 from app.api.errors import error_response
 from app.errors import RequestError
 from app.keys import ApiKey, KeyScope, digest
@@ -25,24 +25,6 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping"})
 """The probes: orchestrators ask them without a key."""
 
 _BEARER = b"bearer "
-_caller: ContextVar[ApiKey | None] = ContextVar("api_key", default=None)
-
-
-def caller() -> ApiKey | None:
-    """The key of the request that the present task serves; None where no key is needed."""
-    return _caller.get()
-
-
-def owner() -> str:
-    """Name of that key; empty where no key is needed."""
-    key = caller()
-    return "" if key is None else key.name
-
-
-def tenant_salt(asked: str) -> str:
-    """Salt of the prefix cache for the present request: no two keys share one, whatever their clients ask for."""
-    key = caller()
-    return asked if key is None else hmac.digest(key.digest, asked.encode(), "sha256").hex()
 
 
 def needs(scope: KeyScope) -> Any:
@@ -74,10 +56,10 @@ class AuthMiddleware:
             given = _given_key(scope)
             key = None if given is None else self._find(given)
             if key is None:
-                await _unauthorised(scope["path"], was_given=given is not None)(scope, receive, send)
+                await _unauthorised(scope, was_given=given is not None)(scope, receive, send)
                 return
         # Always set: a pipelined request inherits the context of the one before it.
-        _caller.set(key)
+        note_caller(key)
         bind_api_key(None if key is None else key.name)
         await self._app(scope, receive, send)
 
@@ -91,14 +73,14 @@ class AuthMiddleware:
         return found
 
 
-def _unauthorised(path: str, *, was_given: bool) -> Response:
+def _unauthorised(scope: Scope, *, was_given: bool) -> Response:
     error = RequestError(
         "The API key is not valid." if was_given else "An API key is needed: send it as 'Authorization: Bearer KEY'.",
         status=401,
         type="authentication_error",
         code="invalid_api_key" if was_given else "missing_api_key",
     )
-    response = error_response(error, path)
+    response = error_response(error, scope)
     response.headers["www-authenticate"] = "Bearer"
     return response
 

@@ -43,8 +43,8 @@ def probes_alone(app: Any) -> Any:
     """``app`` for probes; all else is answered 429. An ASGI application, whose type servers spell in their own ways."""
 
     async def for_probes(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        await (app if path in OPEN_PATHS else error_response(_too_many_connections(), path))(scope, receive, send)
+        is_probe = scope["path"] in OPEN_PATHS
+        await (app if is_probe else error_response(_too_many_connections(), scope))(scope, receive, send)
 
     return for_probes
 

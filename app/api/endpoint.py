@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -34,13 +34,38 @@ class AnswerHead:
     model: str
     """Name of the model, as the client asked for it."""
     fingerprint: str
-    """Changes when the same request may be answered otherwise."""
+    """Text that changes when the same request may be answered differently."""
     prompts: Sequence[EncodedPrompt]
     tokenizer: Tokenizer
 
 
 class AnswerWriter(typing.Protocol):
-    """Writes one answer, whole or as a stream. Generations are those of the request, one a prompt."""
+    """Writes one answer, whole or as a stream. Generations are those of the request, one a prompt.
+
+    A class of writers inherits from this one, for what few of them do otherwise: :meth:`begin`, :meth:`conclude` and
+    :meth:`fail`.
+    """
+
+    def begin(self, generations: Sequence[Generation], /) -> Iterable[bytes]:  # noqa: ARG002
+        """Bytes of the events that a stream begins with, before there is any text."""
+        return ()
+
+    async def conclude(
+        self,
+        generations: Sequence[Generation],  # noqa: ARG002
+        /,
+        *,
+        completions: Sequence[Sequence[Completion]] | None = None,  # noqa: ARG002
+        error: RequestError | None = None,  # noqa: ARG002
+    ) -> None:
+        """Nothing more comes: time to keep the answer. Called before `end`, `whole` or `fail`, and always again at the
+        request's end, when it may be the first time: the client has left.
+
+        Args:
+            completions: the choices of each prompt, where the answer is whole.
+            error: why it ends; None if it is complete.
+        """
+        return
 
     def headers(self, generations: Sequence[Generation], /) -> Mapping[str, str]:
         """Headers of the answer, known when its first frame leaves."""
@@ -49,7 +74,11 @@ class AnswerWriter(typing.Protocol):
         """Bytes of the events for a delta of a prompt's generation: of one event, none (nothing to see) or several."""
 
     def end(self, generations: Sequence[Generation], /) -> Iterable[bytes]:
-        """Bytes of the events behind the last delta."""
+        """Bytes of the events that follow the last delta."""
+
+    def fail(self, error: RequestError, generations: Sequence[Generation], /) -> Iterable[bytes] | None:  # noqa: ARG002
+        """Bytes of the last events of a stream that failed; None: that of the protocol."""
+        return None
 
     def whole(self, completions: Sequence[Sequence[Completion]], generations: Sequence[Generation], /) -> bytes:
         """Body of the whole answer, given the choices of each prompt."""
@@ -66,6 +95,8 @@ class ReadRequest:
     """Name of the model; None takes the default one."""
     timeout: float | None = None
     """Seconds after which the client gives up; the server may allow less."""
+    unheeded: Sequence[str] = ()
+    """Names of fields that the answer does without; they are named back."""
 
 
 def _one_part(body: BaseModel) -> Iterable[BaseModel]:
@@ -81,9 +112,11 @@ class Endpoint(Generic[B]):
             as they are.
         schema: what a body must be.
         read: what a body asks for. Raises :class:`RequestError` 400.
+        look_up: the same, where that takes what the service keeps; in place of ``read``.
         parts: the parts of a body whose unknown fields are named back, or refused.
-        id_prefix: of the ids of answers.
+        id_prefix: beginning of the ids of answers.
         numbers_prompts: ids of generations carry the number of their prompt.
+        unique_ids: no two answers ever have one id, whatever the clients call their requests.
     """
 
     path: str
@@ -93,10 +126,20 @@ class Endpoint(Generic[B]):
     request_body: dict[str, Any]
     responses: dict[int | str, dict[str, Any]]
     schema: type[B]
-    read: Callable[[B], ReadRequest]
+    read: Callable[[B], ReadRequest] | None = None
+    look_up: Callable[[B, Service], Awaitable[ReadRequest]] | None = None
     parts: Callable[[B], Iterable[BaseModel]] = _one_part
     id_prefix: str
     numbers_prompts: bool = False
+    unique_ids: bool = False
+
+    async def read_with(self, body: B, service: Service) -> ReadRequest:
+        """What a body asks for. Raises :class:`RequestError`."""
+        if self.look_up is not None:
+            return await self.look_up(body, service)
+        if self.read is None:
+            raise TypeError(f"{self.name} does not read")
+        return self.read(body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +149,17 @@ class Protocol:
     Args:
         tag: name of its group of routes in the OpenAPI document.
         endpoints: routes that generate.
-        routes: its other routes, over a service.
+        routes: makes its other routes over a service.
         paths: paths whose errors have its shape, those of unknown methods and missing keys included.
+        below: paths of which the same holds of all that is below them.
         write_error: status and JSON of an error, for a response.
         error_event: bytes of an error as the last event of a stream.
         stream_type: content type of a stream.
         stream_comment: what a stream sends in silence; clients skip it.
-        error_schema: what that JSON is.
-        answers: everything else that it answers with, for the OpenAPI document.
+        error_schema: struct of the JSON of an error.
+        answers: structs of everything else that it answers with, for the OpenAPI document.
+        bodies: what its other routes take, for the OpenAPI document.
+        request_id_header: name of a header in which its clients look for a request's id, besides the server's own.
     """
 
     tag: str
@@ -126,3 +172,10 @@ class Protocol:
     answers: Sequence[type[msgspec.Struct]]
     stream_type: str = EVENT_STREAM
     stream_comment: bytes = COMMENT
+    below: frozenset[str] = frozenset()
+    bodies: Sequence[type[BaseModel]] = ()
+    request_id_header: str | None = None
+
+    def owns(self, path: str) -> bool:
+        """Whether errors of a path have its shape."""
+        return path in self.paths or any(path.startswith(f"{base}/") for base in self.below)

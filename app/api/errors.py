@@ -1,17 +1,21 @@
-"""Errors: ``Retry-After``, ``x-should-retry``, and the status and body of the protocol that the path belongs to."""
+"""Errors: ``Retry-After``, ``x-should-retry``, the status and body of the protocol that the path belongs to, and a log
+line of what was refused."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Scope
 
 from app.api.protocols import protocol_of
+from app.api.scope import is_in_ledger, route_path, shown
 from app.errors import RequestError
 
 CLIENT_CLOSED_REQUEST = 499
@@ -19,16 +23,25 @@ CLIENT_CLOSED_REQUEST = 499
 _MAX_SHOWN_PATH = 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
+_log = structlog.get_logger("tuili.api")
 
-def error_response(error: RequestError, path: str) -> Response:
-    """The HTTP answer to a request for ``path`` that failed before its answer began."""
+
+def error_response(error: RequestError, scope: Scope) -> Response:
+    """The HTTP answer to a request that failed before its answer began.
+
+    Leaves a log line, unless another one tells of the failure: the ledger's, or the traceback of a fault.
+    """
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 500:
         # The same request would fail the same way: SDKs retry a 500 twice unless told not to.
         headers["x-should-retry"] = "false"
-    status, body = protocol_of(path).write_error(error)
+    status, body = protocol_of(scope["path"]).write_error(error)
+    if error.status != 500 and not is_in_ledger(scope):
+        endpoint = route_path(scope) or shown(scope["path"])
+        param = error.param and shown(error.param)
+        _log.info("request refused", endpoint=endpoint, status=status, error_code=error.code, param=param)
     return Response(body, status, headers, "application/json")
 
 
@@ -52,22 +65,21 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _request_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestError):
         raise error
-    return error_response(error, request.scope["path"])  # the URL's would be what the Host header makes of it
+    return error_response(error, request.scope)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    path: str = request.scope["path"]
-    shown = path[:_MAX_SHOWN_PATH]
-    messages = {404: f"There is no route {shown}.", 405: f"{shown} does not answer {request.method}."}
+    path = request.scope["path"][:_MAX_SHOWN_PATH]  # the URL's would be what the Host header makes of it
+    messages = {404: f"There is no route {path}.", 405: f"{path} does not answer {request.method}."}
     response = error_response(
         RequestError(
             messages.get(error.status_code, str(error.detail)),
             status=error.status_code,
             code=_HTTP_CODES.get(error.status_code),
         ),
-        path,
+        request.scope,
     )
     response.headers.update(error.headers or {})
     if error.status_code == 405 and (route := request.scope.get("route")) is not None:
@@ -77,7 +89,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods(routes: Iterable[BaseRoute], path: str) -> set[str]:
-    """Of all routes with a path; newer FastAPI keeps included routers whole."""
+    """Methods of all routes with a path. Newer FastAPI keeps included routers whole."""
     found: set[str] = set()
     for route in routes:
         if isinstance(route, Route):

@@ -1,4 +1,4 @@
-"""One request's way, the same for every protocol: permit, requests, deltas, frames, end.
+"""How one request is served, the same for every protocol: permit, requests, deltas, frames, end.
 
 A protocol reads the request and writes the answer (:mod:`app.api.endpoint`); all that may go wrong in between, and all
 that must be given back, is here.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from app.api.auth import owner, tenant_salt
 from app.api.body import read_body
+from app.api.caller import owner, tenant_salt
 from app.api.disconnect import UntilDisconnect
 from app.api.endpoint import AnswerHead, AnswerWriter, Endpoint, Protocol, ReadRequest
 from app.api.errors import internal_error
-from app.api.extras import ignored_headers, is_strict
-from app.api.scope import deadline, request_id
+from app.api.extras import ignored_fields, ignored_header, is_strict, unheeded
+from app.api.scope import deadline, leave_to_ledger, request_id
 from app.api.service import Service
 from app.api.sse import EventStream
 from app.errors import RequestError
@@ -38,6 +39,8 @@ B = TypeVar("B", bound=BaseModel)
 OnDelta = Callable[[int, ChoiceDelta], Awaitable[None]]
 
 _log = structlog.get_logger("tuili.api")
+
+_CLIENT_LEFT = RequestError("The client left before the answer was complete.", status=499, code="client_left")
 
 
 def router(protocol: Protocol, service: Service) -> APIRouter:
@@ -61,11 +64,14 @@ def _route(protocol: Protocol, endpoint: Endpoint[B], service: Service) -> Calla
     async def answer(request: Request) -> Response:
         body = await read_body(request, endpoint.schema)
         strict = is_strict(request, default=service.settings.strict_params)
-        headers = ignored_headers(endpoint.parts(body), strict=strict)
-        read = endpoint.read(body)
+        ignored = [name for part in endpoint.parts(body) for name in ignored_fields(part, strict=strict)]
+        read = await endpoint.read_with(body, service)
         served = service.models.resolve(read.model)
+        ignored += [*read.unheeded, *unheeded(read.task.unread(served.generator), strict=strict)]
         read.task.check(service.settings)
-        return UntilDisconnect(_Exchange(service, served, protocol, endpoint, request, read, headers).run)
+        return UntilDisconnect(
+            _Exchange(service, served, protocol, endpoint, request, read, ignored_header(ignored)).run
+        )
 
     return answer
 
@@ -81,24 +87,31 @@ class _Exchange:
     request: Request
     read: ReadRequest
     headers: Mapping[str, str]
-    """Headers of the answer, known already."""
+    """Headers of the answer that are known before it is made."""
 
     async def run(self, send: Send) -> None:
         """Generates and sends; whatever the request holds is given back when this returns, or is cancelled."""
-        writer, generations = await self._begin()
-        http_id = request_id(self.request.scope)
-        async with self.service.live.track(http_id, generations, owner=owner()):  # closes the generations, too
-            if self.read.stream:
-                headers = {**self.headers, "content-type": self.protocol.stream_type}
-                events = EventStream(send, headers, comment=self.protocol.stream_comment)
-                await self._send_events(events, writer, generations)
-            else:
-                body = writer.whole(await _read_whole(generations), generations)
-                headers = {**self.headers, **writer.headers(generations)}
-                response = Response(body, 200, headers, "application/json")
-                await response(self.request.scope, self.request.receive, send)
+        leave_to_ledger(self.request.scope)
+        http_id, answer_id = request_id(self.request.scope), self._answer_id()
+        writer, generations = await self._begin(answer_id)
+        alias = answer_id if self.endpoint.unique_ids else None
+        live = self.service.live.track(http_id, generations, owner=owner(), answer_id=alias)
+        async with live:  # closes the generations, too
+            try:
+                if self.read.stream:
+                    await self._send_events(send, writer, generations)
+                else:
+                    await self._send_whole(send, writer, generations)
+            finally:
+                await writer.conclude(generations, error=_CLIENT_LEFT)
 
-    async def _begin(self) -> tuple[AnswerWriter, list[Generation]]:
+    def _answer_id(self) -> str:
+        endpoint = self.endpoint
+        if endpoint.unique_ids:
+            return f"{endpoint.id_prefix}_{uuid.uuid4().hex}"
+        return f"{endpoint.id_prefix}-{request_id(self.request.scope)}"
+
+    async def _begin(self, answer_id: str) -> tuple[AnswerWriter, list[Generation]]:
         """Encodes the prompts, with the room that they need, and submits them.
 
         Raises:
@@ -106,7 +119,6 @@ class _Exchange:
         """
         service, endpoint, task = self.service, self.endpoint, self.read.task
         generator = self.served.generator
-        answer_id = f"{endpoint.id_prefix}-{request_id(self.request.scope)}"
         ends = deadline(self.request.scope, self.read.timeout, service.settings.default_timeout)
         with generator.permit(answer_id, endpoint=endpoint.path, n=task.num_sequences) as permit:
             prompts = await task.encode(generator, ends)
@@ -125,27 +137,42 @@ class _Exchange:
             writer = self.read.writer(head)
             return writer, generator.submit(permit, requests, endpoint=endpoint.path, stream=self.read.stream)
 
-    async def _send_events(self, events: EventStream, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
-        async def send(prompt: int, delta: ChoiceDelta) -> None:
-            if not events.started:
-                events.headers.update(writer.headers(generations))
-            for frame in writer.frames(prompt, delta, generations):
+    async def _send_whole(self, send: Send, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
+        completions = await _read_whole(generations)
+        await writer.conclude(generations, completions=completions)
+        body = writer.whole(completions, generations)
+        headers = {**self.headers, **writer.headers(generations)}
+        await Response(body, 200, headers, "application/json")(self.request.scope, self.request.receive, send)
+
+    async def _send_events(self, send: Send, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
+        headers = {**self.headers, "content-type": self.protocol.stream_type}
+        events = EventStream(send, headers, comment=self.protocol.stream_comment)
+
+        async def send_frames(frames: Iterable[bytes]) -> None:
+            for frame in frames:
+                if not events.started:
+                    events.headers.update(writer.headers(generations))
                 await events.send(frame)
+
+        async def send_delta(prompt: int, delta: ChoiceDelta) -> None:
+            await send_frames(writer.frames(prompt, delta, generations))
 
         try:
             async with events.kept_alive(self.service.settings.keepalive_interval):
-                await _read_deltas(generations, send)
-                for frame in writer.end(generations):
-                    await events.send(frame)
-        except RequestError as error:
+                await send_frames(writer.begin(generations))
+                await _read_deltas(generations, send_delta)
+                await writer.conclude(generations)
+                await send_frames(writer.end(generations))
+        except Exception as exception:
             if not events.started:
                 raise
-            await events.send(self.protocol.error_event(error))
-        except Exception:
-            if not events.started:
-                raise
-            _log.exception("stream failed")
-            await events.send(self.protocol.error_event(internal_error(request_id(self.request.scope))))
+            error = exception if isinstance(exception, RequestError) else None
+            if error is None:
+                _log.exception("stream failed")
+                error = internal_error(request_id(self.request.scope))
+            await writer.conclude(generations, error=error)
+            last = writer.fail(error, generations)
+            await send_frames([self.protocol.error_event(error)] if last is None else last)
         await events.end()
 
 

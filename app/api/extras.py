@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from app.api.fields import Part
 from app.errors import RequestError
 
 IGNORED_HEADER = "x-ignored-params"
@@ -16,25 +17,48 @@ _MAX_NAME = 64
 _MAX_NAMES = 32
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\-]")
 
-# Book-keeping of hosted services and hints: an answer without them is still the answer that was asked for.
-_HARMLESS = frozenset(
-    {
-        "user",
-        "store",
-        "metadata",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "prediction",
-        "stream_options.include_obfuscation",
-    }
-)
+# Book-keeping of hosted services, and hints that applications send whatever the model, with the values that ask for
+# nothing: an answer without them is still the answer that was asked for.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "keep_alive": (),
+    "metadata": (),
+    "parallel_tool_calls": (),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": ("none",),
+    "safety_identifier": (),
+    "service_tier": (),
+    "store": (),
+    "stream_options.include_obfuscation": (),
+    "typical_p": (1,),
+    "user": (),
+    "verbosity": ("medium",),
+}
+
+# Fields that bind the answer to a form, where the endpoint's schema does not have them, and the values with which they
+# do not.
+_CONSTRAINTS: dict[str, tuple[Any, ...]] = {
+    "ebnf": ("",),
+    "format": ("",),
+    "grammar": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "guided_json": (),
+    "guided_json_object": (False,),
+    "guided_regex": ("",),
+    "json_schema": (),
+    "regex": ("",),
+    "response_format": ({}, {"type": "text"}),
+    "response_schema": (),
+    "stop_regex": ("", []),
+    "structural_tag": (),
+    "structured_outputs": (),
+}
 
 # Fields that ask for something this server does not do, and the values with which they ask for nothing. Some are only
 # here for the endpoint whose schema does not declare them.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = _CONSTRAINTS | {
     "adapter_id": (),
     "allowed_token_ids": ([],),
     "audio": (),
@@ -46,33 +70,44 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "grammar": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "max_completion_tokens": (),
+    "mcp_servers": ([],),
     "modalities": (["text"],),
     "parse_special": (),
     "prompt_logprobs": (),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "truncate_prompt_tokens": (),
-    "typical_p": (1,),
     "use_beam_search": (False,),
-    "verbosity": ("medium",),
     "watermark": (False,),
     "web_search_options": (),
 }
+
+# Objects of further fields, as clients of other servers nest them: the SDKs' own argument sent as it is, NVIDIA's
+# extensions, the parameters of SGLang's, Ollama's and TGI's own protocols. What is in them is not heeded either way.
+_NESTING = frozenset(
+    {"extra_body", "extra_params", "generation_config", "nvext", "options", "parameters", "sampling_params"}
+)
+_MAX_DEPTH = 4
+
+# Bounds of an answer by names that the endpoint does not have. A prompt that is only tokenised is the same without.
+_MOST_TOKENS = frozenset(
+    {
+        "max_completion_tokens",
+        "max_length",
+        "max_new_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "max_tokens_to_sample",
+        "n_predict",
+        "num_predict",
+    }
+)
 
 
 def is_strict(request: Request, *, default: bool) -> bool:
@@ -89,59 +124,106 @@ def is_strict(request: Request, *, default: bool) -> bool:
     return given.lower() in ("true", "1")
 
 
-def ignored_headers(parts: Iterable[BaseModel], *, strict: bool) -> dict[str, str]:
-    """Names the fields of a body's parts back that the answer will not heed. Raises as :func:`ignored_fields`."""
-    return ignored_header([name for part in parts for name in ignored_fields(part, strict=strict)])
-
-
-def ignored_fields(body: BaseModel, *, strict: bool) -> list[str]:
-    """Names of the fields that the answer will not heed; nested ones as ``stream_options.x``, ``messages.content.x``.
+def ignored_fields(body: BaseModel, *, strict: bool, generates: bool = True) -> list[str]:
+    """Names of the fields that the answer will not heed; nested ones as ``stream_options.x``, ``messages.content.x``,
+    ``extra_body.x``.
 
     Args:
         strict: refuse fields that nobody knows.
+        generates: the answer is generated text, whose length a field may bound.
 
     Raises:
         RequestError: 400, a field asks for what the server cannot do, or nobody knows it and ``strict``.
     """
-    given = {name: value for name, value in _extras(body).items() if value is not None}
-    ignored = [name for name, value in given.items() if _is_ignored(name, value, given)]
-    unknown = [name for name in ignored if name not in _HARMLESS and name not in _UNSUPPORTED]
-    if strict and unknown:
-        name = unknown[0][:_MAX_NAME]
+    given = [field for field in _extras(body) if field.value is not None]
+    ignored = [field for field in given if _is_ignored(field, given, generates=generates)]
+    if strict:
+        _refuse_unknown([field.path for field in ignored if not _is_known(field.name)])
+    return [field.path for field in ignored]
+
+
+def unheeded(names: Sequence[str], *, strict: bool) -> list[str]:
+    """Further names of fields that the answer will not heed. Raises :class:`RequestError` 400 as for other fields."""
+    if strict:
+        _refuse_unknown([name for name in names if not _is_known(name)])
+    return list(names)
+
+
+def _refuse_unknown(names: Sequence[str]) -> None:
+    if names:
+        name = names[0][:_MAX_NAME]
         raise RequestError(f"{name} is not a known parameter.", code="unknown_parameter", param=name)
-    return ignored
 
 
-def _extras(body: BaseModel) -> dict[str, Any]:
-    extras = dict(body.model_extra or {})
+class _Field(NamedTuple):
+    path: str
+    """Name with the names of the objects that it is in."""
+    name: str
+    """Name by which it is known."""
+    value: Any
+
+
+def _extras(body: BaseModel) -> Iterator[_Field]:
+    """Fields of a body that its schema does not declare."""
+    yield from _flat(body.model_extra or {}, "", _MAX_DEPTH)
+    yield from _of_parts(body)
     declared = vars(body)
     if (options := declared.get("stream_options")) is not None:
-        extras |= _prefixed("stream_options", options)
+        yield from _of_part("stream_options", options)
     for message in declared.get("messages") or ():
         # A message's own extras go to the chat template; those of a content part go nowhere.
-        for part in message.content if isinstance(message.content, list) else ():
-            extras |= _prefixed("messages.content", part)
-    return extras
+        if not isinstance(message, Part):
+            for part in message.content if isinstance(message.content, list) else ():
+                yield from _of_part("messages.content", part)
 
 
-def _prefixed(prefix: str, nested: BaseModel) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for name, value in (nested.model_extra or {}).items()}
+def _flat(fields: Mapping[str, Any], prefix: str, depth: int) -> Iterator[_Field]:
+    for name, value in fields.items():
+        if name in _NESTING and isinstance(value, dict) and value and depth:
+            yield from _flat(value, f"{prefix}{name}.", depth - 1)
+        else:
+            yield _Field(prefix + name, name, value)
 
 
-def _is_ignored(name: str, value: Any, given: Mapping[str, Any]) -> bool:
+def _of_parts(body: BaseModel, prefix: str = "") -> Iterator[_Field]:
+    """Those of the objects within a body, and within these."""
+    for name, value in body:
+        parts = value if isinstance(value, list) else [value]
+        for part in parts if parts and isinstance(parts[0], Part) else ():
+            yield from _of_part(prefix + name, part)
+            yield from _of_parts(part, f"{prefix}{name}.")
+
+
+def _of_part(prefix: str, nested: BaseModel) -> Iterator[_Field]:
+    for name, value in (nested.model_extra or {}).items():
+        yield _Field(f"{prefix}.{name}", f"{prefix}.{name}", value)
+
+
+def _is_known(name: str) -> bool:
+    return name in _HARMLESS or name in _UNSUPPORTED or name in _MOST_TOKENS
+
+
+def _is_ignored(field: _Field, given: Sequence[_Field], *, generates: bool) -> bool:
+    """Whether a field is named back, not passed over as one that asks for nothing. Raises :class:`RequestError` 400."""
+    path, name, value = field
+    if name in _MOST_TOKENS and generates:
+        raise RequestError(f"{path} is not supported in this place.", code="unsupported_parameter", param=path)
     if name not in _UNSUPPORTED:
-        return True
+        return value not in _HARMLESS.get(name, ())
+    if isinstance(value, dict):
+        value = {key: each for key, each in value.items() if each is not None}
     if value in _UNSUPPORTED[name]:
         return False
-    if name == "tools" and given.get("tool_choice") == "none":
+    if path == "tools" and any(each.path == "tool_choice" and each.value == "none" for each in given):
         return True
-    raise RequestError(f"{name} is not supported by this server.", code="unsupported_parameter", param=name)
+    raise RequestError(f"{path} is not supported by this server.", code="unsupported_parameter", param=path)
 
 
 def ignored_header(names: list[str]) -> dict[str, str]:
     """The response header that names ``names`` back, safe and bounded whatever they hold; none when there are none."""
     if not names:
         return {}
+    names = list(dict.fromkeys(names))
     shown = [_UNSAFE.sub("?", name[:_MAX_NAME]) for name in names[:_MAX_NAMES]]
     if len(names) > _MAX_NAMES:
         shown.append("...")

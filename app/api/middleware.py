@@ -14,7 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import CLIENT_CLOSED_REQUEST, error_response, internal_error
-from app.api.scope import request_id
+from app.api.protocols import protocol_of
+from app.api.scope import request_id, route_path
 from app.errors import RequestError
 from app.telemetry.logs import bind_request_id
 from app.telemetry.metrics import Metrics
@@ -22,6 +23,10 @@ from app.telemetry.metrics import Metrics
 REQUEST_ID_HEADER = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@\-]{1,128}")
 _UNMATCHED = "unmatched"
+_UNVERSIONED = re.compile(
+    r"/(?:chat/completions|completions|embeddings|messages(?:/count_tokens)?|models(?:/.*)?|responses(?:/.*)?)",
+    re.DOTALL,
+)
 _MAX_LENGTH_DIGITS = 18
 _SMALL_BODY = 64 << 10
 _BODIES_RETRY_AFTER = 1.0
@@ -49,11 +54,27 @@ class RequestIdMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = value
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = value
+                if (name := protocol_of(scope["path"]).request_id_header) is not None:
+                    headers[name] = value
             await send(message)
 
         bind_request_id(value)  # a server runs each request in a task of its own
         await self._app(scope, receive, send_with_id)
+
+
+class VersionMiddleware:
+    """Takes paths of OpenAI's and Anthropic's protocols without ``/v1`` for those with it: many a base URL lacks it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forwards, ``scope["path"]`` being the one of the route."""
+        if scope["type"] == "http" and _UNVERSIONED.fullmatch(scope["path"]):
+            scope["path"] = "/v1" + scope["path"]
+        await self._app(scope, receive, send)
 
 
 class HttpMetricsMiddleware:
@@ -80,7 +101,7 @@ class HttpMetricsMiddleware:
         try:
             await self._app(scope, receive, send_noting_status)
         finally:
-            route = getattr(scope.get("route"), "path", _UNMATCHED)
+            route = route_path(scope) or _UNMATCHED
             seconds = time.monotonic() - started
             self._metrics.observe_http(route=route, method=scope["method"], status=status, seconds=seconds)
 
@@ -106,16 +127,16 @@ class FaultMiddleware:
             if scope["type"] != "http" or started:
                 raise
             _log.exception("request failed", path=scope["path"])
-            await error_response(internal_error(request_id(scope)), scope["path"])(scope, receive, send)
+            await error_response(internal_error(request_id(scope)), scope)(scope, receive, send)
 
 
 class BodyLimitMiddleware:
     """Bounds bodies, each and together.
 
     Args:
-        max_bytes: of a body; larger ones are refused with 413, by their declared length or as they come.
-        max_bytes_together: of all requests' bodies, until their answers end; small ones do not count, and always
-            pass. What would exceed it is refused with 429.
+        max_bytes: most bytes of a body. Larger ones are refused with 413, by their declared length or as they come.
+        max_bytes_together: most bytes of all requests' bodies, until their answers end. Small ones do not count and
+            always pass; what would exceed it is refused with 429.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_bytes_together: int) -> None:
@@ -133,7 +154,7 @@ class BodyLimitMiddleware:
         if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes):
             # The connection stays open: the server drops the rest as it comes. Closing it now would reset it, and take
             # this answer from clients that read only once they have sent everything.
-            await error_response(self._too_large(), scope["path"])(scope, receive, send)
+            await error_response(self._too_large(), scope)(scope, receive, send)
             return
         received = held = 0
 

@@ -18,6 +18,20 @@ _SCHEMES = {
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 
+GENERATE_ERRORS = {
+    400: "The request cannot be served; the message names the field.",
+    403: "A page of a foreign origin asks, or by a foreign host, and the server needs no key.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "The queue is full; `Retry-After` says when to try again.",
+    499: "The request was cancelled through `/v1/requests/{id}`.",
+    500: "A fault of the server.",
+    503: "Loading, draining, or without an engine; `Retry-After` says when to try again.",
+    504: "The request's time was up before it was done.",
+}
+"""Errors of a route that generates: status and when it comes."""
+
 
 def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
@@ -40,9 +54,10 @@ def documented_answers(
     errors: Mapping[int, str],
     *,
     whole: type[msgspec.Struct] | None,
-    event: type[msgspec.Struct] | None = None,
+    event: type[msgspec.Struct] | Sequence[type[msgspec.Struct]] | None = None,
     in_list: bool = False,
     last: str | None = None,
+    stream_type: str = "text/event-stream",
 ) -> dict[int | str, dict[str, Any]]:
     """A route's responses, in any protocol.
 
@@ -50,24 +65,30 @@ def documented_answers(
         error: what the body of an error is.
         errors: what each status of an error means.
         whole: what the whole answer is; ``in_list``: in a list.
-        event: what an event of the stream is, if the route has one.
+        event: what an event of the stream is, or may be, if the route has one.
         last: data of a stream's last event, where it is no JSON.
+        stream_type: content type of the stream. Events are server-sent ones, or else lines of JSON.
     """
     content: dict[str, Any] = {}
     if whole is not None:
         ref = _ref(whole.__name__)
         content["application/json"] = {"schema": {"type": "array", "items": ref} if in_list else ref}
     if event is not None:
-        content["text/event-stream"] = _events(event, error, last=last)
+        shapes = {"anyOf": [_ref(shape.__name__) for shape in (*_several(event), error)]}
+        is_lines = stream_type != "text/event-stream"
+        content[stream_type] = {"schema": shapes} if is_lines else _events(shapes, last=last)
     documented: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
     for status, text in errors.items():
         documented[status] = _error(error, status, text)
     return documented
 
 
-def _events(event: type[msgspec.Struct], error: type[msgspec.Struct], *, last: str | None = None) -> dict[str, Any]:
+def _several(event: type[msgspec.Struct] | Sequence[type[msgspec.Struct]]) -> Sequence[type[msgspec.Struct]]:
+    return (event,) if isinstance(event, type) else event
+
+
+def _events(shapes: dict[str, Any], *, last: str | None = None) -> dict[str, Any]:
     """A stream: each event is an object whose data are JSON in a text, a last one's may be ``last``."""
-    shapes = {"anyOf": [_ref(event.__name__), _ref(error.__name__)]}
     data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json", "contentSchema": shapes}
     if last is not None:
         data = {"anyOf": [{"const": last}, data]}
@@ -99,8 +120,8 @@ def install_openapi(
     """Gives ``app`` a document that has the schemas of all bodies and answers.
 
     Args:
-        answers: with the errors among them.
-        error_schema: what an error of a path is.
+        answers: structs of all answers, errors included.
+        error_schema: struct of an error, by the route's path.
         open_paths: paths that need no API key; None where none does.
     """
 

@@ -16,6 +16,10 @@ from app.api.connections import MAX_CONNECTIONS, PROBE_CONNECTIONS, bare_answer,
 from app.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from uvicorn._types import ASGISendEvent
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 << 10
@@ -28,6 +32,7 @@ the client's leaving shows only when it is written to."""
 ARRIVAL_TIMEOUT = 30.0
 """Seconds in which a request must have come, and one more for each :data:`ARRIVAL_RATE` bytes of it."""
 ARRIVAL_RATE = 1024
+"""Bytes a second that a client must send at least."""
 SEND_TIMEOUT = 60.0
 """Seconds without a byte taken after which a client that does not read its answer is cut off."""
 
@@ -83,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _unparsed_bytes = 0
-    """What came while the head went on without end: the parser keeps an unfinished header to itself."""
+    """Bytes of a head that has not ended. The parser does not show an unfinished header."""
     _pipelined_bytes = 0
     _ends = False
     """Whether the connection ends with the answers that are due; what else comes is not looked at."""
@@ -162,6 +167,8 @@ class HttpProtocol(HttpToolsProtocol):
         """The head is over."""
         self._in_head = False
         super().on_headers_complete()
+        if self.cycle.scope["http_version"] == "1.0":
+            self.cycle.send = _unframed(self.cycle)  # type: ignore[assignment, method-assign]
         if self._for_probes:
             self.cycle.keep_alive = False
         if self.pipeline:
@@ -293,6 +300,24 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_sending()
+
+
+def _unframed(cycle: RequestResponseCycle) -> Callable[[ASGISendEvent], Coroutine[Any, Any, None]]:
+    """The cycle's ``send`` for a client of HTTP/1.0, which knows no chunks: an answer of unknown length ends with the
+    connection, which such a client does not keep."""
+    send, counted = cycle.send, True
+
+    async def send_unframed(message: ASGISendEvent) -> None:
+        nonlocal counted
+        if message["type"] == "http.response.start":
+            counted = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not counted:
+                cycle.chunked_encoding = False
+        elif message["type"] == "http.response.body" and not counted:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_unframed
 
 
 def _head_too_large() -> RequestError:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import Scope
+
+_MAX_SHOWN = 200
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def arrival(scope: Scope) -> float:
@@ -15,6 +20,26 @@ def request_id(scope: Scope) -> str:
     """The id that :class:`RequestIdMiddleware` gave a request."""
     value: str = scope["state"]["request_id"]
     return value
+
+
+def route_path(scope: Scope) -> str | None:
+    """Template of the route that a request took; None if it took none, or has not yet."""
+    return getattr(scope.get("route"), "path", None)
+
+
+def shown(text: str) -> str:
+    """What a client wrote, as a log line may carry it: bounded, printable."""
+    return _UNPRINTABLE.sub("?", text[:_MAX_SHOWN])
+
+
+def leave_to_ledger(scope: Scope) -> None:
+    """Notes that the ledger writes a request down from here on, however it ends."""
+    scope["state"]["in_ledger"] = True
+
+
+def is_in_ledger(scope: Scope) -> bool:
+    """Whether the ledger writes a request down."""
+    return bool(scope.get("state", {}).get("in_ledger"))
 
 
 def deadline(scope: Scope, asked: float | None, allowed: float | None) -> float | None:

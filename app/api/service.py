@@ -1,9 +1,10 @@
-"""What the HTTP side is given to work with."""
+"""Settings and shared objects of the HTTP side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from app.answers.answers import Answers
 from app.keys import ApiKey
 from app.serving.live_requests import LiveRequests
 from app.serving.served import ServedModels
@@ -17,24 +18,27 @@ class ApiSettings:
     strict_params: bool = False
     """Refuse request fields nobody knows, as ``?strict=true`` does, instead of naming them back."""
     max_body_bytes: int = 16 << 20
+    """Bytes of the largest body."""
     max_body_bytes_together: int = 64 << 20
     """Bytes of all requests' bodies at one time, small ones (64 KiB) aside; more are answered 429."""
     max_n: int = 16
-    """Choices a prompt."""
+    """Most choices for a prompt."""
     max_prompts: int = 256
-    """Prompts a request; also choices of all its prompts together."""
+    """Most prompts of a request; also most choices of all its prompts together."""
     max_logprobs: int = 20
-    """Alternatives a token."""
+    """Most alternatives for a token."""
     max_stop: int = 16
-    """Stop strings, and likewise stop token ids."""
+    """Most stop strings of a request, and most stop token ids."""
     keepalive_interval: float = 15.0
     """Seconds of silence before a stream gets a comment line; 0 sends none."""
     default_timeout: float | None = 600.0
     """Seconds after which a request is given up."""
     api_keys: tuple[ApiKey, ...] = ()
-    """Once there is one, everything but the probes needs one."""
+    """Keys of which every request but a probe must bring one; none are needed when there are none."""
     cors_origins: tuple[str, ...] = ()
-    """Whose pages may read answers in a browser."""
+    """Origins whose pages may read answers in a browser."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names by which clients may call a server without keys (:class:`OriginMiddleware`); None for any."""
 
 
 @dataclass(slots=True)
@@ -45,5 +49,7 @@ class Service:
     metrics: Metrics
     settings: ApiSettings = field(default_factory=ApiSettings)
     live: LiveRequests = field(default_factory=LiveRequests)
+    answers: Answers = field(default_factory=Answers)
+    """Answers that clients may come back to."""
     draining: bool = False
     """Readiness answers 503 while requests are still taken: set it, let balancers notice, then drain the models."""

@@ -32,8 +32,8 @@ class EventStream:
     def __init__(self, send: Send, headers: Mapping[str, str], *, comment: bytes = COMMENT) -> None:
         """
         Args:
-            headers: besides those of every stream, or in place of them.
-            comment: what is sent in silence; clients skip it.
+            headers: headers besides those of every stream, or in place of them.
+            comment: bytes that are sent in silence; clients skip them.
         """
         self._send = send
         self._comment = comment
@@ -49,13 +49,13 @@ class EventStream:
         """Sends one event, the empty line behind it included.
 
         Args:
-            more: the response goes on.
+            more: whether the response goes on.
         """
         async with self._lock:  # events of several prompts, comments: never into each other
             if not self.started:
-                self.started = True
                 raw = MutableHeaders(self.headers).raw
                 await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+                self.started = True  # not before: a comment may be cancelled while it waits for the client to read
             await self._send({"type": "http.response.body", "body": frame, "more_body": more})
             self._last_write = self._clock()
 

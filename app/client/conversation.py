@@ -30,12 +30,12 @@ _UNPRINTABLE = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "
 
 @dataclass
 class Conversation:
-    """What was said so far, and how the next answer is asked for."""
+    """Messages so far, and how the next answer is asked for."""
 
     http: httpx.Client
     url: str
     body: dict[str, Any]
-    """Of every request, but for the messages."""
+    """Fields of every request besides the messages."""
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
 

@@ -18,7 +18,7 @@ def api_root(url: str) -> str:
 
 
 def auth_headers(api_key: str | None) -> dict[str, str]:
-    """What a request has to carry."""
+    """Headers that carry an API key; none without a key."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 

@@ -13,7 +13,7 @@ from app.contract.request import EncodeRequest, FinishReason, GenerateRequest
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
-    """Stop these requests and free what they hold within one step. Unknown ids are ignored: they just finished."""
+    """Stop these requests and free what they hold within one step. Unknown ids are ignored: they have just finished."""
 
     request_ids: list[str]
 
@@ -22,7 +22,19 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Leave the loop and exit 0."""
 
 
-ClientFrame = GenerateRequest | EncodeRequest | AbortRequests | Shutdown
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag="vocabulary"):
+    """What the engine has to know of the tokenizer before it can take a constrained request. Sent once, before the
+    first of them."""
+
+    token_bytes: list[bytes]
+    """Bytes of each token id; empty for control tokens and for ids without a token."""
+    control_tokens: dict[int, str]
+    """Names of the control tokens: what a grammar calls ``<name>``."""
+    definition: str
+    """The ``tokenizer.json`` by which forced text becomes tokens, as the model was trained on it."""
+
+
+ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -31,23 +43,23 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     logprob: float
     rank: int
-    """1 for the most likely token."""
+    """Place of the token among all by logprob; 1 for the most likely one."""
     top: list[tuple[int, float]]
-    """(token id, logprob), most likely first; the caller's number of alternatives."""
+    """(token id, logprob) of the alternatives, most likely first; as many as the request asked for."""
 
 
 class EngineError(msgspec.Struct, frozen=True, array_like=True):
     """Why a request ended in :attr:`FinishReason.ERROR`."""
 
     code: str
-    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``overloaded``,
+    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``invalid_constraint``, ``overloaded``,
     ``engine_error``, ``engine_restarted``.
     """
     message: str
 
 
 class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
-    """Instants of a request's life in the engine; None where it did not get that far."""
+    """Instants of a request's life in the engine, in seconds; None where it did not get that far."""
 
     arrival: float
     first_scheduled: float | None = None
@@ -60,17 +72,20 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     request_id: str
     new_token_ids: list[int] = []
+    """Tokens generated since the request's last output."""
     logprobs: list[TokenLogprobs] | None = None
-    """One an element of ``new_token_ids``, when asked for."""
+    """Log-probabilities, one for each of ``new_token_ids``; None when not asked for."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """For prompt positions 1, 2, …; in one piece, with the first output."""
+    """Log-probabilities of the prompt tokens at positions 1, 2, …; all of them with the first output."""
     finish_reason: FinishReason | None = None
+    """Why the request ended; None while it goes on."""
     stop_token_id: int | None = None
-    """The token that ended the request (EOS or of ``stop_token_ids``); it is the last of the generated tokens."""
+    """The token that ended the request (EOS or one of ``stop_token_ids``); it is the last of the generated tokens."""
     num_cached_tokens: int = 0
+    """Tokens that the request found in the prefix cache when it was first scheduled."""
     error: EngineError | None = None
     timings: RequestTimings | None = None
-    """With the first output and with the last."""
+    """The request's instants, with its first output and with its last; None with others."""
 
 
 class EncodeOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -78,54 +93,68 @@ class EncodeOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     request_id: str
     dtype: str = ""
-    """Of the elements of ``data``: ``float32``."""
+    """Dtype of the elements of ``data``: ``float32``."""
     shape: tuple[int, ...] = ()
-    """[D] of a pooled sequence, [tokens, D] without pooling."""
+    """Shape of the result: [D] of a pooled sequence, [tokens, D] without pooling."""
     data: bytes = b""
-    """The elements, row by row, little-endian; empty where the request ended without a result."""
+    """Elements of the result, row by row, little-endian; empty where the request ended without one."""
     finish_reason: FinishReason = FinishReason.STOP
     """``STOP`` with a result, ``ABORT`` or ``ERROR`` without."""
     error: EngineError | None = None
     timings: RequestTimings | None = None
-    """``first_token`` is None. None altogether where the request was refused."""
+    """The request's instants, of which ``first_token`` is None; None where the request was refused."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """State after a step; ``*_total`` fields count since the engine process started."""
+    """State of the engine after a step; ``*_total`` fields count since the engine process started."""
 
     num_running: int = 0
-    """Sequences that are being computed, to generate or to encode; likewise ``num_waiting``."""
+    """Sequences that are being computed, to generate or to encode."""
     num_waiting: int = 0
+    """Sequences that wait to be computed, to generate or to encode."""
     blocks_used: int = 0
-    """Blocks held by requests; cached blocks nobody holds are free. Of the KV cache group of which most is held."""
+    """Blocks that requests hold in the fullest KV cache group; cached blocks that no request holds do not count."""
     blocks_total: int = 0
-    """Blocks of that group."""
+    """Blocks of the fullest KV cache group."""
     steps_total: int = 0
+    """Steps computed."""
     prompt_tokens_total: int = 0
     """Prompt tokens computed (cached ones excluded)."""
     generation_tokens_total: int = 0
+    """Tokens generated."""
     preemptions_total: int = 0
+    """Times that a running request was sent back to the queue."""
     prefix_query_tokens_total: int = 0
+    """Prompt tokens that were looked up in the prefix cache."""
     prefix_hit_tokens_total: int = 0
+    """Prompt tokens that were found in the prefix cache."""
     encode_tokens_total: int = 0
     """Tokens of sequences that were encoded."""
+    forced_tokens_total: int = 0
+    """Tokens generated that were not sampled: a grammar left no choice."""
+    mask_seconds_total: float = 0.0
+    """Seconds that making masks took, beside the steps' kernels."""
+    grammars_compiled_total: int = 0
+    """Grammars compiled; those that were there already, or did not compile, are not counted."""
+    compile_seconds_total: float = 0.0
+    """Seconds that compiling them took, beside the steps."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     """What one step did and where its time went."""
 
     tokens: int
-    """Computed."""
+    """Tokens that the step computed."""
     seconds: float
-    """From the end of the step before, or from when there was work again, to its results."""
+    """Seconds from the end of the step before, or from when there was work again, to the step's results."""
     kernel_seconds: float
-    """That its kernels ran; the rest is the host's: schedule, prepare, collect, send."""
+    """Seconds that the step's kernels ran; the host took the rest: schedule, prepare, collect, send."""
     decode: bool
-    """Each row computed only what it sampled; otherwise the step read prompts too."""
+    """Whether each row computed only what it sampled; otherwise the step read prompts too."""
     replayed: bool
-    """Run as one call of a recording, not op by op."""
+    """Whether the step ran as one call of a recording, not op by op."""
     encode: bool = False
-    """A batch of sequences to encode, of which each was computed whole."""
+    """Whether the step was a batch of sequences to encode."""
 
 
 class OutputFrame(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -133,21 +162,25 @@ class OutputFrame(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
     client_index: int
     outputs: list[EngineOutput]
+    """Outputs of the client's requests to generate."""
     encoded: list[EncodeOutput] = []
+    """Answers to the client's requests to encode."""
     stats: EngineStats
     steps: list[StepRecord] = []
-    """Steps since the frame before."""
+    """Records of the steps since the frame before."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """How far start-up has come."""
 
     phase: str
+    """Name of what is being done: ``config``, ``weights``, ``kv_cache`` or ``warmup``."""
     done: int = 0
+    """Units of the phase that are done; bytes of ``weights`` and ``kv_cache``."""
     total: int = 0
-    """0: not countable."""
+    """Units of the whole phase; 0: not countable."""
     seconds: float = 0.0
-    """Since the phase began."""
+    """Seconds since the phase began."""
 
 
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -160,9 +193,10 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
-    """The engine cannot go on; one line a person can act on."""
+    """The engine cannot go on."""
 
     message: str
+    """Why; one line that a person can act on."""
 
 
 EngineFrame = OutputFrame | LoadProgress | EngineReady | EngineFatal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,10 +10,12 @@ from typing import Any, Protocol
 import msgspec
 
 from app.contract.request import SamplingParams
-from app.errors import RequestError
-from app.serving.generation import Generator
+from app.errors import RequestError, TooManyTokensError
+from app.serving.generator import Generator
 from app.serving.types import GenerationRequest
-from app.tasks.prompts import EncodedPrompt, Prompt, check_token_ids
+from app.tasks.prompts import EncodedPrompt, Prompt, check_token_ids, unread_variables
+from app.tasks.reply import ReplyOptions, bind, with_reply
+from app.text.grammars.grammar import Grammar
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this divide logits into infinities; they are greedy anyway."""
@@ -36,19 +39,19 @@ class GenerateLimits(Protocol):
 
     @property
     def max_n(self) -> int:
-        """Choices a prompt."""
+        """Most choices for a prompt."""
 
     @property
     def max_prompts(self) -> int:
-        """Prompts a request; also choices of all its prompts together."""
+        """Most prompts of a request; also most choices of all its prompts together."""
 
     @property
     def max_logprobs(self) -> int:
-        """Alternatives a token."""
+        """Most alternatives for a token."""
 
     @property
     def max_stop(self) -> int:
-        """Stop strings, and likewise stop token ids."""
+        """Most stop strings of a request, and most stop token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class SamplingOptions:
 
     temperature: float | None = None
     top_p: float | None = None
+    """0 is greedy."""
     top_k: int | None = None
     """0 or less keeps every token."""
     min_p: float | None = None
@@ -69,6 +73,8 @@ class SamplingOptions:
     min_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may come; empty: all may."""
     include_stop: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -87,9 +93,15 @@ class GenerateTask:
     max_tokens: int | None = None
     """Most tokens of an answer."""
     default_max_tokens: int | None = None
-    """The same when ``max_tokens`` is None, and less where less fits the context. None: all that fits."""
+    """Most tokens of an answer when ``max_tokens`` is None, fewer where fewer fit the context. None: all that fit."""
+    context: int | None = None
+    """Most tokens of prompt and answer together. None: all that the model has; more are refused."""
     n: int = 1
-    """Choices a prompt."""
+    """Choices for each prompt."""
+    form: Grammar | None = None
+    """What each answer has to match; in a reply with thought or tools, what is neither."""
+    reply: ReplyOptions | None = None
+    """What the replies to conversations may be made of; None: of text alone, nothing is told apart."""
     priority: int = 0
     """Lower runs first."""
     cache_salt: str = ""
@@ -103,6 +115,15 @@ class GenerateTask:
         """Number of all choices of all prompts."""
         return len(self.prompts) * self.n
 
+    def unread(self, generator: Generator) -> list[str]:
+        """Variables for chat templates that these do not read, and what a model without thought does not heed, by the
+        client's names."""
+        unread = [name for prompt in self.prompts for name in unread_variables(prompt, generator)]
+        if self.reply is None or generator.reply_format.thinks:
+            return unread
+        asked = [self.names[field] for field in self.reply.about_thought() if field in self.names]
+        return list(dict.fromkeys([*unread, *asked]))
+
     def check(self, limits: GenerateLimits) -> None:
         """Bounds what one request can fan out into, before anything is made of it. Raises :class:`RequestError` 400."""
         sampling = self.sampling
@@ -111,8 +132,10 @@ class GenerateTask:
         self._at_most("n", self.num_sequences, limits.max_prompts, "choices of all prompts together")
         self._at_most("stop", len(sampling.stop), limits.max_stop, "stop strings")
         self._at_most("stop_token_ids", len(sampling.stop_token_ids), limits.max_stop, "stop token ids")
-        logprobs = max(sampling.logprobs or 0, sampling.prompt_logprobs or 0)
-        self._at_most("logprobs", logprobs, limits.max_logprobs, "alternatives a token")
+        for name, logprobs in (("logprobs", sampling.logprobs), ("prompt_logprobs", sampling.prompt_logprobs)):
+            self._at_most(name, logprobs or 0, limits.max_logprobs, "alternatives a token")
+        if self.reply is not None:
+            self.reply.check()
 
     async def encode(self, generator: Generator, deadline: float | None) -> list[EncodedPrompt]:
         """Token ids of all prompts, one prompt after the other.
@@ -121,14 +144,30 @@ class GenerateTask:
             deadline: instant of ``time.monotonic`` up to which they are of use.
 
         Raises:
-            RequestError: 400, a prompt does not fit the model or cannot be encoded; 504, the deadline passed.
+            RequestError: 400, a prompt does not fit the model or cannot be encoded, or its answer's form or a
+                tool's schema cannot be honoured; 429, too many new forms wait to be tried; 504, the deadline passed.
         """
-        max_tokens = generator.max_model_len
-        encoded = [await prompt.encode(generator, max_tokens, deadline) for prompt in self.prompts]
+        if self.form is not None:
+            await generator.grammars.check(self.form, param=self._name("form"), deadline=deadline)
+        try:
+            encoded = [await self._encode(prompt, generator, deadline) for prompt in self.prompts]
+        except TooManyTokensError as error:
+            raise self._prompt_too_long(generator, error.count) from None
         if not all(prompt.token_ids for prompt in encoded):
             param = self._name("prompt")
             raise RequestError(f"{param} has no tokens.", code="invalid_value", param=param)
         return encoded
+
+    async def _encode(self, prompt: Prompt, generator: Generator, deadline: float | None) -> EncodedPrompt:
+        prompt = with_reply(prompt, self.reply, generator)
+        encoded = await prompt.encode(generator, self._most_context(generator), deadline)
+        bound = bind(self.reply, self.form, prompt, encoded, generator)
+        if bound.grammar is None:
+            return dataclasses.replace(encoded, new_parser=bound.new_parser)
+        if bound.grammar is not self.form:
+            param = "tools" if self.reply and self.reply.tools else "form"
+            await generator.grammars.check(bound.grammar, param=self._name(param), deadline=deadline)
+        return dataclasses.replace(encoded, constraint=bound.grammar.source(), new_parser=bound.new_parser)
 
     def requests(
         self,
@@ -141,13 +180,14 @@ class GenerateTask:
         """What to submit, one request a prompt.
 
         Args:
-            prompts: of :meth:`encode`.
+            prompts: what :meth:`encode` returned.
             request_ids: one a prompt.
             deadline: instant of ``time.monotonic`` at which they are given up.
-            cache_salt: of the prefix cache, made of the one that was asked for.
+            cache_salt: salt of the prefix cache, made of the one that was asked for.
 
         Raises:
-            RequestError: 400, a token id out of range or ``min_tokens`` above the most tokens that may come.
+            RequestError: 400, prompt and answer do not fit together, a token id is out of range or ``min_tokens`` above
+                the most tokens that may come.
         """
         most = [self._most_tokens(generator, len(prompt.token_ids)) for prompt in prompts]
         params = self._sampling_params(generator, min(most))
@@ -155,21 +195,57 @@ class GenerateTask:
             GenerationRequest(
                 request_id=request_id,
                 prompt_token_ids=prompt.token_ids,
-                params=params if params.max_tokens == limit else msgspec.structs.replace(params, max_tokens=limit),
+                params=_params_for(prompt, params, limit),
                 n=self.n,
                 priority=self.priority,
                 deadline=deadline,
                 cache_salt=cache_salt,
+                constraint=prompt.constraint,
+                constraint_name=self._name("form"),
+                new_parser=prompt.new_parser,
             )
             for request_id, prompt, limit in zip(request_ids, prompts, most, strict=True)
         ]
 
     def _most_tokens(self, generator: Generator, prompt_len: int) -> int:
-        if self.max_tokens is not None:
-            return self.max_tokens
-        # With no room at all, admission refuses the prompt and says how long it is.
-        fitting = max(1, generator.remaining_tokens(prompt_len))
-        return fitting if self.default_max_tokens is None else min(self.default_max_tokens, fitting)
+        """Most tokens of an answer to a prompt. Raises :class:`RequestError` 400 when they do not fit behind it."""
+        fitting = self._most_context(generator) - prompt_len
+        if fitting < 1:  # one token is made even where none is asked for: the prompt's log-probabilities come with it
+            raise self._prompt_too_long(generator, prompt_len)
+        if self.max_tokens is None:
+            return fitting if self.default_max_tokens is None else min(self.default_max_tokens, fitting)
+        if self.max_tokens > fitting:
+            prompt = self._name("prompt")
+            parts = f"{prompt_len} in the {prompt}, {self.max_tokens} in the completion"
+            total = prompt_len + self.max_tokens
+            raise self._context_exceeded(generator, f"{total} tokens ({parts})", f"the {prompt} or the completion")
+        return self.max_tokens
+
+    def _most_context(self, generator: Generator) -> int:
+        """Most tokens of prompt and answer together. Raises :class:`RequestError` 400 where more are asked for."""
+        most = generator.max_model_len
+        if self.context is not None and self.context > most:
+            param = self._name("context")
+            message = f"{param}: a context of {self.context} tokens is asked for, and there are {most}."
+            raise RequestError(message, code="invalid_value", param=param)
+        return most if self.context is None else self.context
+
+    def _prompt_too_long(self, generator: Generator, count: int | None) -> RequestError:
+        prompt = self._name("prompt")
+        tokens = f"more than {self._most_context(generator)}" if count is None else str(count)
+        requested = f"{tokens} tokens in the {prompt} alone, which leave no room for an answer"
+        return self._context_exceeded(generator, requested, f"the {prompt}")
+
+    def _context_exceeded(self, generator: Generator, requested: str, shorten: str) -> RequestError:
+        """The error in OpenAI's words, by which LiteLLM and what is built on it know it for what it is."""
+        most = self._most_context(generator)
+        message = f"This model's maximum context length is {most} tokens. However, you requested {requested}. "
+        message += f"Please shorten {shorten}."
+        if self.context is not None:
+            message += f" {self._name('context')} allows no more."
+        elif most < generator.model_context:
+            message += f" The model's own context is {generator.model_context} tokens; its KV cache holds no more here."
+        return RequestError(message, code="context_length_exceeded", param=self._name("prompt"))
 
     def _sampling_params(self, generator: Generator, max_tokens: int) -> SamplingParams:
         asked = self.sampling
@@ -178,12 +254,14 @@ class GenerateTask:
             message = f"{param} ({asked.min_tokens}) exceeds the most tokens that may come ({max_tokens})."
             raise RequestError(message, code="invalid_value", param=param)
         vocab_size = generator.vocab_size
-        for name, token_ids in (("stop_token_ids", asked.stop_token_ids), ("logit_bias", asked.logit_bias)):
-            check_token_ids(self._name(name), token_ids, vocab_size)
+        check_token_ids(self._name("stop_token_ids"), asked.stop_token_ids, vocab_size)
+        check_token_ids(self._name("logit_bias"), asked.logit_bias, vocab_size)
+        check_token_ids(self._name("allowed_token_ids"), asked.allowed_token_ids, vocab_size)
         values: dict[str, Any] = dict(generator.default_params) if asked.model_defaults else {}
         values |= {name: value for name in _LEFT_OPEN if (value := getattr(asked, name)) is not None}
-        if values.get("temperature", 1.0) < GREEDY_BELOW:
+        if values.get("temperature", 1.0) < GREEDY_BELOW or values.get("top_p") == 0:
             values["temperature"] = 0.0
+        values["top_p"] = values.get("top_p") or 1.0
         values["top_k"] = max(0, values.get("top_k", 0))
         return SamplingParams(
             **values,
@@ -195,6 +273,7 @@ class GenerateTask:
             logprobs=asked.logprobs,
             prompt_logprobs=asked.prompt_logprobs,
             logit_bias=dict(asked.logit_bias),
+            allowed_token_ids=asked.allowed_token_ids,
         )
 
     def _name(self, name: str) -> str:
@@ -205,3 +284,13 @@ class GenerateTask:
             param = self._name(name)
             message = f"{param}: {count} {what} exceed the limit of {limit}."
             raise RequestError(message, code="invalid_value", param=param)
+
+
+def _params_for(prompt: EncodedPrompt, params: SamplingParams, max_tokens: int) -> SamplingParams:
+    """How an answer to one prompt is sampled, where that depends on the prompt."""
+    ends = () if params.ignore_eos else prompt.ends
+    if max_tokens == params.max_tokens and not ends:
+        return params
+    return msgspec.structs.replace(
+        params, max_tokens=max_tokens, stop_token_ids=tuple(dict.fromkeys((*params.stop_token_ids, *ends)))
+    )

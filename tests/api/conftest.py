@@ -12,7 +12,7 @@ import dataclasses
 import queue
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,10 @@ from app.api.service import ApiSettings, Service
 from app.serving.served import Served, ServedModels
 from app.serving.supervisor import LONGEST_STEP
 from app.text.chat_template import ChatTemplate
-from tests.byte_tokenizer import CHATML_TEMPLATE
+from app.text.parsers.formats import ReplyFormat
+from app.text.parsers.thoughts import THOUGHTS
+from tests.byte_tokenizer import CHATML_TEMPLATE, EOS_ID, IM_START_ID
+from tests.fakes import NextToken
 from tests.serving.rig import MODEL, Rig, make_rig, running
 
 TIMEOUT = 20.0
@@ -90,12 +93,12 @@ async def clients(url: str) -> AsyncIterator[tuple[httpx.AsyncClient, openai.Asy
 
 @contextlib.asynccontextmanager
 async def serve_rig(
-    rig: Rig, settings: ApiSettings | None = None, *, names: tuple[str, ...] = (MODEL,)
+    rig: Rig, settings: ApiSettings | None = None, *, names: tuple[str, ...] = (MODEL,), any_name: bool = False
 ) -> AsyncIterator[Server]:
-    """An HTTP server over a text side, under the names given."""
+    """An HTTP server over a text side, under the names given; ``any_name``: and under all others."""
     rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
     served = Served(names, rig.generator, rig.client, rig.client.progress_age, lambda: LONGEST_STEP)
-    service = Service(ServedModels([served]), rig.metrics, settings or ApiSettings())
+    service = Service(ServedModels([served], any_name=any_name), rig.metrics, settings or ApiSettings())
     async with listening(create_app(service)) as url, clients(url) as (http, sdk):
         yield Server(url, service, rig, http, sdk)
 
@@ -145,3 +148,32 @@ async def shared_server(threaded_server: Server) -> AsyncIterator[Server]:
     """The server in a thread, with clients in the test's own loop."""
     async with clients(threaded_server.url) as (http, sdk):
         yield dataclasses.replace(threaded_server, http=http, openai=sdk)
+
+
+def answering(text: str) -> NextToken:
+    """A "model" that answers any conversation with ``text``."""
+    script = text.encode()
+    turn = len("assistant\n") + 1
+
+    def next_token(context: Sequence[int]) -> int:
+        place = len(context) - (len(context) - 1 - list(reversed(context)).index(IM_START_ID)) - turn
+        return script[place] if place < len(script) else EOS_ID
+
+    return next_token
+
+
+@contextlib.asynccontextmanager
+async def replying(text: str) -> AsyncIterator[Server]:
+    """A server that answers with ``text``."""
+    async with start_server(next_token=answering(text), num_blocks=512, max_model_len=4096) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def thinking(text: str) -> AsyncIterator[Server]:
+    """A server of a model that thinks."""
+    async with replying(text) as server:
+        generator = server.rig.generator
+        think = next(each for each in THOUGHTS if each.name == "think")
+        generator.reply_format = ReplyFormat(generator.reply_format.calls, think)
+        yield server

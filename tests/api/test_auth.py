@@ -13,8 +13,11 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Route
 
+from app.api.anthropic.protocol import ANTHROPIC
 from app.api.app import create_app
 from app.api.auth import OPEN_PATHS
+from app.api.ollama.protocol import OLLAMA
+from app.api.protocols import protocol_of
 from app.api.service import ApiSettings
 from app.api.tgi.protocol import TGI
 from app.keys import parse_keys
@@ -62,6 +65,30 @@ def registered(server: Server) -> dict[str, set[str]]:
     return paths
 
 
+def reason(path: str, answer: httpx.Response) -> str:
+    """What an error says of its kind, in the shape of the path's protocol."""
+    body = answer.json()
+    match protocol_of(path).tag:
+        case TGI.tag:
+            assert set(body) == {"error", "error_type"}
+            return str(body["error_type"])
+        case OLLAMA.tag:
+            assert set(body) == {"error"}
+            return "key" if "key" in body["error"] else str(body["error"])
+        case ANTHROPIC.tag:
+            assert (body["type"], set(body["error"])) == ("error", {"type", "message"})
+            return str(body["error"]["type"])
+        case _:
+            assert set(body["error"]) == {"message", "type", "param", "code"}
+            return str(body["error"]["code"])
+
+
+def reason_of(code: str, kind: str, path: str) -> str:
+    """A kind of error as the path's protocol has it, by OpenAI's code and by TGI's type."""
+    words = {TGI.tag: kind, OLLAMA.tag: "key", ANTHROPIC.tag: f"{kind}_error"}
+    return words.get(protocol_of(path).tag, code)
+
+
 async def test_every_route_but_the_probes_needs_a_key(locked: Server) -> None:
     paths = registered(locked)
     assert {"/v1/chat/completions", "/metrics", "/docs", "/openapi.json", *OPEN_PATHS} <= set(paths)
@@ -76,13 +103,7 @@ async def test_every_route_but_the_probes_needs_a_key(locked: Server) -> None:
             assert answer.headers["x-request-id"]
             if method == "HEAD":
                 continue
-            if path in TGI.paths:
-                assert set(answer.json()) == {"error", "error_type"}
-                assert answer.json()["error_type"] == "authentication"
-                continue
-            error = answer.json()["error"]
-            assert set(error) == {"message", "type", "param", "code"}
-            assert error["code"] == "missing_api_key"
+            assert reason(path, answer) == reason_of("missing_api_key", "authentication", path)
 
 
 async def test_each_route_opens_to_its_scope_alone(locked: Server) -> None:
@@ -96,10 +117,7 @@ async def test_each_route_opens_to_its_scope_alone(locked: Server) -> None:
                 assert answer.status_code not in (401, 500)
                 if allowed or method == "HEAD":
                     continue
-                if path in TGI.paths:
-                    assert answer.json()["error_type"] == "permission"
-                else:
-                    assert answer.json()["error"]["code"] == "insufficient_scope"
+                assert reason(path, answer) == reason_of("insufficient_scope", "permission", path)
 
 
 async def test_unknown_paths_are_404_only_with_a_key(locked: Server) -> None:
@@ -345,6 +363,10 @@ async def test_the_log_names_the_key_and_never_shows_it(capfd: pytest.CaptureFix
     text = capfd.readouterr().err
     lines = [json.loads(line) for line in text.splitlines() if '"request"' in line]
     assert [line["api_key"] for line in lines] == ["alice", "alice"]
+    (refused,) = [json.loads(line) for line in text.splitlines() if '"request refused"' in line]
+    assert (refused["status"], refused["error_code"]) == (401, "invalid_api_key")
+    assert refused["endpoint"] == "/v1/completions"
+    assert refused["request_id"]
     assert INFER not in text
 
 

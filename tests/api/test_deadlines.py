@@ -27,8 +27,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         "/v1/chat/completions",
         {"messages": [{"role": "user", "content": [{"type": "text", "text": LONG}]}], "max_tokens": 4},
     ),
-    ("/generate", {"inputs": LONG}),
-    ("/generate", {"inputs": LONG, "parameters": {"truncate": 5}}),
+    ("/generate", {"inputs": LONG, "parameters": {"max_new_tokens": 4}}),
+    ("/generate", {"inputs": LONG, "parameters": {"truncate": 5, "max_new_tokens": 4}}),
     ("/tokenize", {"prompt": LONG}),
     ("/detokenize", {"tokens": [97] * THREAD_THRESHOLD}),
 ]

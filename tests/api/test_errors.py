@@ -37,27 +37,34 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
-        ("temperature", 2.1, "temperature"),
+        ("temperature", 100.1, "temperature"),
         ("temperature", -0.1, "temperature"),
         ("temperature", "1", "temperature"),
         ("temperature", True, "temperature"),
         ("temperature", [], "temperature"),
-        ("top_p", 0, "top_p"),
+        ("top_p", -0.1, "top_p"),
         ("top_p", 1.5, "top_p"),
         ("top_k", -2, "top_k"),
         ("min_p", 2, "min_p"),
         ("presence_penalty", 2.5, "presence_penalty"),
         ("frequency_penalty", -3, "frequency_penalty"),
         ("repetition_penalty", 0, "repetition_penalty"),
+        ("max_completion_tokens", 0, "max_completion_tokens"),
+        ("max_completion_tokens", -2, "max_completion_tokens"),
+        ("max_tokens", -2, "max_tokens"),
         ("max_tokens", 0, "max_tokens"),
         ("max_tokens", 1.5, "max_tokens"),
+        ("max_new_tokens", "16", "max_new_tokens"),
+        ("n_predict", -2, "n_predict"),
+        ("max_output_tokens", 16, "max_output_tokens"),
+        ("num_predict", 16, "num_predict"),
         ("max_tokens", "16", "max_tokens"),
         ("min_tokens", 99, "min_tokens"),
         ("n", 0, "n"),
         ("n", 17, "n"),
         ("seed", 2**64, "seed"),
         ("seed", "1", "seed"),
-        ("stop", "", "stop"),
+        ("stop", "a" * 1025, "stop"),
         ("stop", ["a", ""], "stop[1]"),
         ("stop", ["a"] * 17, "stop"),
         ("stop", 7, "stop"),
@@ -72,7 +79,9 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         ("stream", "yes", "stream"),
         ("stream_options", {"include_usage": True}, "stream_options"),
         ("model", 5, "model"),
-        ("best_of", 3, "best_of"),
+        ("best_of", 0, "best_of"),
+        ("best_of", 17, "best_of"),
+        ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
@@ -172,10 +181,20 @@ async def test_malformed_bodies(shared_server: Server, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None])
-async def test_the_content_type_does_not_matter(shared_server: Server, content_type: str | None) -> None:
+async def test_programs_may_call_json_what_they_like(shared_server: Server, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
     answer = await shared_server.http.post(COMPLETIONS, content=b'{"prompt": "a", "max_tokens": 1}', headers=headers)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/generate", "/", "/tokenize", "/detokenize"])
+async def test_forms_in_parts_are_415(shared_server: Server, path: str) -> None:
+    answer = await shared_server.http.post(path, data={"prompt": "a"}, files={"file": b"x"})
+    assert answer.status_code == 415
+    if path in ("/generate", "/"):
+        assert answer.json()["error_type"] == "validation"
+    else:
+        assert error_of(answer)["code"] == "unsupported_media_type"
 
 
 async def test_context_length_is_refused_before_a_stream_begins(shared_server: Server) -> None:
@@ -185,6 +204,68 @@ async def test_context_length_is_refused_before_a_stream_begins(shared_server: S
         assert error_of(answer)["code"] == "context_length_exceeded"
     long_chat = await shared_server.post(CHAT, {"messages": [{"role": "user", "content": "x" * 600}]})
     assert error_of(long_chat)["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "requested"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 99_999}]}, "more than 512 tokens in the messages alone"),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": 600}, ", 600 in the completion)"),
+        (COMPLETIONS, {"prompt": [97] * 600}, "600 tokens in the prompt alone"),
+        (COMPLETIONS, {"prompt": "x" * 512}, "512 tokens in the prompt alone"),
+        (COMPLETIONS, {"prompt": "x" * 512, "echo": True, "max_tokens": 0}, "512 tokens in the prompt alone"),
+        (COMPLETIONS, {"prompt": "xy", "max_tokens": 600}, "602 tokens (2 in the prompt, 600 in the completion)"),
+    ],
+)
+async def test_the_context_is_named_in_openais_words(
+    shared_server: Server, path: str, body: dict[str, object], requested: str
+) -> None:
+    """LiteLLM, and what is built on it, knows this error by its text."""
+    error = error_of(await shared_server.post(path, body))
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith("This model's maximum context length is 512 tokens. However, you requested ")
+    assert requested in error["message"]
+    assert error["param"] == ("messages" if path == CHAT else "prompt")
+    assert "max_tokens" not in error["message"]
+
+
+async def test_the_default_length_of_a_completion_is_cut_to_what_fits(shared_server: Server) -> None:
+    for length in (510, 511):
+        answer = await shared_server.post(COMPLETIONS, {"prompt": [97] * length, "ignore_eos": True})
+        assert answer.json()["usage"]["completion_tokens"] == 512 - length
+    asked = await shared_server.post(COMPLETIONS, {"prompt": [97] * 510, "max_tokens": 16})
+    assert error_of(asked)["code"] == "context_length_exceeded"
+
+
+SECRET = "a secret nobody may log"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (COMPLETIONS, {"prompt": SECRET, "temperature": "x"}, (COMPLETIONS, 400, "invalid_type", "temperature")),
+        (COMPLETIONS, {"prompt": SECRET, "model": "nobody"}, (COMPLETIONS, 404, "model_not_found", "model")),
+        (COMPLETIONS, {"prompt": SECRET, "max_tokens": 600}, (COMPLETIONS, 400, "context_length_exceeded", "prompt")),
+        (COMPLETIONS, {"prompt": SECRET, "n": 17}, (COMPLETIONS, 400, "invalid_value", "n")),
+        (COMPLETIONS, {SECRET: 1, "prompt": 5}, (COMPLETIONS, 400, "invalid_type", "prompt")),
+        (CHAT, SECRET, (CHAT, 400, "invalid_type", None)),
+        ("/generate", {"inputs": SECRET, "timeout": 0}, ("/generate", 422, "invalid_value", "timeout")),
+        ("/tokenize", {"prompt": SECRET, "model": "nobody"}, ("/tokenize", 404, "model_not_found", "model")),
+        ("/no/such%0Aroute?api_key=abc", {}, ("/no/such?route", 404, "unknown_url", None)),
+        ("/v1/models", {}, ("/v1/models", 405, "method_not_allowed", None)),
+    ],
+)
+async def test_what_is_refused_leaves_one_log_line(
+    server: Server, path: str, body: object, expected: tuple[object, ...]
+) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        answer = await server.post(path, body, headers={"X-Request-Id": "find-me"})
+    (entry,) = logs
+    assert entry["event"] == "request refused"
+    assert answer.status_code == expected[1]
+    assert (entry["endpoint"], entry["status"], entry["error_code"], entry["param"]) == expected
+    assert entry["request_id"].endswith("find-me")
+    assert SECRET not in str(entry)
 
 
 async def test_routes_and_methods(shared_server: Server) -> None:
@@ -223,7 +304,7 @@ async def test_the_sdk_raises_its_own_classes(shared_server: Server) -> None:
     assert missing.value.code == "model_not_found"
     assert missing.value.param == "model"
     with pytest.raises(openai.BadRequestError) as bad:
-        await create(model=MODEL, messages=MESSAGES, temperature=3)
+        await create(model=MODEL, messages=MESSAGES, temperature=300)
     assert bad.value.param == "temperature"
     assert bad.value.request_id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
 import pytest
 
 from app.api.extras import ignored_header
@@ -25,10 +26,17 @@ async def test_unknown_and_harmless_fields_are_named_back(shared_server: Server)
     part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
     answer = await shared_server.post(CHAT, {**BODY, "messages": [{"role": "user", "content": [part]}]})
     assert answer.headers["x-ignored-params"] == "messages.content.cache_control"
+    hints = {"reasoning_effort": "high", "verbosity": "low", "typical_p": 0.5}
+    for path, body in ((CHAT, BODY), (COMPLETIONS, {"prompt": "x", "max_tokens": 1})):
+        answer = await shared_server.post(path + "?strict=true", {**body, **hints})
+        assert answer.status_code == 200
+        assert set(answer.headers["x-ignored-params"].split(", ")) == hints.keys()
     answer = await shared_server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 1, "messages": [1]})
     assert answer.headers["x-ignored-params"] == "messages"
     answer = await shared_server.post("/generate", {"inputs": "x", "messages": "x", "stream_options": {"a": 1}})
     assert answer.headers["x-ignored-params"] == "messages, stream_options"
+    answer = await shared_server.post("/tokenize?strict=true", {"prompt": "x", "max_tokens": 1})
+    assert answer.headers["x-ignored-params"] == "max_tokens"
     answer = await shared_server.post("/tokenize", {"prompt": "x", "stream_options": 1})
     assert answer.headers["x-ignored-params"] == "stream_options"
     assert "x-ignored-params" not in (await shared_server.post(CHAT, BODY)).headers
@@ -54,17 +62,11 @@ async def test_strict_mode_as_a_setting() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
-        ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
+        ("stop_regex", "a+"),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
-        ("reasoning_effort", "high"),
-        ("guided_json", {}),
         ("chat_template", "{{ 1 }}"),
-        ("echo", True),
-        ("best_of", 2),
+        ("use_beam_search", True),
         ("suffix", "end"),
     ],
 )
@@ -75,15 +77,79 @@ async def test_what_cannot_be_honoured_is_refused(shared_server: Server, field: 
     assert answer.json()["error"]["code"] == "unsupported_parameter"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ebnf", 'root ::= "a"'),
+        ("format", "json"),
+        ("format", {"type": "object"}),
+        ("grammar", 'root ::= "a"'),
+        ("guided_choice", ["a", "b"]),
+        ("guided_grammar", 'root ::= "a"'),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "a+"),
+        ("json_schema", {}),
+        ("regex", "a+"),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
+        ("response_format", {"type": "structural_tag"}),
+        ("response_format", "json"),
+        ("stop_regex", "a+"),
+        ("structural_tag", {"structures": []}),
+        ("structured_outputs", {"choice": ["a"]}),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/generate"])
+async def test_constraints_are_refused_where_they_are_not_heeded(
+    shared_server: Server, path: str, field: str, value: object
+) -> None:
+    bodies = {CHAT: BODY, COMPLETIONS: {"prompt": "x"}, "/generate": {"inputs": "x"}}
+    for outer in ("extra_body", "nvext", "options", "sampling_params"):
+        answer = await shared_server.post(path, {**bodies[path], outer: {field: value}})
+        assert answer.status_code in (400, 422)
+        assert f"{outer}.{field} is not supported" in answer.text
+    if path == "/generate" or field == "stop_regex":
+        answer = await shared_server.post(path, {**bodies[path], field: value})
+        assert answer.status_code in (400, 422)
+        assert f"{field} is not supported" in answer.text
+    if path != "/generate" or field != "grammar":
+        answer = await shared_server.post(path, {**bodies[path], "parameters": {field: value}})
+        assert answer.status_code in (400, 422)
+        assert f"{field} is not supported" in answer.text
+
+
+async def test_the_sdk_is_told_that_its_constraint_is_not_heeded(shared_server: Server) -> None:
+    create = shared_server.openai.chat.completions.create
+    fields: Any
+    for fields in ({"extra_body": {"guided_json": {}}}, {"nvext": {"guided_json": {}}}):
+        with pytest.raises(openai.BadRequestError, match="guided_json is not supported"):
+            await create(model="fake-model", messages=BODY["messages"], extra_body=fields)
+
+
+async def test_what_is_nested_is_named_back_or_refused(shared_server: Server) -> None:
+    nested = {"extra_body": {"top_k": 5, "user": "me", "nvext": {"ignore_eos": True}, "deep": {}}, "options": {}}
+    answer = await shared_server.post(CHAT, {**BODY, **nested})
+    named = "extra_body.top_k, extra_body.user, extra_body.nvext.ignore_eos, extra_body.deep, options"
+    assert (answer.status_code, answer.headers["x-ignored-params"]) == (200, named)
+    refused = await shared_server.post(CHAT + "?strict=true", {**BODY, "extra_body": {"user": "me", "top_k": 5}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "extra_body.top_k")
+    for limit in ({"options": {"num_predict": 5}}, {"sampling_params": {"max_new_tokens": 5}}):
+        assert (await shared_server.post(CHAT, {**BODY, **limit})).status_code == 400
+
+
 async def test_values_that_ask_for_nothing_pass_unnamed(shared_server: Server) -> None:
     extras = {
         "tools": [],
         "tool_choice": "auto",
-        "response_format": {"type": "text"},
+        "response_format": {"type": "text", "json_schema": None},
+        "grammar": "",
+        "guided_choice": [],
+        "extra_body": {"response_format": {}},
         "modalities": ["text"],
         "best_of": 1,
         "functions": None,
         "length_penalty": 1.0,
+        "typical_p": 1.0,
     }
     answer = await shared_server.post(CHAT, {**BODY, **extras})
     assert answer.status_code == 200
@@ -92,10 +158,10 @@ async def test_values_that_ask_for_nothing_pass_unnamed(shared_server: Server) -
     assert completion.status_code == 200
 
 
-async def test_tools_that_must_not_be_called_are_ignored(shared_server: Server) -> None:
-    extras = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}
-    answer = await shared_server.post(CHAT, {**BODY, **extras})
-    assert (answer.status_code, answer.headers["x-ignored-params"]) == (200, "tools")
+@pytest.mark.parametrize("field", ["tools", "functions"])
+async def test_tools_are_refused_where_there_is_no_conversation(shared_server: Server, field: str) -> None:
+    answer = await shared_server.post(COMPLETIONS, {"prompt": "x", field: [{"name": "f"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 async def test_the_header_is_safe_whatever_the_names(shared_server: Server) -> None:

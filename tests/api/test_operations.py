@@ -7,11 +7,13 @@ import json
 import re
 import subprocess
 import sys
+from urllib.parse import quote
 
 import pytest
 
+from app.answers.answers import Answers
+from app.api.protocols import protocol_of
 from app.api.service import ApiSettings
-from app.api.tgi.protocol import TGI
 from app.keys import parse_keys
 from tests.api.conftest import Server, serve_rig, start_server, start_server_without_engine
 from tests.serving.rig import MODEL, running
@@ -81,8 +83,8 @@ async def test_metrics(server: Server) -> None:
     assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     series = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"):
-        assert f'vllm:{name}{{model_name="{MODEL}"}}' in series
-    label = f'{{model_name="{MODEL}"}}'
+        assert f'vllm:{name}{{engine="0",model_name="{MODEL}"}}' in series
+    label = f'{{engine="0",model_name="{MODEL}"}}'
     assert float(series[f"vllm:generation_tokens_total{label}"]) == usage["completion_tokens"] == 7
     assert float(series[f"vllm:prompt_tokens_total{label}"]) == usage["prompt_tokens"]
     assert float(series[f"vllm:time_to_first_token_seconds_count{label}"]) == 1
@@ -94,6 +96,7 @@ async def test_metrics(server: Server) -> None:
 
 async def test_models() -> None:
     async with running() as rig, serve_rig(rig, names=(MODEL, "org/alias")) as server:
+        rig.generator.default_params.update(temperature=0.3, top_k=40)
         await _names_are_served(server)
 
 
@@ -101,15 +104,84 @@ async def _names_are_served(server: Server) -> None:
     listed = await server.openai.models.list()
     assert [model.id for model in listed.data] == [MODEL, "org/alias"]
     body = (await server.http.get("/v1/models")).json()
-    assert list(body["data"][1]) == ["id", "object", "created", "owned_by", "root", "parent", "max_model_len"]
+    assert list(body["data"][1]) == [
+        "id",
+        "object",
+        "created",
+        "owned_by",
+        "root",
+        "parent",
+        "max_model_len",
+        "default_sampling",
+        "via",
+    ]
     assert body["data"][1]["root"] == MODEL
+    assert body["data"][1]["default_sampling"] == {"temperature": 0.3, "top_k": 40}
     assert body["data"][1]["max_model_len"] == 512
     assert (await server.openai.models.retrieve("org/alias")).id == "org/alias"
+    assert (await server.http.get("/v1/models/org%2Falias")).json() == body["data"][1]
+    assert (await server.http.get("/v1/models/org/alias")).json() == body["data"][1]
+    assert (await server.http.get("/v1/models/")).json() == body
     assert (await server.http.get("/v1/models/nobody")).json()["error"]["code"] == "model_not_found"
     answer = await server.openai.completions.create(model="org/alias", prompt="x", max_tokens=1)
     assert answer.model == "org/alias"
     absent = await server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
     assert absent.json()["model"] == MODEL
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "org/model v1.5", "50%", "a%2Fb", "what?#1", "模型/é", "org/sub/model:q4", "x+y"]
+)
+async def test_a_served_name_is_found_whatever_it_is(name: str) -> None:
+    async with running() as rig, serve_rig(rig, names=(MODEL, name)) as server:
+        server.rig.generator.default_params.update(temperature=0.3, top_k=40)
+        card = (await server.http.get(f"/v1/models/{quote(name, safe='')}")).json()
+        assert (card["id"], card["root"], card["object"]) == (name, MODEL, "model")
+        assert card["default_sampling"] == {"temperature": 0.3, "top_k": 40}
+        assert (await server.openai.models.retrieve(name)).id == name
+        listed = (await server.http.get("/v1/models")).json()["data"]
+        assert card in listed
+        for path in (f"/models/{quote(name, safe='')}", f"/v1/models/{quote(name)}"):
+            assert (await server.http.get(path)).json() == card
+
+
+async def test_any_name_is_the_model_where_told() -> None:
+    async with running() as rig, serve_rig(rig, any_name=True) as server:
+        assert [model.id for model in (await server.openai.models.list()).data] == [MODEL]
+        chat = await server.openai.chat.completions.create(
+            model="gpt-4o", messages=[{"role": "user", "content": "Hi"}], max_tokens=1
+        )
+        assert chat.model == "gpt-4o"
+        card = (await server.http.get("/v1/models/org/made-up")).json()
+        assert (card["id"], card["root"]) == ("org/made-up", MODEL)
+        assert (await server.post("/tokenize", {"prompt": "a", "model": "tgi"})).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["tgi", "dummy", "org/made-up"])
+async def test_tgi_routes_take_any_name(shared_server: Server, name: str) -> None:
+    body = {"inputs": "a", "model": name, "parameters": {"max_new_tokens": 1}}
+    for path in ("/generate", "/generate_stream", "/"):
+        answer = await shared_server.post(f"{path}?strict=true", body)
+        assert answer.status_code == 200, path
+        assert "x-ignored-params" not in answer.headers
+
+
+async def test_paths_without_v1_are_those_with_it(server: Server) -> None:
+    sdk = server.openai.with_options(base_url=server.url)
+    assert [model.id async for model in await sdk.models.list()] == [MODEL]
+    assert (await sdk.models.retrieve(MODEL)).id == MODEL
+    assert (await sdk.completions.create(model=MODEL, prompt="a", max_tokens=1)).object == "text_completion"
+    stream = await sdk.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, stream=True
+    )
+    assert {chunk.object async for chunk in stream} == {"chat.completion.chunk"}
+    for path in ("/chat", "/model", "/completions/", "/v1/v1/models"):
+        assert (await server.http.get(path)).json()["error"]["code"] == "unknown_url", path
+    missing = await server.post("/embeddings", {"input": "a", "model": MODEL})
+    assert "/v1/embeddings" in missing.json()["error"]["message"]
+    page = (await server.http.get("/metrics")).text
+    assert 'route="/v1/models/{model:path}"' in page
+    assert 'route="/v1/chat/completions"' in page
 
 
 @pytest.mark.parametrize("given", ["abc-1.2:3/x+y=@_", "A" * 128])
@@ -141,9 +213,22 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
     assert set(document["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/api/chat",
+        "/api/generate",
+        "/api/ps",
+        "/api/show",
+        "/api/tags",
+        "/api/version",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/models",
         "/v1/models/{model}",
         "/v1/requests/{request_id}",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/responses/{response_id}/input_items",
         "/tokenize",
         "/generate",
         "/generate_stream",
@@ -190,25 +275,31 @@ async def test_the_document_declares_every_error_in_its_shape(shared_server: Ser
             for status, answer in operation["responses"].items():
                 if status == "200" or path in PROBES:
                     continue
-                shape = "FlatError" if path in TGI.paths else "ErrorResponse"
+                shape = protocol_of(path).error_schema.__name__
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": f"#/components/schemas/{shape}"}, (path, status)
                 assert ("Retry-After" in answer.get("headers", {})) == (status in ("429", "503"))
 
 
 async def test_documented_examples_work() -> None:
-    async with start_server(ApiSettings(strict_params=True)) as server:
+    async with start_server(ApiSettings(strict_params=True), max_model_len=1024, num_blocks=128) as server:
+        server.service.answers = answers = Answers("memory")
         document = (await server.http.get("/openapi.json")).json()
-        ran = 0
+        ran, last_id = 0, ""
         for path, methods in document["paths"].items():
             content = methods.get("post", {}).get("requestBody", {}).get("content", {})
             for name, example in content.get("application/json", {}).get("examples", {}).items():
                 if name == "score":
                     example["value"]["prompt"] = [[97, 98]]  # its ids are those of a larger vocabulary
+                if "previous_response_id" in example["value"]:
+                    example["value"]["previous_response_id"] = last_id
                 answer = await server.post(path, example["value"])
                 assert answer.status_code == 200, (name, answer.text)
                 ran += 1
-    assert ran == 10
+                is_kept = path == "/v1/responses" and not example["value"].get("stream")
+                last_id = answer.json()["id"] if is_kept else last_id
+        answers.close()
+    assert ran == 19
 
 
 def test_the_application_imports_no_torch() -> None:

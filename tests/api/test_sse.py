@@ -55,6 +55,22 @@ async def test_silence_is_filled_and_events_are_not() -> None:
     assert sent.bodies[-1] == b"data: 1\n\n"
 
 
+async def test_a_comment_that_could_not_be_sent_does_not_begin_the_response() -> None:
+    sent, waits, reads = Sent(), asyncio.Event(), asyncio.Event()
+
+    async def send(message: Message) -> None:
+        waits.set()
+        await reads.wait()
+        await sent(message)
+
+    events = EventStream(send, {})
+    async with events.kept_alive(0.01):
+        await waits.wait()
+    reads.set()
+    await events.end()
+    assert [message["type"] for message in sent.messages] == ["http.response.start", "http.response.body"]
+
+
 async def test_no_interval_no_comments() -> None:
     sent = Sent()
     async with EventStream(sent, {}).kept_alive(0):

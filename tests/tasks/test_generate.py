@@ -31,18 +31,22 @@ async def test_each_form_of_a_prompt_becomes_token_ids() -> None:
     async with running() as rig:
         rig.generator.chat_template = ChatTemplate(CHATML_TEMPLATE)
         conversation = Conversation(messages=[{"role": "user", "content": "Hi"}])
+        short = Conversation(messages=conversation.messages, keep_last=3)
         asked = task(
             TextPrompt(text="abcd", keep_last=2),
             TextPrompt(text="né", with_offsets=True),
             TokenPrompt(token_ids=[104, 105], with_text=True),
             conversation,
+            TokenPrompt(token_ids=[104, 105], keep_last=1),
+            short,
         )
-        last, accented, ids, chat = await asked.encode(rig.generator, None)
+        last, accented, ids, chat, last_id, chat_end = await asked.encode(rig.generator, None)
         assert last.token_ids == list(b"cd")
         assert (accented.token_ids, accented.text, accented.offsets) == (list("né".encode()), "né", [0, 1, 1])
         assert (ids.token_ids, ids.text) == ([104, 105], "hi")
         assert chat.token_ids == rig.generator.chat_template.encode(conversation.messages, rig.generator.tokenizer)
-        assert [request.request_id for request in await requests_of(rig, asked)] == ["r-0", "r-1", "r-2", "r-3"]
+        assert (last_id.token_ids, chat_end.token_ids) == ([105], chat.token_ids[-3:])
+        assert [request.request_id for request in await requests_of(rig, asked)] == [f"r-{place}" for place in range(6)]
 
 
 async def test_the_most_tokens_of_an_answer() -> None:
@@ -54,7 +58,17 @@ async def test_the_most_tokens_of_an_answer() -> None:
 
         assert await most() == [90, 5]
         assert await most(default_max_tokens=7) == [7, 5]
-        assert await most(max_tokens=30, default_max_tokens=7) == [30, 30]
+        assert await most(max_tokens=3, default_max_tokens=7) == [3, 3]
+        with pytest.raises(RequestError, match=r"you requested 125 tokens \(95 in the prompt, 30 in the completion\)"):
+            await most(max_tokens=30, default_max_tokens=7)
+
+
+async def test_a_cache_smaller_than_the_context_is_told() -> None:
+    async with running(max_model_len=512, num_blocks=4) as rig:
+        with pytest.raises(RequestError) as raised:
+            await requests_of(rig, task(TextPrompt(text="p" * 30), max_tokens=35))
+        assert raised.value.message.startswith("This model's maximum context length is 64 tokens. However, ")
+        assert "own context is 512 tokens" in raised.value.message
 
 
 async def test_what_is_left_open_comes_from_the_model_if_the_protocol_wants_it() -> None:
@@ -69,6 +83,7 @@ async def test_what_is_left_open_comes_from_the_model_if_the_protocol_wants_it()
         assert await params(top_k=-1, seed=-1) == (0.6, 0, 2**64 - 1)
         assert await params(temperature=1e-9) == (0.0, 9, None)
         assert await params(model_defaults=False) == (1.0, 0, None)
+        assert await params(top_p=0.0, temperature=0.8) == (0.0, 9, None)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,7 @@ async def test_what_is_left_open_comes_from_the_model_if_the_protocol_wants_it()
         (task(sampling=SamplingOptions(stop=("a",) * 17), names={"stop": "stop_sequences"}), "stop_sequences"),
         (task(sampling=SamplingOptions(stop_token_ids=(1,) * 17)), "stop_token_ids"),
         (task(sampling=SamplingOptions(logprobs=21), names={"logprobs": "top"}), "top"),
-        (task(sampling=SamplingOptions(prompt_logprobs=21)), "logprobs"),
+        (task(sampling=SamplingOptions(prompt_logprobs=21)), "prompt_logprobs"),
     ],
 )
 def test_limits_name_the_clients_field(asked: GenerateTask, param: str) -> None:

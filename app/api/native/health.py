@@ -16,7 +16,7 @@ from app.serving.served import ModelState
 
 Probe = Callable[[], Awaitable[Response]]
 _HEALING_SECONDS = 30.0
-"""For the supervisor to end an engine that stalled."""
+"""Seconds that the supervisor has to end an engine that stalled."""
 
 
 def router(service: Service) -> APIRouter:

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.auth import caller, owner
+from app.api.caller import caller, owner
 from app.api.json import json_response
 from app.api.native.schemas.live import LiveRequest, RequestSeconds
 from app.api.openai.openapi import answers
@@ -20,7 +20,7 @@ from app.serving.live_requests import RequestState
 
 _PATH = "/v1/requests/{request_id:path}"
 _ID_IN_PATH = {"parameters": [{"name": "request_id", "in": "path", "required": True, "schema": {"type": "string"}}]}
-_ANSWER_ID = re.compile(r"(?:chatcmpl|cmpl)-(.+)", re.DOTALL)
+_ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_)(.+)", re.DOTALL)
 _MAX_SHOWN = 128
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get(_PATH, summary="State of a request", openapi_extra=_ID_IN_PATH)
     async def get_request(request: Request) -> Response:
-        """What a request is doing, by its `X-Request-Id` or the id of its answer (`chatcmpl-…`, `cmpl-…`).
+        """What a request is doing, by its `X-Request-Id` or the id of its answer (`chatcmpl-…`, `cmpl-…`, `msg_…`).
 
         The last few hundred that ended are remembered. Of several with the same id, the latest. Only keys
         with scope `admin` find requests of other keys.

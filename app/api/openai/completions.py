@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from app.api.endpoint import AnswerHead, Endpoint, ReadRequest
+from app.api.forms import read_form
+from app.api.openai.best_of import num_choices
 from app.api.openai.logprobs import TextOffsets, completion_logprobs, joined
 from app.api.openai.openapi import answers
-from app.api.openai.options import check_stream_options, sampling_options
+from app.api.openai.options import answer_limits, check_stream_options, check_whole, sampling_options
 from app.api.openai.schemas.completions import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
 from app.api.openai.schemas.usage import Usage
 from app.api.openai.writer import ChunkUsage, OpenAIWriter
@@ -18,7 +22,7 @@ from app.serving import generation as serving
 from app.serving.generation import Generation
 from app.serving.types import ChoiceDelta, TokenLogprob
 from app.tasks.generate import GenerateTask
-from app.tasks.prompts import Prompt, TextPrompt, TokenPrompt
+from app.tasks.prompts import InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from app.text.detokenizer import IncrementalDetokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -34,19 +38,22 @@ _EXAMPLES = {
 def read_completion(body: CompletionBody) -> ReadRequest:
     """What a body asks for. Raises :class:`RequestError` 400."""
     check_stream_options(body)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        message = "best_of is not supported by this server but for the value of n."
-        raise RequestError(message, code="unsupported_parameter", param="best_of")
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    if max_tokens == 0 and not body.echo:
-        raise RequestError("max_tokens must be at least 1 without echo.", code="invalid_value", param="max_tokens")
+    check_whole(body)
+    if body.echo and body.truncate_prompt_tokens is not None:
+        message = "truncate_prompt_tokens is not supported with echo."
+        raise RequestError(message, code="unsupported_parameter", param="truncate_prompt_tokens")
+    if body.suffix:
+        _check_infill(body)
+    form = read_form(body)
     task = GenerateTask(
         prompts=[_read_prompt(prompt, body) for prompt in _given_prompts(body)],
         sampling=sampling_options(body, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None),
-        max_tokens=max_tokens,
-        n=body.n or 1,
+        **answer_limits(body, default=DEFAULT_MAX_TOKENS, may_be_empty=bool(body.echo)),
+        n=num_choices(body),
+        form=form.grammar if form else None,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
+        names={"n": "n" if body.best_of is None else "best_of", "form": form.param if form else "form"},
     )
     return ReadRequest(
         task=task,
@@ -55,6 +62,15 @@ def read_completion(body: CompletionBody) -> ReadRequest:
         model=body.model,
         timeout=body.timeout,
     )
+
+
+def _check_infill(body: CompletionBody) -> None:
+    """Refuses what a prompt with a suffix cannot have. Raises :class:`RequestError` 400."""
+    if not isinstance(_given_prompts(body)[0], str):
+        raise RequestError("suffix needs prompts that are texts.", code="invalid_value", param="suffix")
+    if body.truncate_prompt_tokens is not None:
+        message = "truncate_prompt_tokens is not supported with suffix."
+        raise RequestError(message, code="unsupported_parameter", param="truncate_prompt_tokens")
 
 
 def _given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
@@ -69,15 +85,28 @@ def _given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
 
 def _read_prompt(prompt: str | list[int], body: CompletionBody) -> Prompt:
     """A prompt, with what ``echo`` repeats of it."""
+    with_offsets = bool(body.echo) and body.logprobs is not None
+    if isinstance(prompt, str) and body.suffix:
+        return InfillPrompt(
+            prefix=prompt,
+            suffix=body.suffix,
+            add_special_tokens=body.add_special_tokens is not False,
+            parse_special=body.parse_special is True,
+            with_offsets=with_offsets,
+        )
     if isinstance(prompt, str):
         return TextPrompt(
             text=prompt,
             add_special_tokens=body.add_special_tokens is not False,
             parse_special=body.parse_special is not False,
-            with_offsets=bool(body.echo) and body.logprobs is not None,
+            keep_last=body.truncate_prompt_tokens,
+            with_offsets=with_offsets,
         )
     return TokenPrompt(
-        token_ids=prompt, with_text=bool(body.echo), skip_special_tokens=body.skip_special_tokens is not False
+        token_ids=prompt,
+        with_text=bool(body.echo),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        keep_last=body.truncate_prompt_tokens,
     )
 
 
@@ -98,12 +127,13 @@ class CompletionWriter(OpenAIWriter):
     """Writes the answers to one or several prompts; the index of a choice is prompt index * n + choice."""
 
     def __init__(self, head: AnswerHead, body: CompletionBody) -> None:
-        super().__init__(head, body.stream_options)
+        super().__init__(head, body)
         self._prompts = head.prompts
         self._tokenizer = head.tokenizer
         self._n = body.n or 1
         self._echo = bool(body.echo)
         self._with_logprobs = body.logprobs is not None
+        self._top = body.logprobs
         self._skip_special_tokens = body.skip_special_tokens is not False
         self._streamed = [_StreamedPrompt() for _ in head.prompts]
 
@@ -146,33 +176,44 @@ class CompletionWriter(OpenAIWriter):
         prompt_logprobs: Sequence[TokenLogprob] | None,
     ) -> CompletionChoice:
         text = part.text
-        logprobs = completion_logprobs(part.tokens, state.offsets.advance(part.tokens)) if self._with_logprobs else None
+        logprobs = self._logprobs(part.tokens, state.offsets.advance(part.tokens)) if self._with_logprobs else None
         if self._echo and not state.begun:
             text = self._prompts[prompt].text + text
             if logprobs is not None:
-                logprobs = joined(self._prompt_logprobs(prompt, prompt_logprobs or ()), logprobs)
-        state.begun = True
+                logprobs = joined(self._echoed_logprobs(prompt, prompt_logprobs or ()), logprobs)
+        is_first, state.begun = not state.begun, True
         return CompletionChoice(
             index=prompt * self._n + part.index,
             text=text,
             logprobs=logprobs,
             finish_reason=part.finish_reason and part.finish_reason.value,
+            prompt_logprobs=self.prompt_logprobs(part) if isinstance(part, serving.Completion) else UNSET,
+            token_ids=self.token_ids(part.token_ids),
+            prompt_token_ids=self.token_ids(self._prompts[prompt].token_ids) if is_first else UNSET,
         )
 
     def _new_choice(self, prompt: int) -> _ChoiceState:
         start = len(self._prompts[prompt].text) if self._echo else 0
         return _ChoiceState(TextOffsets(IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens), start))
 
-    def _prompt_logprobs(self, prompt: int, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        offsets = self._prompts[prompt].offsets
+    def _echoed_logprobs(self, prompt: int, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        encoded = self._prompts[prompt]
+        if encoded.text_span is not None:
+            start, end = encoded.text_span
+            tokens = tokens[start:end]
+        offsets = encoded.offsets
         if offsets is None:
             detokenizer = IncrementalDetokenizer(self._tokenizer, self._skip_special_tokens, starts_text=True)
             offsets = TextOffsets(detokenizer).advance(tokens)
-        return completion_logprobs(tokens, offsets[: len(tokens)])
+        return self._logprobs(tokens, offsets[: len(tokens)])
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], offsets: list[int]) -> CompletionLogprobs:
+        return completion_logprobs(tokens, offsets, top=self._top, as_ids=self._as_ids)
 
     @staticmethod
     def _shows(choice: CompletionChoice) -> bool:
-        return bool(choice.text or choice.finish_reason or (choice.logprobs is not None and choice.logprobs.tokens))
+        shows_tokens = choice.token_ids or (choice.logprobs is not None and choice.logprobs.tokens)
+        return bool(choice.text or choice.finish_reason or shows_tokens)
 
     def _completion(self, choices: list[CompletionChoice], usage: ChunkUsage) -> Completion:
         head = self.head

@@ -22,16 +22,21 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models", summary="Names of the served model", responses=answers(ModelList, errors=()))
     async def list_models() -> Response:
         """Every name under which clients may ask for the model."""
-        return json_response(ModelList(data=[_card(service, name) for name in service.models.names]))
+        return _listed(service)
 
     @routes.get(
         "/v1/models/{model:path}", summary="One served name", responses=answers(ModelCard), openapi_extra=_MODEL_IN_PATH
     )
     async def retrieve_model(request: Request) -> Response:
-        """What is known of one name; 404 `model_not_found` for others."""
-        return json_response(_card(service, request.path_params["model"]))
+        """What is known of one name; 404 `model_not_found` for others. The list, where no name follows the slash."""
+        name: str = request.path_params["model"]
+        return json_response(_card(service, name)) if name else _listed(service)
 
     return routes
+
+
+def _listed(service: Service) -> Response:
+    return json_response(ModelList(data=[_card(service, name) for name in service.models.names]))
 
 
 def _card(service: Service, name: str) -> ModelCard:
@@ -43,4 +48,6 @@ def _card(service: Service, name: str) -> ModelCard:
         owned_by=OWNER,
         root=served.name,
         max_model_len=None if ready is None else ready.info.max_model_len,
+        default_sampling=served.generator.default_params,
+        via=None if ready is None else ready.info.via,
     )

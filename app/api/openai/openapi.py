@@ -12,8 +12,10 @@ from app.api.openapi import documented_answers
 
 _ERRORS = {
     400: "The request cannot be served; the message names the field.",
+    403: "A page of a foreign origin asks, or by a foreign host, and the server needs no key.",
     404: "There is no such model or request.",
     413: "The body is too large.",
+    415: "The body is not JSON.",
     429: "The queue is full; `Retry-After` says when to try again.",
     499: "The request was cancelled through `/v1/requests/{id}`.",
     500: "A fault of the server.",

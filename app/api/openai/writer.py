@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from app.api.endpoint import AnswerHead
+from app.api.endpoint import AnswerHead, AnswerWriter
 from app.api.json import encode
-from app.api.openai.schemas.generation import StreamOptions
+from app.api.openai.best_of import best_choices
+from app.api.openai.logprobs import prompt_logprobs
+from app.api.openai.schemas.generation import GenerationBody, PromptLogprobs
 from app.api.openai.schemas.usage import Usage, total_usage
 from app.api.sse import DATA_EVENT
 from app.api.timing import server_timing
@@ -22,15 +24,20 @@ ChunkUsage = Usage | UnsetType | None
 _DONE = DATA_EVENT % b"[DONE]"
 
 
-class OpenAIWriter(ABC):
+class OpenAIWriter(AnswerWriter):
     """Writes one answer in structs that a subclass makes.
 
     Args:
-        stream_options: what a stream carries besides the text.
+        body: what was asked for.
     """
 
-    def __init__(self, head: AnswerHead, stream_options: StreamOptions | None) -> None:
+    def __init__(self, head: AnswerHead, body: GenerationBody) -> None:
+        stream_options = body.stream_options
         self.head = head
+        self._n = body.n or 1
+        self._with_ids = bool(body.return_token_ids)
+        self._as_ids = bool(body.return_tokens_as_token_ids)
+        self._prompt_logprobs = body.prompt_logprobs
         self._include_usage = bool(stream_options and stream_options.include_usage)
         self._continuous_usage = bool(stream_options and stream_options.continuous_usage_stats)
 
@@ -47,6 +54,16 @@ class OpenAIWriter(ABC):
     @abstractmethod
     def answer(self, completions: Sequence[Sequence[Completion]], usage: Usage) -> msgspec.Struct:
         """The whole answer, given the choices of each prompt."""
+
+    def token_ids(self, token_ids: list[int]) -> list[int] | UnsetType:
+        """Token ids, if they were asked for."""
+        return token_ids if self._with_ids else UNSET
+
+    def prompt_logprobs(self, completion: Completion) -> PromptLogprobs | UnsetType:
+        """Log-probabilities of a choice's prompt, if they were asked for."""
+        if self._prompt_logprobs is None:
+            return UNSET
+        return prompt_logprobs(completion.prompt_logprobs or (), self._prompt_logprobs)
 
     def headers(self, generations: Sequence[Generation]) -> Mapping[str, str]:
         """Where the time went."""
@@ -67,7 +84,8 @@ class OpenAIWriter(ABC):
 
     def whole(self, completions: Sequence[Sequence[Completion]], generations: Sequence[Generation]) -> bytes:
         """JSON of the whole answer."""
-        return encode(self.answer(completions, _usage(generations)))
+        chosen = [best_choices(each, self._n) for each in completions]
+        return encode(self.answer(chosen, _usage(generations)))
 
 
 def _usage(generations: Sequence[Generation]) -> Usage:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.api.endpoint import Endpoint, ReadRequest
+from app.api.forms import only_form, typed_form
 from app.api.openapi import takes
 from app.api.tgi.openapi import flat_answers
 from app.api.tgi.schemas import (
@@ -43,6 +44,7 @@ def read_generate(body: GenerateBody, *, stream: bool, in_list: bool = False) ->
     if stream and parameters.decoder_input_details:
         message = "decoder_input_details is not supported with streams."
         raise RequestError(message, code="unsupported_parameter", param="decoder_input_details")
+    form = only_form(typed_form(parameters.grammar))
     task = GenerateTask(
         prompts=[
             TextPrompt(
@@ -54,7 +56,8 @@ def read_generate(body: GenerateBody, *, stream: bool, in_list: bool = False) ->
         sampling=_sampling_options(parameters, stream=stream),
         max_tokens=parameters.max_new_tokens,
         default_max_tokens=DEFAULT_MAX_NEW_TOKENS,
-        names={"prompt": "inputs", "logprobs": "top_n_tokens"},
+        form=form.grammar if form else None,
+        names={"prompt": "inputs", "logprobs": "top_n_tokens", "form": form.param if form else "form"},
     )
     return ReadRequest(
         task=task,

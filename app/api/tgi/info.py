@@ -34,6 +34,7 @@ def _info(service: Service) -> Info:
         model_id=served.name,
         model_dtype=facts.dtype,
         model_device_type=facts.device,
+        model_via=facts.via,
         max_concurrent_requests=served.generator.capacity,
         max_stop_sequences=service.settings.max_stop,
         max_input_tokens=max_model_len - 1,

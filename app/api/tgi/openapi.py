@@ -11,7 +11,9 @@ from app.api.openapi import documented_answers
 from app.api.tgi.schemas import FlatError
 
 _ERRORS = {
+    403: "A page of a foreign origin asks, or by a foreign host, and the server needs no key.",
     413: "The body is too large.",
+    415: "The body is not JSON.",
     422: "The request cannot be served; the message names the field.",
     424: "The generation failed or was cancelled, or its time was up.",
     429: "The queue is full; `Retry-After` says when to try again.",

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from app.api.fields import MAX_TOKENS, Body, ParseSpecial, StopStrings, TimeLimit
+from app.api.fields import MAX_TOKENS, Body, JsonObject, ParseSpecial, StopStrings, TimeLimit
 
 DEFAULT_MAX_NEW_TOKENS = 100
 
@@ -43,6 +43,10 @@ class GenerateParameters(Body):
     decoder_input_details: bool | None = Field(
         None, description="Report the tokens of the inputs too, with log-probabilities. Not with streams."
     )
+    grammar: JsonObject | None = Field(
+        None,
+        description="What the answer has to match: a `type` (`json`, `json_schema` or `regex`) and a `value`.",
+    )
     top_n_tokens: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Report the likeliest tokens at each place of the answer."
     )
@@ -52,6 +56,7 @@ class GenerateBody(Body):
     """A text to go on with."""
 
     inputs: Annotated[str, Field(min_length=1)]
+    model: str | None = Field(None, description="Any name: these routes have one model, and clients make one up.")
     parameters: GenerateParameters | None = None
     timeout: TimeLimit = None
 
@@ -138,6 +143,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str
     model_dtype: str
     model_device_type: str
+    model_via: str | None = None
+    """The library that computes the model, slowly: `transformers`; null: the server itself does."""
     model_pipeline_tag: Literal["text-generation"] = "text-generation"
     max_concurrent_requests: int
     """Running and waiting ones; more are answered 429."""

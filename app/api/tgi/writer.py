@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET
 
-from app.api.endpoint import AnswerHead
+from app.api.endpoint import AnswerHead, AnswerWriter
 from app.api.json import encode
 from app.api.tgi.schemas import Details, GenerateBody, Generated, GenerateParameters, StreamDetails, StreamEvent
 from app.api.tgi.tokens import TokenWriter, prefill_token
@@ -20,7 +20,7 @@ EVENT = b"data:%b\n\n"
 """An event, ``EVENT % data``: without the space behind the colon, as clients of this protocol expect it."""
 
 
-class GenerateWriter:
+class GenerateWriter(AnswerWriter):
     """Writes one answer to one text.
 
     Args:

@@ -27,13 +27,20 @@ async def state(server: Server, request_id: str) -> dict[str, Any]:
 
 async def test_through_a_life() -> None:
     async with start_server(delay=0.005, max_num_seqs=1) as server:
+        ahead = asyncio.create_task(
+            server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 500}, headers={"X-Request-Id": "ahead"})
+        )
+        await until(lambda: server.rig.client.stats.generation_tokens_total > 0)
         body = {"prompt": ["abc", "defgh"], "max_tokens": 60, "n": 2}
         posted = asyncio.create_task(server.post(COMPLETIONS, body, headers={"X-Request-Id": "a/b"}))
-        await until(lambda: server.rig.client.in_flight == 4)
+        await until(lambda: server.rig.client.in_flight == 5)
         queued = await state(server, "a/b")
         assert (queued["status"], queued["generated_tokens"]) == ("queued", 0)
         assert queued["seconds"]["queue"] is None
-        await until(lambda: server.rig.client.stats.generation_tokens_total > 5)
+        assert (await server.http.delete("/v1/requests/ahead")).status_code == 200
+        await ahead
+        before = server.rig.client.stats.generation_tokens_total
+        await until(lambda: server.rig.client.stats.generation_tokens_total > before + 5)
         running = await state(server, "cmpl-a/b")
         assert running["id"] == "a/b"
         assert running["status"] == "running"

@@ -10,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.api.service import ApiSettings
+from app.serving.generator import format_of
+from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server, start_server, start_server_without_engine
 from tests.byte_tokenizer import BOS_ID, CHATML_TEMPLATE, EOS_ID, IM_END_ID, IM_START_ID, build_byte_tokenizer
 
+NAME = {"name": "f"}
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
 
@@ -119,6 +122,13 @@ async def test_long_texts_leave_the_event_loop_free() -> None:
         ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content", 400),
         ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens", 400),
         ("/tokenize", {"messages": MESSAGES, "parse_special": True}, "parse_special", 400),
+        ("/tokenize", {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools[0].function", 400),
+        (
+            "/tokenize",
+            {"messages": MESSAGES, "tools": [{"type": "x", "function": NAME}]},
+            "tools[0].type",
+            400,
+        ),
         ("/tokenize", {"prompt": "a", "parse_special": 1}, "parse_special", 400),
         ("/tokenize", {"prompt": "a", "model": "nobody"}, "model", 404),
         ("/detokenize", {}, "tokens", 400),
@@ -142,6 +152,64 @@ async def test_unknown_fields_and_sizes() -> None:
         assert (await server.post("/tokenize?strict=true", {"prompt": "a", "what": 1})).status_code == 400
         for path, body in (("/tokenize", {"prompt": "a" * 1000}), ("/detokenize", {"tokens": [97] * 1000})):
             assert (await server.post(path, body)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("add_generation_prompt", False),
+        ("continue_final_message", True),
+        ("chat_template", "default"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("reasoning_effort", "low"),
+    ],
+)
+async def test_what_is_for_messages_is_named_back_with_a_prompt(
+    shared_server: Server, field: str, value: object
+) -> None:
+    answer = await shared_server.post("/tokenize", {"prompt": "a", field: value})
+    assert answer.json()["tokens"] == [97]
+    assert answer.headers["x-ignored-params"] == field
+    strict = await shared_server.post("/tokenize?strict=true", {"prompt": "a", field: value})
+    assert strict.status_code == 400
+    error = strict.json()["error"]
+    assert (error["param"], error["code"]) == (field, "unsupported_parameter")
+    absent = await shared_server.post("/tokenize?strict=true", {"prompt": "a", field: None})
+    assert absent.status_code == 200
+
+
+def use_template(server: Server, template: ChatTemplate) -> None:
+    """Gives the model another template, which tells of tools itself."""
+    generator = server.rig.generator
+    generator.chat_template = template
+    generator.reply_format = format_of(template, generator.tokenizer, "hermes")
+
+
+async def test_tools_are_rendered() -> None:
+    listing = "{% for tool in tools or [] %}{{ tool.function.name }}={{ tool.function.parameters.type }};{% endfor %}"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}]
+    async with start_server() as server:
+        plain = await tokens_of(server, messages=MESSAGES)
+        use_template(server, ChatTemplate(listing + CHATML_TEMPLATE))
+        assert await tokens_of(server, messages=MESSAGES, tools=tools) == [*b"f=object;", *plain]
+        assert await tokens_of(server, messages=MESSAGES, tools=[]) == plain
+        use_template(server, ChatTemplate(CHATML_TEMPLATE, named={"tool_use": listing}))
+        answer = await server.post("/tokenize", {"messages": MESSAGES, "tools": tools})
+        assert answer.json()["tokens"] == list(b"f=object;")
+        assert "x-ignored-params" not in answer.headers
+
+
+async def test_tools_that_a_template_does_not_read_cost_what_a_chat_with_them_does() -> None:
+    tools = [{"type": "function", "function": {"name": "find_a_river"}}]
+    async with start_server(max_model_len=1024, num_blocks=128) as server:
+        answer = await server.post("/tokenize", {"messages": MESSAGES, "tools": tools})
+        assert "x-ignored-params" not in answer.headers
+        assert (
+            "find_a_river" in (await server.post("/detokenize", {"tokens": answer.json()["tokens"]})).json()["prompt"]
+        )
+        chat = await server.post("/v1/chat/completions", {"messages": MESSAGES, "tools": tools, "max_tokens": 1})
+        assert chat.json()["usage"]["prompt_tokens"] == answer.json()["count"]
 
 
 async def test_tokenizer_info() -> None:

@@ -210,6 +210,21 @@ async def test_whatever_arguments_a_model_called_with_may_be_sent_back(server: S
     assert (await server.post("/tokenize", {"messages": history})).status_code == 200
 
 
+async def test_a_request_may_name_one_of_the_models_templates(server: Server) -> None:
+    server.rig.generator.chat_template = ChatTemplate("a", named={"long": "a" * 30})
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 1}
+    lengths = {}
+    for name in (None, "default", "long"):
+        answer = await server.post("/v1/chat/completions", {**body, "chat_template": name})
+        lengths[name] = answer.json()["usage"]["prompt_tokens"]
+        tokenized = await server.post("/tokenize", {"messages": MESSAGES, "chat_template": name})
+        assert tokenized.json()["count"] == lengths[name]
+    assert lengths[None] == lengths["default"] < lengths["long"]
+    refused = await server.post("/v1/chat/completions", {**body, "chat_template": "other"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template")
+    assert "the model has 'default' and 'long'" in refused.json()["error"]["message"]
+
+
 async def test_a_template_without_end_is_an_error_and_holds_nobody_up(server: Server) -> None:
     server.rig.generator.chat_template = ChatTemplate(
         "{% if messages | length > 5 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

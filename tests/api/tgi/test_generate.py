@@ -254,11 +254,14 @@ async def test_headers(server: Server) -> None:
         ({"inputs": ""}, "inputs"),
         ({"inputs": ["a"]}, "inputs"),
         ({"inputs": "a", "parameters": []}, "parameters"),
+        ({"inputs": "a", "max_new_tokens": 5}, "max_new_tokens"),
         *(
             ({"inputs": "a", "parameters": {name: value}}, name)
             for name, value in [
                 ("max_new_tokens", 0),
                 ("max_new_tokens", 2000),
+                ("max_tokens", 5),
+                ("n_predict", 5),
                 ("temperature", 0),
                 ("temperature", "1"),
                 ("top_k", 0),
@@ -272,9 +275,8 @@ async def test_headers(server: Server) -> None:
                 ("stop", ["a"] * 17),
                 ("truncate", 0),
                 ("top_n_tokens", 21),
-                ("typical_p", 0.5),
                 ("watermark", True),
-                ("grammar", {"type": "regex", "value": "a"}),
+                ("grammar", {"type": "xml", "value": "a"}),
                 ("adapter_id", "x"),
                 ("best_of", 2),
             ]
@@ -306,6 +308,9 @@ async def test_what_asks_for_nothing_passes_and_the_unknown_is_named_back(shared
     unknown = {"inputs": "a", "stream": False, "parameters": {"max_new_tokens": 1, "what": 1}}
     answer = await shared_server.post("/generate", unknown)
     assert answer.headers["x-ignored-params"] == "stream, what"
+    typical = {"inputs": "a", "parameters": {"max_new_tokens": 1, "typical_p": 0.5}}
+    answer = await shared_server.post("/generate?strict=true", typical)
+    assert (answer.status_code, answer.headers["x-ignored-params"]) == (200, "typical_p")
     refused = await shared_server.post("/generate?strict=true", unknown)
     assert (refused.status_code, refused.json()["error_type"]) == (422, "validation")
 

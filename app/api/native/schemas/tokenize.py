@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 from pydantic import Field
 
 from app.api.fields import Body, ParseSpecial, TemplateVariables, TokenIdList
-from app.api.openai.schemas.chat import Messages
+from app.api.openai.schemas.chat import MAX_FUNCTIONS, FunctionTool, Messages
 
 
 class TokenizeBody(Body):
@@ -21,9 +23,18 @@ class TokenizeBody(Body):
         "Default true. A conversation has the special tokens of its template and no others.",
     )
     parse_special: ParseSpecial = None
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_FUNCTIONS)] | None = Field(
+        None, description="Tools that the chat template tells the model of."
+    )
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn. Default true.")
     continue_final_message: bool | None = Field(None, description="Leave the last message's turn open instead.")
+    chat_template: str | None = Field(
+        None, description="Name of one of the model's chat templates, if not the usual one."
+    )
     chat_template_kwargs: TemplateVariables | None = Field(None, description="Variables for the model's chat template.")
+    reasoning_effort: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="The variable of this name, where the chat template reads one."
+    )
 
 
 class DetokenizeBody(Body):

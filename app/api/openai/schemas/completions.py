@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Discriminator, Field, Tag
 
-from app.api.fields import MAX_ITEMS, MAX_TOKENS, ParseSpecial, TokenIdList
-from app.api.openai.schemas.generation import GenerationBody
+from app.api.fields import MAX_ITEMS, ParseSpecial, TokenIdList
+from app.api.openai.schemas.generation import GenerationBody, PromptLogprobs
 from app.api.openai.schemas.usage import Usage
 
 
@@ -35,12 +35,16 @@ class CompletionBody(GenerationBody):
     """Text, or token ids, to go on with."""
 
     prompt: Prompt = Field(description="A text, several texts, token ids, or several lists of token ids.")
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
-        None, description="Most tokens of an answer, 16 when absent; 0 only with `echo`, to score a prompt."
+    suffix: str | None = Field(
+        None,
+        description="Text behind the answer, which fills in what is between each prompt and it. For models that have "
+        "tokens for that, and prompts that are texts. Control tokens that prompt and suffix spell stay text, unless "
+        "`parse_special` is true.",
     )
-    echo: bool | None = Field(None, description="Repeat the prompt before the answer.")
+    echo: bool | None = Field(
+        None, description="Repeat the prompt before the answer; of a prompt with a suffix, what is before the gap."
+    )
     logprobs: Annotated[int, Field(ge=0)] | None = Field(None, description="Alternatives reported for each token.")
-    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the value of `n`.")
     add_special_tokens: bool | None = Field(
         None,
         description="Let the tokenizer add BOS where the model wants it and the text does not begin with it. "
@@ -69,6 +73,12 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     """``stop`` or ``length``; null in a stream until the answer's last chunk."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """When asked for."""
+    token_ids: list[int] | UnsetType = UNSET
+    """When asked for; in a stream those of the chunk."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """When asked for; in a stream with the answer's first chunk."""
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

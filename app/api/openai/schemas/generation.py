@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from pydantic import Discriminator, Field, Tag
 
 from app.api.fields import (
     MAX_ITEMS,
+    MAX_STOP_LENGTH,
     MAX_TOKENS,
     Body,
     LogitBias,
-    StopString,
     StopStrings,
     TimeLimit,
     TokenId,
     text_or_list,
 )
+from app.api.forms import FormFields
+
+
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probability of a token at a place of the prompt, of the raw logits."""
+
+    logprob: float
+    rank: int | None
+    """1 for the most likely token."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""For each token of a prompt that token and the most likely ones there, by id; null for the first."""
 
 
 class StreamOptions(Body):
@@ -26,16 +41,35 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = Field(None, description="Put the usage so far in every chunk.")
 
 
-class GenerationBody(Body):
+_Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+MostTokens = Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None
+
+
+class GenerationBody(FormFields):
     """Fields of both endpoints. Defaults that are not given come from the model's generation config."""
 
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = Field(None, description="Choices a prompt. Default 1.")
+    best_of: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Choices made for each prompt, of which the `n` with the most likely tokens are the answer. "
+        "More than `n` not in streams.",
+    )
+    max_completion_tokens: MostTokens = Field(
+        None, description="Most tokens of an answer; -1: all that fit the context, as in chat when absent."
+    )
+    max_tokens: MostTokens = Field(
+        None,
+        description="The same, if `max_completion_tokens` is absent. Completions have 16 when both are, and may have 0 "
+        "with `echo`, to score a prompt.",
+    )
+    max_new_tokens: MostTokens = Field(None, description="The same under another name, if those before are absent.")
+    n_predict: MostTokens = Field(None, description="The same under another name, if those before are absent.")
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy.")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 is greedy.")
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="-1 or 0 keeps every token.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -52,16 +86,31 @@ class GenerationBody(Body):
         None, description="No end of text and no stop before so many tokens."
     )
     stop: (
-        Annotated[Annotated[StopString, Tag("text")] | Annotated[StopStrings, Tag("list")], Discriminator(text_or_list)]
+        Annotated[Annotated[_Stop, Tag("text")] | Annotated[StopStrings, Tag("list")], Discriminator(text_or_list)]
         | None
     ) = Field(
         None,
-        description="Text that ends the answer; it is not part of it. A control token's text means that token as well.",
+        description="Text that ends the answer; it is not part of it. A control token's text means that token as well. "
+        "An empty text asks for none.",
     )
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = Field(
+        None, description="The only tokens that may come; an empty list asks for nothing."
+    )
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text. Default true.")
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Report each prompt token's log-probability, with so many alternatives. Not in streams.",
+    )
+    return_token_ids: bool | None = Field(None, description="Report the token ids of prompt and answer.")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Name tokens of log-probabilities by their ids, as `token_id:42`."
+    )
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Keep the last tokens of a prompt, so many. Not with `echo`."
+    )
     timeout: TimeLimit = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(None, description="Lower runs first.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(

@@ -19,6 +19,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     max_model_len: int | None
     """Most tokens of prompt and answer together; null until the engine has loaded."""
+    default_sampling: dict[str, float]
+    """How answers are sampled where a request does not say: as the model recommends, or else the server's setting."""
+    via: str | None = None
+    """The library that computes the model, slowly: `transformers`; null: the server itself does, or loads yet."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,14 +10,14 @@ from app.serving import types
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the prompt tokens."""
+    """Where prompt tokens came from."""
 
     cached_tokens: int
-    """Taken from the prefix cache."""
+    """Prompt tokens taken from the prefix cache."""
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the completion tokens."""
+    """What completion tokens were for."""
 
     reasoning_tokens: int = 0
 
@@ -32,20 +32,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-_NO_REASONING = CompletionTokensDetails()
-
-
 def total_usage(parts: Iterable[types.Usage]) -> Usage:
-    """Usage of a request out of that of its prompts."""
-    prompt = completion = cached = 0
+    """Usage of a request: the sum over its prompts."""
+    prompt = completion = cached = reasoning = 0
     for part in parts:
         prompt += part.prompt_tokens
         completion += part.completion_tokens
         cached += part.cached_tokens
+        reasoning += part.reasoning_tokens
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
-        completion_tokens_details=_NO_REASONING,
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning),
     )

@@ -1,0 +1,1 @@
+"""What the routes of the Messages protocol take and answer."""

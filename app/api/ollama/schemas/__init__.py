@@ -1,0 +1,1 @@
+"""What the routes of Ollama's protocol take and answer."""

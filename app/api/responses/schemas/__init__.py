@@ -1,0 +1,1 @@
+"""What the Responses protocol takes, and what it answers."""
