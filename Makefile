@@ -48,9 +48,9 @@ serve: $(VENV)/.serve
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
-# One after the other: each takes all cores, and gigabytes.
+# Two at a time: some take gigabytes.
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 # Its interpreter uses what newer versions of numpy warn of, or no longer have.
 $(VENV)/triton-3.6: $(VENV)/.test

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_MESSAGE: Final = 500
-"""Characters of an error's message; a file may have put its own text into it, of any length."""
+"""Characters of an error's message, at most; a file may have put its own text into it, of any length."""
 _WALL_CLOCK: Final = 4
-"""Times the processor time: a busy machine is no fault of the file's."""
+"""Bound on the wall clock as a multiple of that on processor time: a busy machine is not the file's fault."""
 _FAILED: Final = 1
 _MIB: Final = 1 << 20
 _SOURCE = """import sys
@@ -33,7 +33,7 @@ _ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_
 
 
 class BoundedError(Exception):
-    """What ran in the process failed, or the process died; the message is one line."""
+    """The source that ran in the process failed, or the process died; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Bounds:
     memory: int = 2 << 30
     """Bytes of private memory; the largest tokenizers in use take less than half of it. Not enforced on macOS."""
     seconds: int = 60
-    """Of processor time; the largest tokenizers in use take a tenth of it."""
+    """Seconds of processor time; the largest tokenizers in use take a tenth of it."""
 
 
 def run_bounded(source: str, *arguments: str, bounds: Bounds | None = None) -> None:
     """Runs Python source to its end; ``sys.argv[1:]`` are the arguments, modules are found where this process does.
 
     Raises:
-        BoundedError: it raised an exception, died or reached a bound.
+        BoundedError: the source raised an exception, or the process died or reached a bound.
     """
     bounds = bounds or Bounds()
     code = _SOURCE.format(
@@ -61,7 +61,8 @@ def run_bounded(source: str, *arguments: str, bounds: Bounds | None = None) -> N
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", code, *arguments],
+            # -u: what is left in a buffer would come out behind the reason.
+            [sys.executable, "-P", "-u", "-c", code, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # panics print themselves, at a length that the file chooses

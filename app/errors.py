@@ -31,3 +31,19 @@ class RequestError(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+
+
+class TooManyTokensError(RequestError):
+    """A text, or a list of token ids, has more tokens than are of use.
+
+    Attributes:
+        most: tokens that are of use.
+        count: tokens that there are; None where they were not counted.
+    """
+
+    def __init__(self, most: int, *, count: int | None = None, param: str | None = None) -> None:
+        has = "more tokens" if count is None else f"{count} tokens, more"
+        message = f"{param or 'The text'} has {has} than the {most} that fit."
+        super().__init__(message, code="context_length_exceeded", param=param)
+        self.most = most
+        self.count = count

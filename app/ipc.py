@@ -42,7 +42,7 @@ class ChannelClosedError(ConnectionError):
 
 
 class FrameError(ConnectionError):
-    """What arrives is not a sequence of frames: an impossible length, or an end in mid-frame."""
+    """The bytes that arrive are not a sequence of frames: an impossible length, or an end in mid-frame."""
 
 
 class FrameTooLargeError(ValueError):
@@ -108,7 +108,7 @@ class FrameChannel:
         self._pending_bytes = 0
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The socket's file descriptor, by which selectors wait for it."""
         return self._socket.fileno()
 
     @property
@@ -211,9 +211,11 @@ class Progress(NamedTuple):
     """A reading of :class:`ProgressStamp`."""
 
     steps: int
+    """Steps computed so far."""
     time: float
     """:func:`time.monotonic` of the last write; 0 before the first."""
     has_work: bool
+    """Whether the engine had something to compute then."""
 
 
 class ProgressStamp:
@@ -239,7 +241,12 @@ class ProgressStamp:
             return cls(os.dup(file.fileno()))
 
     def write(self, steps: int, *, has_work: bool) -> None:
-        """Says that the engine is alive now."""
+        """Stamps that the engine is alive now.
+
+        Args:
+            steps: steps computed so far.
+            has_work: whether the engine has something to compute.
+        """
         self._words[0] = steps
         self._words[2] = has_work
         self._words[1] = time.monotonic_ns()

@@ -25,7 +25,7 @@ class KeyFormatError(ValueError):
 
 
 class KeyScope(enum.StrEnum):
-    """What a key opens."""
+    """A group of routes that a key opens."""
 
     INFER = "infer"
     """Generating, tokenising, what is served, the requests made with the same key."""
@@ -39,7 +39,7 @@ class ApiKey:
     """One key, as the server knows it."""
 
     name: str
-    """For logs; tells keys apart."""
+    """Name of the key for logs; no two keys share one."""
     scopes: frozenset[KeyScope]
     digest: bytes = field(repr=False)
     """SHA-256 of the key's bytes."""
@@ -50,7 +50,7 @@ class ApiKey:
 
 
 def digest(key: bytes) -> bytes:
-    """What is held and compared instead of a key."""
+    """SHA-256 of a key, held and compared instead of the key itself."""
     return hashlib.sha256(key).digest()
 
 

@@ -21,7 +21,8 @@ from app.contract.request import SamplingParams
 from app.engine.inproc import InprocConnection
 from app.engine.loop import MakeRunner
 from app.serving.engine_client import EngineClient
-from app.serving.generation import Completion, Generation, Generator
+from app.serving.generation import Completion, Generation
+from app.serving.generator import Generator
 from app.serving.ledger import Ledger
 from app.serving.types import ChoiceDelta, GenerationRequest
 from app.store import ModelFiles, SilentProgress, Store, pull, resolve
@@ -36,6 +37,7 @@ _UNBOUNDED = 1 << 40
 class EngineOptions(TypedDict, total=False):
     """Fields of :class:`EngineConfig` that a caller may set; its defaults hold for the rest, ``auto`` for formats."""
 
+    via: str | None
     load_format: str
     device: str
     dtype: str
@@ -83,7 +85,7 @@ class LLM:
         make_runner: MakeRunner | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
-        files = model if isinstance(model, ModelFiles) else _find(model, Store(home), options.get("load_format"))
+        files = model if isinstance(model, ModelFiles) else _find(model, Store(home), options)
         formats: EngineOptions = {"dtype": "auto", "quantization": "auto"}
         self._config = EngineConfig(
             model_dir=str(files.directory),
@@ -124,15 +126,17 @@ class LLM:
         *,
         n: int = 1,
         parse_special: bool = True,
+        constraint: str = "",
     ) -> list[Completion]:
         """Continues one prompt or many, together in one batch.
 
         Args:
             prompts: text or token ids, one prompt or several.
-            params: the model's own recommendations, 16 tokens, when absent.
-            n: choices a prompt.
+            params: how to sample; when absent, as the model's own defaults say, and 16 tokens.
+            n: choices for each prompt.
             parse_special: take control tokens that a text spells for what they say. False keeps pasted text from
                 posing as a turn of its own.
+            constraint: a grammar that all of each answer has to match, as llguidance reads it.
 
         Returns:
             ``n`` completions a prompt, in the order of the prompts.
@@ -141,7 +145,8 @@ class LLM:
             RequestError: a prompt cannot be served, or the engine gave up on it. The others are aborted.
         """
         inputs = _as_list(prompts)
-        return self._run(self._generate(inputs, params or self._default_params(), n, parse_special=parse_special))
+        params = params or self._default_params()
+        return self._run(self._generate(inputs, params, n, parse_special=parse_special, constraint=constraint))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
         """The next turn of a conversation of OpenAI-style messages.
@@ -214,22 +219,41 @@ class LLM:
         return await self._generator.tokenizer.encode_async(prompt, parse_special=parse_special)
 
     async def _submit(
-        self, token_ids: list[int], params: SamplingParams, n: int, request_id: str, *, stream: bool = False
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        n: int,
+        request_id: str,
+        *,
+        stream: bool = False,
+        constraint: str = "",
     ) -> Generation:
-        request = GenerationRequest(request_id=request_id, prompt_token_ids=token_ids, params=params, n=n)
+        request = GenerationRequest(
+            request_id=request_id, prompt_token_ids=token_ids, params=params, n=n, constraint=constraint
+        )
         return await self._generator.start(request, endpoint=_ENDPOINT, stream=stream)
 
     async def _complete(
-        self, prompt: Prompt, params: SamplingParams, n: int, request_id: str, *, parse_special: bool
+        self, prompt: Prompt, params: SamplingParams, n: int, request_id: str, *, parse_special: bool, constraint: str
     ) -> list[Completion]:
         token_ids = await self._encode(prompt, parse_special=parse_special)
-        return await (await self._submit(token_ids, params, n, request_id)).collect()
+        return await (await self._submit(token_ids, params, n, request_id, constraint=constraint)).collect()
 
     async def _generate(
-        self, prompts: list[Prompt], params: SamplingParams, n: int, *, parse_special: bool = True
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams,
+        n: int,
+        *,
+        parse_special: bool = True,
+        constraint: str = "",
     ) -> list[Completion]:
         tasks = [
-            asyncio.create_task(self._complete(prompt, params, n, f"generate-{index}", parse_special=parse_special))
+            asyncio.create_task(
+                self._complete(
+                    prompt, params, n, f"generate-{index}", parse_special=parse_special, constraint=constraint
+                )
+            )
             for index, prompt in enumerate(prompts)
         ]
         try:
@@ -255,10 +279,11 @@ def _as_list(prompts: str | Sequence[str] | list[int] | Sequence[list[int]]) -> 
     return [item if isinstance(item, str) else list(item) for item in prompts]  # type: ignore[arg-type]
 
 
-def _find(model: str, store: Store, load_format: str | None) -> ModelFiles:
-    if load_format == "dummy":  # random weights: only the model's description is needed
-        return resolve(model, store, need_weights=False)
-    return pull(model, store, SilentProgress())
+def _find(model: str, store: Store, options: EngineOptions) -> ModelFiles:
+    via = options.get("via")
+    if options.get("load_format") == "dummy":  # random weights: only the model's description is needed
+        return resolve(model, store, need_weights=False, via=via)
+    return pull(model, store, SilentProgress(), via=via)
 
 
 def _model_runner() -> MakeRunner:

@@ -1,4 +1,4 @@
-"""The end of a process whose parent is gone. Imports nothing heavy: a process calls it before it imports the rest."""
+"""Ends a process whose parent is gone. Imports nothing heavy: a process calls it before it imports the rest."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -25,17 +25,38 @@ from pydantic_settings import (
 )
 from pydantic_settings.sources import NoDecode
 
+from app.contract.request import DEFAULT_SAMPLING
 from app.keys import ApiKey, parse_keys
+from app.quant.formats import QUANTIZATIONS
 
 ENV_PREFIX = "TUILI_"
 NO_FLAG: dict[str, Any] = {"flag": False}
 """Marks a secret: it is neither a command-line option nor ever shown."""
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:\d+)?|[a-z][a-z0-9+.-]*://\[[0-9A-Fa-f:]+\](:\d+)?")
+_HOST = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SAMPLING: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (1e-6, 1),
+    "top_k": (0, 1 << 30),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+}
+"""Fields that a model may recommend, and their bounds."""
 # Nothing is sensible beyond these bounds: a slip of the finger should be told, not allocated.
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 BatchSize = Annotated[int, Field(ge=1, le=1 << 18)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
+
+
+def _one_of_the_formats(value: str) -> str:
+    if value not in QUANTIZATIONS:
+        raise ValueError(f"use one of {', '.join(QUANTIZATIONS)}")
+    return value
+
+
+Quantization = Annotated[str, AfterValidator(_one_of_the_formats)]
+"""Asks for one of :class:`app.quant.formats.WeightFormat`."""
 
 
 class SettingsError(Exception):
@@ -51,16 +72,40 @@ class Settings(BaseSettings):
 
     # Model
     model: str = Field("smollm2-135m", min_length=1, description="Built-in name, directory, .gguf file or hub id.")
+    revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of a hub id; or write ID@REVISION."
+    )
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Name(s) that clients use; the model's own name when absent. May repeat."
+        (),
+        description="Name(s) that clients use; the model's own name when absent. May repeat. *: any other one, too.",
+    )
+    chat_template_name: str | None = Field(
+        None, min_length=1, description="Which of the model's chat templates is taken where a request names none."
+    )
+    tool_format: str = Field(
+        "auto", min_length=1, description="Format of the model's tool calls, by name; auto: as its chat template shows."
+    )
+    reasoning_format: str = Field(
+        "auto",
+        min_length=1,
+        description="Marks around the model's thought, by name; auto: as its chat template shows; none: it is content.",
+    )
+    default_sampling: Annotated[dict[str, int | float], NoDecode] = Field(
+        DEFAULT_SAMPLING,
+        description="How a model samples by default that recommends nothing itself (generation_config.json, GGUF), "
+        "e.g. temperature=0.7,top_p=0.9; none: at temperature 1.",
     )
     home: Path | None = Field(None, description="Directory of pulled models; the platform's cache when absent.")
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights from the config.")
+    via: Literal["transformers"] | None = Field(
+        None,
+        description="transformers: it computes the model, slowly, for models that no family is for; needs tuili[via].",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Activations, and weights that are not quantised; auto is the fastest that keeps quality.",
     )
-    quantization: Literal["auto", "none", "int8", "int8_weight_only"] = Field(
+    quantization: Quantization = Field(
         "auto",
         description="Weights; auto is int8 on a CPU with native kernels unless a dtype is given. int8 quantises "
         "activations too, int8_weight_only (GPUs) does not.",
@@ -89,6 +134,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origin(s) whose pages may read answers in a browser, e.g. https://a.example. May repeat."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Name(s) by which clients may call a server that needs no key; * for any. May repeat."
+    )
     strict_params: bool = Field(False, description="Refuse unknown request fields instead of naming them back.")
     keepalive_interval: Seconds = Field(15.0, description="Seconds of silence before a stream gets a comment line.")
     drain_delay: Seconds = Field(0.0, description="Seconds to keep accepting after SIGTERM, readiness being 503.")
@@ -99,8 +147,17 @@ class Settings(BaseSettings):
         "than any one step takes; 0: never. Left out: from the pace of the steps so far, 60 to 600 s.",
     )
 
+    # Kept answers (/v1/responses)
+    response_store: str = Field(
+        "memory", min_length=1, description="Where answers are kept: a file (SQLite), memory, or none."
+    )
+    response_ttl: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = Field(
+        30 * 86400.0, description="Seconds after which a kept answer is removed."
+    )
+    response_store_size: Bytes = Field(ByteSize(128 << 20), description="Most bytes of kept answers; the oldest go.")
+
     # Limits of a request
-    max_queue: Count = Field(256, description="Requests that may wait; more are answered 429.")
+    max_queue: Count = Field(256, description="Sequences that may wait; more are answered 429.")
     max_body_bytes: Bytes = Field(ByteSize(16 << 20), description="Largest request body, e.g. 16MiB.")
     max_n: Count = Field(16, description="Most choices a prompt.")
     max_prompts: Count = Field(256, description="Most prompts a request.")
@@ -133,7 +190,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 
-    @field_validator("served_model_name", "cors_origins", mode="before")
+    @field_validator("served_model_name", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return _split(value)
@@ -144,6 +201,35 @@ class Settings(BaseSettings):
         for origin in value:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError("an origin is SCHEME://HOST[:PORT] and nothing behind it, or *")
+        return value
+
+    @field_validator("default_sampling", mode="before")
+    @classmethod
+    def _sampling_from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = () if value == "none" else _split(value)
+        return {name.strip(): _number(text) for name, _, text in (pair.partition("=") for pair in pairs)}
+
+    @field_validator("default_sampling")
+    @classmethod
+    def _sampling(cls, value: dict[str, int | float]) -> dict[str, int | float]:
+        for name, number in value.items():
+            if name not in _SAMPLING:
+                raise ValueError(f"{name or 'nothing'} is not one of {', '.join(_SAMPLING)}")
+            low, high = _SAMPLING[name]
+            if not low <= number <= high:
+                raise ValueError(f"{name} is from {low:g} to {high:g}")
+            if name == "top_k" and not isinstance(number, int):
+                raise ValueError("top_k is a whole number")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError("a host is a name without scheme and port, or *")
         return value
 
     @field_validator("api_keys", mode="before")
@@ -185,8 +271,19 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+ANY_NAME = "*"
+"""Among served names, or allowed hosts: whatever name a client uses."""
+
+
 def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def has_flag(field: FieldInfo) -> bool:

@@ -39,7 +39,7 @@ class StageCommand:
     timeout_s: float
     options: tuple[str, ...] = ()
     trial_options: tuple[str, ...] = ()
-    """Instead of those, for a trial."""
+    """Options in place of those, for a trial."""
 
 
 _TINY_ENGINE = ("--model", "tiny", "--batches", "1", "4", "--context", "32", "--prefills", "64")
@@ -136,7 +136,7 @@ def _run(stage: StageCommand, args: argparse.Namespace, output: Path, deadline: 
 
 
 def _environment(trial: bool) -> dict[str, str]:
-    """A trial's kernels are interpreted."""
+    """Environment of a stage's process; a trial's kernels are interpreted."""
     return {**os.environ, "TRITON_INTERPRET": "1" if trial else "0"}
 
 

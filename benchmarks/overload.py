@@ -37,7 +37,7 @@ from benchmarks.rows import RESULTS, context, report
 from benchmarks.served import ServerError, Totals, served, totals_at_rest
 
 REFUSAL_BOUND = 0.050
-"""Seconds to the whole 429, p99."""
+"""Most seconds until a refused request has its whole 429, p99."""
 SLACK = 1.5
 """Arrivals and ends are not even: the slowest of a hundred may take this much longer than the queue's mean."""
 _ATTEMPTS = 20
@@ -52,7 +52,7 @@ class Capacity:
     request_rate: float
     """Requests a second."""
     ttft_p99: float
-    """Seconds, with nobody waiting."""
+    """Time to first token with nobody waiting, p99, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Obedience:
 
     attempts: int = 0
     waited: float = 0.0
-    """Seconds spent on that."""
+    """Seconds spent on waiting."""
     served: bool = False
 
 
@@ -127,7 +127,7 @@ def check(
     obedient: Sequence[Obedience],
     bounds: Bounds,
 ) -> list[str]:
-    """What was promised and not kept."""
+    """Promises that were not kept, one line each."""
     faults = []
     if others:
         faults.append(f"{len(others)} requests failed otherwise: {Counter(result.error for result in others)}")
@@ -165,7 +165,7 @@ class LagProbe:
     def __init__(self) -> None:
         self._origin = time.perf_counter()
         self.lags: list[tuple[float, float]] = []
-        """When it ran, from its making on, and how late that was; seconds."""
+        """Pairs of seconds: when the probe ran, counted from its making, and how late that was."""
 
     async def run(self) -> None:
         """Measures until cancelled."""
@@ -203,7 +203,7 @@ async def overload(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run."""
+    """Parameters of a run."""
 
     model: str
     serve_args: tuple[str, ...]

@@ -25,7 +25,7 @@ def context(bench: str) -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "app")),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
 
@@ -37,6 +37,17 @@ def report(row: Mapping[str, Any], output: Path | None) -> None:
         with output.open("ab") as file:
             file.write(line + b"\n")
     print(line.decode(), flush=True)
+
+
+def processor() -> str:
+    """Processor's name and the instruction sets that matter here."""
+    if not Path("/proc/cpuinfo").exists():
+        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(part for line in lines if len(part := [p.strip() for p in line.split(":", 1)]) == 2)
+    flags = set(fields.get("flags", "").split())
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+    return " ".join([fields.get("model name", "unknown"), *(flag for flag in wanted if flag in flags)])
 
 
 def _git(*args: str) -> str:

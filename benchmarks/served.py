@@ -103,14 +103,14 @@ class Totals:
 
     values: dict[str, float]
     finished: dict[str, float] = field(default_factory=dict)
-    """Choices that ended, by reason."""
+    """Number of choices that ended, by finish reason."""
 
     def __getitem__(self, name: str) -> float:
         # A counter with labels has no series before it first counts something.
         return self.values.get(name, 0.0)
 
     def since(self, earlier: Totals) -> Totals:
-        """The differences."""
+        """Differences between these totals and earlier ones."""
         values = {name: value - earlier.values.get(name, 0.0) for name, value in self.values.items()}
         finished = {reason: count - earlier.finished.get(reason, 0.0) for reason, count in self.finished.items()}
         return Totals(values, finished)

@@ -67,12 +67,12 @@ class Outcome:
     """Chunks with text after which this client goes away; None for one that stays."""
     text: str = ""
     usage: Usage | None = None
-    """The last that came."""
+    """Usage in the last chunk that had one."""
     finished: bool = False
-    """Its stream came to ``[DONE]``."""
+    """Whether the stream came to ``[DONE]``."""
     error: str | None = None
     times: list[float] = field(default_factory=list)
-    """Of the chunks with text, in seconds from the request's start."""
+    """Instants of the chunks with text, in seconds from the request's start."""
 
 
 def cases() -> list[dict[str, Any]]:

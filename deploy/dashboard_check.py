@@ -93,7 +93,7 @@ def _answers(url: str) -> bool:
 
 
 def _load(server: str) -> None:
-    """More clients than sequences that run at once, so that some wait; a shared prefix; some bad requests."""
+    """Puts the server under load: more clients than sequences run at once, a shared prefix, some bad requests."""
     until = time.monotonic() + LOAD_SECONDS
     threads = [threading.Thread(target=_client, args=(server, number, until)) for number in range(CLIENTS)]
     for thread in threads:

@@ -123,7 +123,7 @@ def _command(directory: Path, url: str, examples: int, phases: str, seed: str | 
 
 
 def _counted(url: str) -> tuple[Counter[int], int]:
-    """Answers by status, and how often the engine was started again."""
+    """Number of answers by status, and of starts of the engine after the first."""
     page = _get(url, "/metrics").decode()
     statuses: Counter[int] = Counter()
     for status, count in _COUNTED.findall(page):

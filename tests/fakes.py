@@ -15,11 +15,24 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.contract.config import EngineConfig
 from app.contract.frames import EngineReady, LoadProgress, TokenLogprobs
 from app.contract.info import KVCacheGroup, KVCacheSpec, RunnerInfo
 from app.contract.request import GenerateRequest, SamplingParams
-from app.contract.step import EncodeBatch, EncodeResult, Plan, RowOutput, ScheduledRow, SlotInit, StepPlan, StepResult
+from app.contract.step import (
+    EncodeBatch,
+    EncodeResult,
+    Plan,
+    RowOutput,
+    ScheduledRow,
+    SlotInit,
+    StepPlan,
+    StepResult,
+    TokenMasks,
+)
 from tests.fake_encoder import fake_encode
 from tests.fake_pages import StepContractError, new_pages, require
 
@@ -156,7 +169,7 @@ class _Handle:
 
 
 class FakeRunner:
-    """Implements ``app.engine.core.Runner``; its public attributes program it and may be changed at any time."""
+    """Implements ``app.engine.runner.Runner``; its public attributes program it and may be changed at any time."""
 
     def __init__(
         self,
@@ -218,15 +231,18 @@ class FakeRunner:
         self._pages = [new_pages(group, block_size) for group in groups]
         self._slots: dict[int, _Slot] = {}
         self._in_flight: deque[_Handle] = deque()
+        self._masks: dict[int, NDArray[np.uint32]] = {}
+        """Masks of the step that is computed, by slot."""
 
     # -- Runner -------------------------------------------------------------------------------------------------
 
-    def submit(self, step: Plan) -> _Handle:
+    def submit(self, step: Plan, masks: TokenMasks | None = None) -> _Handle:
         self.plans.append(step)
         if isinstance(step, EncodeBatch):
             return self._encode(step)
         self._check_step(step)
         self.steps.append(step)
+        self._masks = dict(zip(masks.slots, masks.wait(), strict=True)) if masks is not None else {}
         for init in step.slots:
             self._slots[init.slot] = _Slot(init, [[] for _ in self._pages])
         if self.fail_submit is not None and self.fail_submit(step):
@@ -363,6 +379,8 @@ class FakeRunner:
             prompt_logprobs = [self._logprobs(target, params.prompt_logprobs) for target in row.logprob_targets]
         if row.num_samples == 0 or (self.withhold is not None and self.withhold(step, row)):
             return RowOutput(prompt_logprobs=prompt_logprobs)
+        if row.slot in self._masks and not self._masks[row.slot].any():
+            return RowOutput(error="every token is masked")
         token_ids = self._verify(row, slot, context)
         logprobs = None
         if params.logprobs is not None:
@@ -387,6 +405,9 @@ class FakeRunner:
 
     def _next(self, slot: _Slot, context: list[int]) -> int:
         token_id = self.next_token(context)
+        mask = self._masks.get(slot.init.slot)
+        while mask is not None and not mask[token_id // 32] >> token_id % 32 & 1:
+            token_id = (token_id + 1) % self.info.vocab_size
         if len(context) - slot.init.prompt_len < slot.init.sampling.min_tokens:
             while token_id in slot.init.stop_token_ids:
                 token_id = (token_id + 1) % self.info.vocab_size

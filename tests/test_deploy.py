@@ -16,6 +16,7 @@ from app.contract.request import FinishReason
 from app.keys import KeyScope, digest, parse_keys
 from app.settings import ENV_PREFIX, Settings, load
 from app.telemetry.metrics import Metrics
+from app.telemetry.per_request import RequestFigures
 from tests.fakes import fake_ready
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,14 +85,16 @@ def page() -> dict[str, set[str]]:
     metrics.observe_refusal("completions", "overloaded")
     metrics.observe_tokens(generated=1, delivered=1)
     metrics.observe_request(
-        endpoint="completions",
-        outcome="ok",
-        finish_reasons=[FinishReason.STOP],
-        prompt_tokens=1,
-        cached_tokens=0,
-        seconds=0.1,
-        timings=RequestTimings(arrival=0.0, first_scheduled=0.1, first_token=0.2, finished=0.3),
-        token_intervals=[0.1],
+        RequestFigures(
+            endpoint="completions",
+            outcome="ok",
+            finish_reasons=[FinishReason.STOP],
+            prompt_tokens=1,
+            cached_tokens=0,
+            seconds=0.1,
+            timings=RequestTimings(arrival=0.0, first_scheduled=0.1, first_token=0.2, finished=0.3),
+            token_intervals=[0.1],
+        )
     )
     labels: dict[str, set[str]] = {name: set(names) for name, names in SCRAPER_METRICS.items()}
     for family in text_string_to_metric_families(metrics.render()[0].decode()):

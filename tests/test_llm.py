@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,21 @@ def llm(files: ModelFiles) -> Iterator[LLM]:
     with LLM(files, make_runner=make_runner, integrity_checks=True) as llm:
         yield llm
     assert set(threading.enumerate()) <= before
+
+
+def test_a_model_that_recommends_nothing_has_a_default_temperature(files: ModelFiles) -> None:
+    runners: list[FakeRunner] = []
+
+    def keeping(*args: Any) -> FakeRunner:
+        runners.append(make_runner(*args))
+        return runners[0]
+
+    bare = dataclasses.replace(files, generation_config={"eos_token_id": 1})
+    for recommending, temperature in ((files, 0.5), (bare, 0.6)):
+        runners.clear()
+        with LLM(recommending, make_runner=keeping) as llm:
+            llm.generate("abc")
+        assert runners[0].steps[0].slots[0].sampling.temperature == temperature
 
 
 def test_one_prompt(llm: LLM) -> None:

@@ -49,6 +49,32 @@ def test_names_split_on_commas_in_the_environment(monkeypatch: pytest.MonkeyPatc
     assert settings.load({})[0].served_model_name == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("given", "sampling"),
+    [
+        ("temperature=0.7, top_p=0.9", {"temperature": 0.7, "top_p": 0.9}),
+        ("top_k=40", {"top_k": 40}),
+        ("none", {}),
+        ({"min_p": 0.05, "top_k": 20}, {"min_p": 0.05, "top_k": 20}),
+    ],
+)
+def test_default_sampling(given: object, sampling: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load({"default_sampling": given})[0].default_sampling == sampling
+    assert set(settings.load({})[0].default_sampling) == {"temperature"}
+    if isinstance(given, str):
+        monkeypatch.setenv("TUILI_DEFAULT_SAMPLING", given)
+        assert settings.load({})[0].default_sampling == sampling
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["temperature", "temperature=hot", "temperature=nan", "temperature=3", "top_p=0", "top_k=1.5", "seed=1", "=1"],
+)
+def test_default_sampling_that_cannot_be(given: str) -> None:
+    with pytest.raises(SettingsError, match="default_sampling"):
+        settings.load({"default_sampling": given})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         settings.load({})[0].port = 1
@@ -59,6 +85,7 @@ def test_settings_are_frozen() -> None:
     [
         ({"port": "99999"}, "port = '99999' (flag --port)"),
         ({"dtype": "int3"}, "dtype = 'int3' (flag --dtype)"),
+        ({"quantization": "int3"}, "quantization = 'int3' (flag --quantization): use one of auto, none, int8"),
         ({"pipeline_depth": "3"}, "pipeline_depth"),
         ({"kv_cache_memory": "0"}, "kv_cache_memory"),
         ({"max_num_seqs": "4096"}, "max_num_batched_tokens"),
@@ -171,6 +198,13 @@ def test_api_keys_that_are_no_texts(tmp_path: Path, text: str) -> None:
 def test_origins_are_origins(origin: str) -> None:
     with pytest.raises(SettingsError, match="cors_origins"):
         settings.load({"cors_origins": (origin,)})
+
+
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:80", "a b", ".example", "*.example"])
+def test_hosts_are_names(host: str) -> None:
+    with pytest.raises(SettingsError, match="allowed_hosts"):
+        settings.load({"allowed_hosts": (host,)})
+    assert settings.load({"allowed_hosts": "a.example, box_1,*"})[0].allowed_hosts == ("a.example", "box_1", "*")
 
 
 def test_origins() -> None:

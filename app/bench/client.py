@@ -28,19 +28,19 @@ class RequestResult:
     """When an open loop meant to send it."""
     started: float
     ttft: float | None = None
-    """Until the first chunk with text; a chunk that only says who speaks is no token."""
+    """Time to the first chunk with text; a chunk that only says who speaks is no token."""
     itl: list[float] = field(default_factory=list)
     """Gaps between chunks with text."""
     tpot: float | None = None
     """Time of a token after the first; None for answers of one token."""
     e2el: float = 0.0
-    """Until the stream's end."""
+    """Time to the stream's end."""
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     output_chunks: int = 0
     has_usage: bool = False
-    """Else the token counts are unknown, and ``output_tokens`` is the number of chunks."""
+    """Whether the server counted tokens. Otherwise ``output_tokens`` is the number of chunks."""
     error: str | None = None
     """Kind of failure: ``http_429``, ``connect``, ``timeout``, ``disconnected``, ``stream_error``, …"""
     message: str | None = None
@@ -177,7 +177,7 @@ class Client:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """None also for a date: only proxies send those."""
+    """Seconds of a ``Retry-After`` header; None without one, and for a date, which only proxies send."""
     return float(retry_after) if retry_after.isdecimal() else None
 
 

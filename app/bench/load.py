@@ -21,7 +21,7 @@ class LoadRun:
     """A run, under way or over."""
 
     results: list[RequestResult] = field(default_factory=list)
-    """In the order of their ends."""
+    """Results of the requests, in the order in which they ended."""
     num_started: int = 0
     num_output_tokens: int = 0
     elapsed: float = 0.0

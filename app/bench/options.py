@@ -18,7 +18,7 @@ class Options:
     url: str = "http://127.0.0.1:8000"
     endpoint: Literal["completions", "chat"] = "completions"
     model: str | None = None
-    """The first that the server lists when absent."""
+    """Name of the model; the first that the server lists when absent."""
     api_key: str | None = field(default=None, repr=False)
 
     concurrency: int | None = None
@@ -35,7 +35,7 @@ class Options:
     """Seconds a request may take."""
 
     prompts: Path | None = None
-    """JSONL with ``prompt`` and perhaps ``max_tokens``; synthetic prompts when absent."""
+    """Path of a JSONL file with ``prompt`` and perhaps ``max_tokens``; synthetic prompts when absent."""
     prompt_type: Literal["words", "ids"] = "words"
     input_len: tuple[int, ...] = (128,)
     output_len: tuple[int, ...] = (128,)
@@ -45,10 +45,10 @@ class Options:
 
     temperature: float = 0.0
     ignore_eos: bool | None = None
-    """Absent: only for synthetic prompts."""
+    """Let answers go on to ``max_tokens``. When absent, only those to synthetic prompts."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
-    """Of prompts, arrivals and sampling. Absent: drawn anew, so that no cache knows the prompts of an earlier run."""
+    """Seed of prompts, arrivals and sampling. Drawn anew when absent, so that no cache knows the prompts."""
 
     goodput: dict[str, float] = field(default_factory=dict)
     """Measure -> milliseconds that a good request stays within."""

@@ -33,7 +33,7 @@ _WORDS = _WORD_LIST.split()
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request."""
+    """One request's prompt, and how long its answer may be."""
 
     content: str | list[int]
     """Text, or token ids."""

@@ -18,7 +18,7 @@ _COLUMNS = ("mean", "median", "std", "p50", "p90", "p99")
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E latency"}
 
 _LAG_WORTH_A_NOTE = 50.0
-"""Milliseconds."""
+"""Lag of an open loop, in milliseconds, from which the report mentions it."""
 
 
 @contextmanager

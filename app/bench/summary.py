@@ -12,12 +12,11 @@ from app.bench.client import RequestResult
 from app.bench.load import LoadRun
 
 MEASURES = ("ttft", "tpot", "itl", "e2el")
-GOODPUT_MEASURES = ("ttft", "tpot", "e2el")
 PERCENTILES = (50, 90, 99)
 
 
 def summarise(run: LoadRun, goodput: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of a run.
+    """Figures of a run, ready for a row of JSON.
 
     Args:
         goodput: measure -> milliseconds; a request within all of them is a good one.
@@ -76,7 +75,7 @@ def describe(seconds: Sequence[float], measure: str) -> dict[str, float | None]:
 
 
 def is_good(result: RequestResult, goodput: Mapping[str, float]) -> bool:
-    """Within every bound. An answer without text meets none on its first token, one of a single token any on TPOT."""
+    """Whether a request met every bound. Without text it meets none on TTFT; a single token meets any on TPOT."""
     measured = {"ttft": result.ttft, "tpot": result.tpot or 0.0, "e2el": result.e2el}
     values = [(measured[measure], bound) for measure, bound in goodput.items()]
     return all(value is not None and value * 1e3 <= bound for value, bound in values)

@@ -60,6 +60,8 @@ def load_settings(flags: dict[str, Any], config_file: Path | None) -> tuple[Sett
 
 def shown_value(value: Any) -> str:
     """A setting's value, as people write it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={each}" for name, each in value.items()) or "none"
     return value.human_readable() if hasattr(value, "human_readable") else str(value)
 
 

@@ -46,14 +46,14 @@ class Target:
 
     http: httpx.Client
     root: str
-    """Without ``/v1``."""
+    """URL of the server, without ``/v1``."""
     api_key: str | None
     model: str | None
-    """None where the server lists none: requests then leave it out."""
+    """Name of the model; None where the server lists none, and requests leave it out."""
     _offered: dict[str, bool] = field(default_factory=dict)
 
     def get(self, path: str, *, with_key: bool = True, headers: dict[str, str] | None = None) -> httpx.Response:
-        """An answer that is not a refusal.
+        """The successful answer to a GET request.
 
         Raises:
             NotOfferedError: there is no such route.
@@ -128,7 +128,7 @@ class Check:
 
 
 def _is_missing(response: httpx.Response) -> bool:
-    """The route is not there; a model that is not there is another matter."""
+    """Whether the route is missing; a model that is not there is another matter."""
     if response.status_code not in (404, 405):
         return False
     try:
@@ -151,7 +151,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def decoded(data: bytes) -> Any:
-    """JSON. Raises :class:`ContractError` for anything else."""
+    """Decoded JSON. Raises :class:`ContractError` for anything else."""
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError as e:
@@ -159,7 +159,7 @@ def decoded(data: bytes) -> Any:
 
 
 def at(content: Any, *path: str | int, kind: type[T]) -> T:
-    """What lies at ``path`` in decoded JSON; an integer will do where a float is asked for.
+    """The value at ``path`` in decoded JSON; an integer will do where a float is asked for.
 
     Raises:
         ContractError: nothing is there, or nothing of that kind.
@@ -177,7 +177,7 @@ def at(content: Any, *path: str | int, kind: type[T]) -> T:
 
 
 def has(content: Any, *names: str) -> None:
-    """The fields are there, null or not. Raises :class:`ContractError` that names the first that is not."""
+    """Checks that fields are there, null or not. Raises :class:`ContractError` that names the first that is not."""
     for name in names:
         expect(isinstance(content, dict) and name in content, f"{name} is missing")
 

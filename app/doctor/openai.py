@@ -53,7 +53,7 @@ COMPLETIONS = _Endpoint(
 
 
 def checks() -> Iterator[Check]:
-    """All of them, in the order in which a reader wants the answers."""
+    """Checks for the OpenAI SDK and tools above it, the most basic first."""
     yield Check(PROTOCOL, "models", _models)
     for endpoint in (CHAT, COMPLETIONS):
         for name, run in (

@@ -46,7 +46,7 @@ _TOKEN_IDS = list(range(65, 81))
 
 
 def checks() -> Iterator[Check]:
-    """All of them."""
+    """Checks for lm-eval, clients of text-generation-inference, probes and metrics."""
     yield Check("lm-eval", "echo with logprobs", _echo)
     yield Check("lm-eval", "tokenize and detokenize", _tokenizer)
     yield Check("lm-eval", "tokenizer_info", _tokenizer_info)
@@ -168,7 +168,7 @@ def _flat_error(target: Target) -> None:
 
 
 def _probe(path: str, target: Target) -> None:
-    """Without the key: orchestrators have none."""
+    """Asks a probe without a key, as orchestrators do."""
     target.get(path, with_key=False)
 
 

@@ -18,7 +18,7 @@ from app.doctor.check import Outcome, Target
 
 _STYLES = {"ok": "green", "failed": "bold red", "not offered": "dim"}
 _SECONDS = 60.0
-"""For one answer: nothing that is asked is long."""
+"""Seconds that one answer may take. Nothing that is asked is long."""
 
 
 def run(url: str, *, model: str | None, api_key: str | None, json_only: bool) -> int:

@@ -19,15 +19,15 @@ class Score:
     """A text under a model."""
 
     num_tokens: int
-    """Predicted ones."""
+    """Number of tokens that were predicted."""
     log_likelihood: float
-    """Natural logarithm, all tokens together."""
+    """Natural logarithm of the likelihood of all predicted tokens together."""
     top_ids: tuple[int, ...]
     """The most likely token at each position."""
 
     @property
     def perplexity(self) -> float:
-        """Of a token."""
+        """Perplexity: exp of the mean negative log-likelihood of a token."""
         return math.exp(-self.log_likelihood / self.num_tokens)
 
     def agreement(self, other: Score) -> float:

@@ -11,10 +11,11 @@ import click
 
 from app.checkpoints.header import WeightError
 from app.checkpoints.int8 import write_int8_checkpoint
-from app.models.architectures import find, parse_config
+from app.models.architectures import parse_config
+from app.models.config import ConfigError
 from app.quality.report import Row, compare
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
-from app.store.files import find_weights, read_model
+from app.store.files import TEMPLATES, find_weights, read_model
 
 REPORT = "quality.json"
 _COPIED = (
@@ -41,7 +42,7 @@ def quantize(model: str, out: Path | None, home: Path | None, *, report: bool) -
         files = pull(model, Store(home), TerminalProgress())
         directory = out if out is not None else Path(f"{Path(files.name).name}-int8")
         quantized = write(files, directory)
-    except (StoreError, WeightError) as error:
+    except (StoreError, ConfigError, WeightError) as error:
         raise QuantizeError(str(error)) from None
     except OSError as error:
         raise QuantizeError(f"{error.filename or out}: {error.strerror or error}") from None
@@ -57,29 +58,29 @@ def write(files: ModelFiles, directory: Path) -> ModelFiles:
     """Makes ``directory``, which must not hold a model yet, an int8 checkpoint of a model.
 
     Raises:
-        QuantizeError: there is a model, or the checkpoint is quantised already.
+        QuantizeError: there is a model, or the checkpoint is quantised already, in another way than FP8.
+        ConfigError: nobody serves such a model.
         OSError: a file cannot be written.
         WeightError: a tensor cannot be read.
     """
     if (directory / "config.json").exists():
         raise QuantizeError(f"{directory} holds a model already; choose another directory with --out")
-    if files.config.get("quantization_config"):
+    if files.config.get("quantization_config") and parse_config(files.config).fp8 is None:
         raise QuantizeError(f"{files.name} is quantised already")
     directory.mkdir(parents=True, exist_ok=True)
-    for name in _COPIED:
+    templates = [f"{TEMPLATES}/{file.name}" for file in (files.directory / TEMPLATES).glob("*.jinja")]
+    for name in (*_COPIED, *templates):
+        (directory / name).parent.mkdir(exist_ok=True)
         if (files.directory / name).is_file():
             shutil.copyfile(files.directory / name, directory / name)
     shutil.copyfile(files.tokenizer_file, directory / "tokenizer.json")
-    stacks = find(parse_config(files.config).architecture).names.checkpoint.stacks
-    nbytes = write_int8_checkpoint(
-        files.config, files.weights, directory, stacks=stacks, progress=lambda _done, _total: None
-    )
+    nbytes = write_int8_checkpoint(files.config, files.weights, directory, progress=lambda _done, _total: None)
     click.echo(f"{directory}: {nbytes / 1e6:.1f} MB; serve it with: tuili serve --model {directory}")
     return read_model(directory.name, directory, find_weights(directory))
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The report, for people."""
+    """The report as a table for people."""
     lines = [f"{'format':<16}{'text':<10}{'tokens':>8}{'perplexity':>12}{'x fp32':>9}{'top-1 as fp32':>15}"]
     lines += [
         f"{row.weights:<16}{row.language:<10}{row.num_tokens:>8}{row.perplexity:>12.3f}{row.ratio:>9.4f}"

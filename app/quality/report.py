@@ -25,7 +25,7 @@ _LIMITS: EngineOptions = {"max_num_seqs": 4, "max_num_batched_tokens": 1024, "en
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A format on a text."""
+    """One number format, measured on one text."""
 
     weights: str
     language: str
@@ -38,7 +38,7 @@ class Row:
     seconds: float
 
     def fields(self) -> dict[str, object]:
-        """For a line of JSON."""
+        """Fields of the row, for a line of JSON."""
         return {
             "format": self.weights,
             "language": self.language,
@@ -65,8 +65,8 @@ def compare(
 
     Args:
         quantized: an int8 checkpoint of the model, taken for the int8 formats.
-        max_tokens: of each text; all when absent.
-        announce: told what is measured next.
+        max_tokens: tokens of each text that are read; all when absent.
+        announce: called with what is measured next.
     """
     tokenizer = Tokenizer.load(files.tokenizer_file)
     texts = {language: tokenizer.encode(read_text(language))[:max_tokens] for language in SHA256}

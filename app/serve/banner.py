@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import click
@@ -18,9 +18,14 @@ _PROGRESS_INTERVAL = 2.0
 
 
 class Phases:
-    """Prints what start-up does and how long each part took; a part that takes long also says how far it is."""
+    """Prints what start-up does and how long each part took; a part that takes long also says how far it is.
 
-    def __init__(self) -> None:
+    Args:
+        show: prints a line.
+    """
+
+    def __init__(self, show: Callable[[str], object] = click.echo) -> None:
+        self._show = show
         self._started = time.monotonic()
         self._phase = ""
         self._phase_started = self._last_print = self._started
@@ -46,7 +51,7 @@ class Phases:
             self._print(f"{progress.phase:<12}{100 * progress.done // progress.total:7} %")
 
     def end(self) -> None:
-        """The present part is done."""
+        """Prints that the present part is done."""
         if self._phase:
             self._print(f"{self._phase:<12}{time.monotonic() - self._phase_started:7.2f} s")
             self._phase = ""
@@ -56,7 +61,7 @@ class Phases:
         self._phase_started = self._last_print = time.monotonic()
 
     def _print(self, line: str) -> None:
-        click.echo(f"  {line}")
+        self._show(f"  {line}")
         self._last_print = time.monotonic()
 
 
@@ -67,22 +72,33 @@ class Banner:
     url: str
     model: str
     needs_key: bool
+    sampling: Mapping[str, float]
+    """How answers are sampled where a request does not say."""
+    is_recommended: bool
+    """The model's makers recommend that; else it is a setting's."""
 
     def ready_line(self, info: RunnerInfo, seconds: float) -> str:
-        """Address, model and formats, and a request to try.
+        """Address, model and formats, a request to try, and how it will be sampled.
 
         Args:
-            seconds: that the start took.
+            seconds: time that the start took.
         """
         body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
         # The shell puts the key in: it must not end up in a log.
         key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if self.needs_key else ""
         return (
             f"ready: {self.url} serves {self.model} ({_formats(info)}) after {seconds:.2f} s. Try:\n"
-            f"  curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+            f"  curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+            f"  {self._sampling()}"
         )
+
+    def _sampling(self) -> str:
+        fields = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "temperature 1"
+        source = "as the model recommends" if self.is_recommended else "by --default-sampling, as it recommends nothing"
+        return f"Sampled with {fields} where a request does not say ({source})."
 
 
 def _formats(info: RunnerInfo) -> str:
     weights = info.dtype if info.quantization == "none" else info.quantization
-    return f"{weights} weights, {info.dtype} activations, {info.kv_cache_dtype} KV cache, {info.kernels} kernels"
+    via = f", via {info.via}: slow, theirs" if info.via else ""
+    return f"{weights} weights, {info.dtype} activations, {info.kv_cache_dtype} KV cache, {info.kernels} kernels{via}"

@@ -1,4 +1,4 @@
-"""The engine process, as the settings want it. Knows no web framework: memory plans need it too."""
+"""Command and configuration of the engine process. Without a web framework, as memory plans need it too."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ _ENGINE_ENTRY = f"""import sys
 sys.path[:] = {sys.path!r}
 from app.parent import end_with_parent
 end_with_parent()
+from app.telemetry.late_logs import log_late
+log_late(sys.argv[1], sys.argv[2])
 from app.worker import main
-sys.exit(main(*map(int, sys.argv[1:])))"""
-ENGINE_COMMAND = (sys.executable, "-P", "-c", _ENGINE_ENTRY)
+sys.exit(main(*map(int, sys.argv[3:])))"""
 
 OF_THE_MODEL = frozenset({"model_dir", "weights", "eos_token_ids", "packed_cache"})
 """Fields of an :class:`EngineConfig` that depend on the model and on where models lie."""
 NO_SETTINGS = frozenset({"block_size", "num_blocks", "max_queued_encode_tokens"})
 """Fields of an :class:`EngineConfig` that a server leaves at their defaults."""
+
+
+def engine_command(settings: Settings) -> tuple[str, ...]:
+    """Command of an engine process that logs as this one does; to be followed by its socket's and stamp's numbers."""
+    return (sys.executable, "-P", "-c", _ENGINE_ENTRY, settings.log_level, settings.log_format)
 
 
 def engine_config(

@@ -15,13 +15,16 @@ from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.models.config import ConfigError
 from app.runner.errors import RunnerError
+from app.runner.foreign import plan as foreign
+from app.runner.foreign.library import read_config as read_foreign_config
+from app.runner.foreign.runner import settle
 from app.runner.formats import choose_formats
 from app.runner.loading import read_model_config
-from app.runner.memory import DRIVER_BYTES, MARGIN_BYTES, Budget, MemoryPlan, gib
+from app.runner.memory import DRIVER_BYTES, MARGIN_BYTES, Budget, gib
 from app.runner.start import plan_for_gpu
 from app.serve.engine import engine_config
 from app.settings import Settings
-from app.store import Store, StoreError, locate_config
+from app.store import Store, StoreError, at_revision, locate_config
 
 
 class PlanError(Exception):
@@ -32,7 +35,7 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
     """Prints the plan: a table for people on stderr, and one line of JSON on stdout.
 
     Args:
-        gpu_memory: all of a GPU's, as text with a unit; None asks the GPU that is here.
+        gpu_memory: size of a GPU's memory, as text with a unit; None asks the GPU that is here.
 
     Raises:
         PlanError: the model is not here, or does not fit.
@@ -40,8 +43,11 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
     if settings.device == "cpu":
         raise PlanError("device = 'cpu': plans are for GPUs; on a CPU kv_cache_memory is what it says")
     memory = _memory(gpu_memory)
+    if settings.via is not None:
+        _plan_foreign(settings, memory, json_only=json_only)
+        return
     try:
-        name, directory = locate_config(settings.model, Store(settings.home))
+        name, directory = locate_config(at_revision(settings.model, settings.revision), Store(settings.home))
         model = read_model_config(directory, sorted(directory.glob("*.safetensors")))
         dispatch.configure(dispatch.Mode(settings.kernels), threads=1)
         config, placement = choose_formats(engine_config(settings, directory), choose_backend(torch.device("cuda")))
@@ -50,22 +56,66 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         raise PlanError(str(error)) from None
     formats = {"dtype": config.dtype, "quantization": config.quantization, "kv_cache_dtype": config.kv_cache_dtype}
     if not json_only:
-        console = Console(stderr=True)
-        console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in formats.items())}", highlight=False)
-        console.print(_table(made))
-        console.print(
+        _tell(
+            f"{name}: {', '.join(f'{key} {value}' for key, value in formats.items())}",
+            _table(made.rows(), made.memory),
             f"The KV cache holds {made.kv.num_tokens:,} tokens, {made.kv.num_sequences} sequences of "
             f"{made.kv.max_model_len:,}.",
-            highlight=False,
         )
-    row = {
-        "model": name,
-        **formats,
-        "memory": made.memory,
-        **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
-        "kv_cache_tokens": made.kv.num_tokens,
-        "max_model_len": made.kv.max_model_len,
-    }
+    _write(
+        {
+            "model": name,
+            **formats,
+            "memory": made.memory,
+            **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
+            "kv_cache_tokens": made.kv.num_tokens,
+            "max_model_len": made.kv.max_model_len,
+        }
+    )
+
+
+def _plan_foreign(settings: Settings, memory: int, *, json_only: bool) -> None:
+    """:func:`plan` of a model that another library computes; what that takes of a step's memory is not known."""
+    try:
+        name, directory = locate_config(
+            at_revision(settings.model, settings.revision), Store(settings.home), via=settings.via
+        )
+        config, _ = settle(engine_config(settings, directory), torch.device("cuda"))
+        reserve = DRIVER_BYTES + MARGIN_BYTES
+        budget = Budget(memory=memory, reserve=reserve)
+        sizes, made = foreign.plan_for_gpu(read_foreign_config(directory), config, budget)
+    except (StoreError, RunnerError) as error:
+        raise PlanError(str(error)) from None
+    steps = memory - reserve - sizes.weights - made.nbytes
+    rows = [("weights", sizes.weights), ("steps", steps), ("reserve", reserve), ("KV cache", made.nbytes)]
+    if not json_only:
+        _tell(
+            f"{name}: dtype {config.dtype}, via {config.via}",
+            _table(rows, memory),
+            f"The KV cache holds {made.num_tokens:,} tokens; the longest sequence has {made.max_model_len:,}. What "
+            f"{config.via} takes in a step is not known: steps have what is left.",
+        )
+    _write(
+        {
+            "model": name,
+            "dtype": config.dtype,
+            "via": config.via,
+            "memory": memory,
+            **{what.lower().replace(" ", "_"): nbytes for what, nbytes in rows},
+            "kv_cache_tokens": made.num_tokens,
+            "max_model_len": made.max_model_len,
+        }
+    )
+
+
+def _tell(head: str, table: Table, end: str) -> None:
+    console = Console(stderr=True)
+    console.print(head, highlight=False)
+    console.print(table)
+    console.print(end, highlight=False)
+
+
+def _write(row: dict[str, object]) -> None:
     sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
 
 
@@ -80,12 +130,12 @@ def _memory(text: str | None) -> int:
         raise PlanError(f"--gpu-memory {text!r} is no size; write it as 80GiB") from None
 
 
-def _table(made: MemoryPlan) -> Table:
+def _table(rows: list[tuple[str, int]], memory: int) -> Table:
     table = Table()
     table.add_column("for")
     table.add_column("memory", justify="right")
     table.add_column("share", justify="right")
-    for what, nbytes in made.rows():
-        table.add_row(what, gib(nbytes), f"{nbytes / made.memory:.1%}")
-    table.add_row("in all", gib(made.memory), "", end_section=True)
+    for what, nbytes in rows:
+        table.add_row(what, gib(nbytes), f"{nbytes / memory:.1%}")
+    table.add_row("in all", gib(memory), "", end_section=True)
     return table

@@ -12,7 +12,7 @@ _BACKLOG = 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Binds before the model loads: a taken port should cost nobody a minute.
+    """A socket that listens on an address. Made before the model loads, so that a taken port shows at once.
 
     Raises:
         StartError: the address or the port cannot be had.

@@ -7,22 +7,26 @@ Start-up binds the port before anything slow happens and answers probes while th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import socket
+from typing import TYPE_CHECKING
 
 import click
 
-from app.api.service import ApiSettings
+from app.keys import ApiKey, distinct, read_key_file
 from app.serve.banner import Banner, Phases
-from app.serve.compose import Parts, api_settings, compose
 from app.serve.errors import StartError
-from app.serve.http import DrainingServer
 from app.serve.sockets import is_loopback, listen, url_of
+from app.serve.supervised import Supervised, supervised_engine
 from app.serving.engine_client import EngineFailedError
 from app.settings import Settings
-from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull, resolve
+from app.store import ModelFiles, Store, StoreError, TerminalProgress, at_revision, pull, resolve
 from app.telemetry.logs import configure_logging
+
+if TYPE_CHECKING:
+    from app.serve.http import DrainingServer
 
 EXIT_OK, EXIT_FAILURE = 0, 1
 
@@ -34,15 +38,15 @@ def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     phases = Phases()
     try:
-        api = api_settings(settings)
+        keys = _api_keys(settings)
         with listen(settings.host, settings.port) as sock:
-            if not (api.api_keys or settings.insecure or is_loopback(sock)):
+            if not (keys or settings.insecure or is_loopback(sock)):
                 raise StartError(
                     f"{settings.host} can be reached from other machines and no API key is set: set TUILI_API_KEYS or "
                     "--api-key-file (tuili keys new makes a key), or say --insecure"
                 )
-            files = _model_files(settings, phases)
-            return asyncio.run(_run(settings, api, sock, files, phases))
+            files = model_files(settings, phases)
+            return asyncio.run(_run(settings, keys, sock, files, phases))
     except (StartError, StoreError, EngineFailedError, ValueError) as e:
         click.echo(f"tuili: error: {e}", err=True)
         return EXIT_FAILURE
@@ -50,32 +54,59 @@ def serve(settings: Settings) -> int:
         return EXIT_OK
 
 
-def _model_files(settings: Settings, phases: Phases) -> ModelFiles:
-    store = Store(settings.home)
+def model_files(settings: Settings, phases: Phases) -> ModelFiles:
+    """The files of the model that is set, fetched if they are not there yet. Raises :class:`StoreError`."""
+    store, name = Store(settings.home), at_revision(settings.model, settings.revision)
     with phases.timed("model"):
         if settings.load_format == "dummy":
-            return resolve(settings.model, store, need_weights=False)
-        return pull(settings.model, store, TerminalProgress())
+            return resolve(name, store, need_weights=False, via=settings.via)
+        return pull(name, store, TerminalProgress(), via=settings.via)
 
 
-async def _run(settings: Settings, api: ApiSettings, sock: socket.socket, files: ModelFiles, phases: Phases) -> int:
-    parts = compose(settings, api, files, phases)
-    server = DrainingServer(parts.service, parts.supervisor, settings)
-    banner = Banner(url_of(sock), parts.served.name, needs_key=bool(api.api_keys))
-    serving = asyncio.create_task(server.serve([sock]), name="http")
-    parts.supervisor.start()
+def _api_keys(settings: Settings) -> tuple[ApiKey, ...]:
+    """Raises:
+    KeyFormatError: the key file cannot be used.
+    """
+    in_file = read_key_file(settings.api_key_file) if settings.api_key_file else ()
+    return distinct([*settings.api_keys, *in_file])
+
+
+async def _run(
+    settings: Settings, keys: tuple[ApiKey, ...], sock: socket.socket, files: ModelFiles, phases: Phases
+) -> int:
+    engine = supervised_engine(settings, files, phases)
+    engine.supervisor.start()
+    ending = contextlib.ExitStack()
     try:
-        return await _until_done(serving, server, parts, banner, phases)
+        await asyncio.sleep(0)  # the process is there now, and loads while this one imports
+        from app.serve.compose import api_settings, compose
+        from app.serve.http import DrainingServer
+
+        api = api_settings(settings, keys, on_loopback=is_loopback(sock))
+        service = compose(settings, api, files, engine, phases)
+        ending.callback(service.answers.close)
+        server = DrainingServer(service, engine.supervisor, settings)
+        generator = service.models.default.generator
+        banner = Banner(
+            url_of(sock),
+            engine.names[0],
+            needs_key=bool(keys),
+            sampling=generator.default_params,
+            is_recommended=generator.has_recommendation,
+        )
+        serving = asyncio.create_task(server.serve([sock]), name="http")
+        return await _until_done(serving, server, engine, banner, phases)
     finally:
-        await parts.supervisor.stop()
+        await engine.supervisor.stop()
+        ending.close()
 
 
 async def _until_done(
-    serving: asyncio.Task[None], server: DrainingServer, parts: Parts, banner: Banner, phases: Phases
+    serving: asyncio.Task[None], server: DrainingServer, engine: Supervised, banner: Banner, phases: Phases
 ) -> int:
     """Announces readiness, then waits for a signal's drain or for the supervisor to give up."""
-    client = parts.served.client
-    failed = asyncio.create_task(parts.gave_up.wait(), name="give-up")
+    client = engine.client
+    failed = asyncio.create_task(engine.gave_up.wait(), name="give-up")
     ready = asyncio.create_task(client.wait_ready(), name="ready")
     try:
         await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)

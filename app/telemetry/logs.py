@@ -56,6 +56,12 @@ def bind_request_id(request_id: str) -> None:
     structlog.contextvars.bind_contextvars(request_id=request_id)
 
 
+def bound_request_id() -> str:
+    """The id that the present task logs with; empty if none was bound."""
+    value: str = structlog.contextvars.get_contextvars().get("request_id", "")
+    return value
+
+
 def bind_api_key(name: str | None) -> None:
     """Puts the name of the request's API key on those lines too, or takes one off again."""
     if name is None:

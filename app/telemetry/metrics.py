@@ -6,7 +6,7 @@ Counters never go back: totals of an engine process enter as differences, so a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from prometheus_client import (
@@ -19,12 +19,12 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
-from app.contract.frames import EngineReady, EngineStats, RequestTimings, StepRecord
+from app.contract.frames import EngineReady, EngineStats, StepRecord
 from app.contract.request import FinishReason
+from app.telemetry.aliases import ALIASES, Aliases
+from app.telemetry.per_request import REQUEST_SECONDS, TOKEN_SECONDS, PerRequest, RequestFigures
 from app.telemetry.tallies import Spread, Tally
 
 _FORMATS = ("dtype", "quantization", "kv_cache_dtype", "kernels", "device")
@@ -32,64 +32,20 @@ ENGINE_STATES = ("loading", "ready", "draining", "dead")
 M = TypeVar("M", bound=Collector)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The version that every scraper reads. The library's own constant says 1.0.0, which older parsers refuse."""
+_PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/metrics"})
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
+_WAITING_REASONS = ("capacity", "deferred")
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_TOKEN_SECONDS = (
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
-)  # fmt: skip
-_FIRST_TOKEN_SECONDS = (
-    0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0,
-)  # fmt: skip
-_REQUEST_SECONDS = (
-    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0, 1800.0,
-)  # fmt: skip
 _HOST_SECONDS = (
     0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0,
 )  # fmt: skip
 _STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
-# Own name (counters without _total) -> the name others already read.
-_ALIASES = {
-    "tuili_requests_running": "vllm:num_requests_running",
-    "tuili_requests_waiting": "vllm:num_requests_waiting",
-    "tuili_kv_cache_usage_ratio": "vllm:kv_cache_usage_perc",
-    "tuili_cache_config_info": "vllm:cache_config_info",
-    "tuili_prompt_tokens": "vllm:prompt_tokens",
-    "tuili_generated_tokens": "vllm:generation_tokens",
-    "tuili_preemptions": "vllm:num_preemptions",
-    "tuili_prefix_cache_queries": "vllm:prefix_cache_queries",
-    "tuili_prefix_cache_hits": "vllm:prefix_cache_hits",
-    "tuili_request_success": "vllm:request_success",
-    "tuili_time_to_first_token_seconds": "vllm:time_to_first_token_seconds",
-    "tuili_inter_token_latency_seconds": "vllm:inter_token_latency_seconds",
-    "tuili_request_seconds": "vllm:e2e_request_latency_seconds",
-    "tuili_request_queue_seconds": "vllm:request_queue_time_seconds",
-    "tuili_request_prefill_seconds": "vllm:request_prefill_time_seconds",
-    "tuili_request_decode_seconds": "vllm:request_decode_time_seconds",
-    "tuili_step_tokens": "vllm:iteration_tokens_total",
-}
-
-
-class _Aliases(Collector):
-    """Exports collectors a second time, under other names."""
-
-    def __init__(self, sources: dict[str, Collector]) -> None:
-        self._sources = sources
-
-    def collect(self) -> Iterable[Metric]:
-        for alias, source in self._sources.items():
-            for family in source.collect():
-                renamed = Metric(alias, family.documentation, family.type)
-                renamed.samples = [_rename(sample, family.name, alias) for sample in family.samples]
-                yield renamed
-
-
-def _rename(sample: Sample, name: str, alias: str) -> Sample:
-    return sample._replace(name=alias + sample.name.removeprefix(name))
-
 
 class Metrics:
-    """What the server counts.
+    """Collectors of the server, and methods that feed them.
 
     Args:
         model_name: value of the label ``model_name`` on every series but those of HTTP and of the process.
@@ -99,7 +55,7 @@ class Metrics:
     def __init__(self, model_name: str, *, version: str = "") -> None:
         self.registry = CollectorRegistry()
         self.model_name = model_name
-        self._aliased: dict[str, Collector] = {}
+        self._aliased: list[tuple[str, Collector]] = []
         self._last = EngineStats()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -108,7 +64,7 @@ class Metrics:
         self._make_http()
         self._make_engine()
         self._make_requests()
-        self.registry.register(_Aliases(self._aliased))
+        self.registry.register(Aliases(self._aliased))
         self.observe_state("loading")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -128,8 +84,7 @@ class Metrics:
         return self._alias(name, metric)
 
     def _alias(self, name: str, metric: M) -> M:
-        if name in _ALIASES:
-            self._aliased[_ALIASES[name]] = metric
+        self._aliased += [(alias, metric) for alias in ALIASES.get(name, ())]
         return metric
 
     def _make_http(self) -> None:
@@ -141,7 +96,21 @@ class Metrics:
             "Time from a request's headers to its last byte.",
             ["route", "method"],
             registry=self.registry,
-            buckets=_REQUEST_SECONDS,
+            buckets=REQUEST_SECONDS,
+        )
+        # What the usual instrumentation of web applications calls them; dashboards ask for these names.
+        self._api_requests = Counter(
+            "http_requests",
+            "HTTP requests answered, but for probes and metrics, by class of status.",
+            ["handler", "method", "status"],
+            registry=self.registry,
+        )
+        self._api_seconds = Histogram(
+            "http_request_duration_seconds",
+            "Time from their headers to their last byte.",
+            ["handler", "method"],
+            registry=self.registry,
+            buckets=REQUEST_SECONDS,
         )
 
     def _make_engine(self) -> None:
@@ -149,8 +118,17 @@ class Metrics:
         self._running = self._gauge("tuili_requests_running", "Sequences that are being computed.").labels(name)
         self._waiting = self._gauge("tuili_requests_waiting", "Sequences that wait for their turn.").labels(name)
         self._kv_usage = self._gauge("tuili_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.").labels(name)
+        by_reason = self._gauge(
+            "tuili_requests_waiting_by_reason",
+            "Those that wait for room (capacity), or for something else (deferred: there is nothing yet).",
+            "reason",
+        )
+        self._waiting_for = {reason: by_reason.labels(name, reason) for reason in _WAITING_REASONS}
         self._cache_config = self._gauge(
-            "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks"
+            "tuili_cache_config_info", "Shape of the KV cache.", "block_size", "num_gpu_blocks", "cache_dtype"
+        )
+        self._awake = self._gauge(
+            "tuili_engine_awake", "1 for awake, while there is an engine: it never sleeps.", "sleep_state"
         )
         self._formats = self._gauge("tuili_engine_info", "Formats and kernels in use.", *_FORMATS)
         self._state = self._gauge("tuili_engine_state", "1 for the engine's present state.", "state")
@@ -174,10 +152,10 @@ class Metrics:
         }
         self._step_tokens = self._histogram("tuili_step_tokens", "Tokens computed in one step.", _STEP_TOKENS)
         self._step_seconds = self._histogram(
-            "tuili_step_seconds", "From one step's end to the next one's.", _TOKEN_SECONDS
+            "tuili_step_seconds", "From one step's end to the next one's.", TOKEN_SECONDS
         )
         self._kernel_seconds = self._histogram(
-            "tuili_step_kernel_seconds", "Of these, that a step's kernels ran.", _TOKEN_SECONDS
+            "tuili_step_kernel_seconds", "Of these, that a step's kernels ran.", TOKEN_SECONDS
         )
         self._host_seconds = self._histogram(
             "tuili_step_host_seconds",
@@ -192,6 +170,10 @@ class Metrics:
         totals = {
             "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
             "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
+            "forced_tokens_total": ("tuili_forced_tokens", "Tokens that a grammar left no choice about, not sampled."),
+            "mask_seconds_total": ("tuili_mask_seconds", "Seconds that making masks took, beside the kernels."),
+            "grammars_compiled_total": ("tuili_grammars_compiled", "Grammars compiled, those in the cache excluded."),
+            "compile_seconds_total": ("tuili_grammar_compile_seconds", "Seconds that compiling them took."),
             "encode_tokens_total": ("tuili_engine_encode_tokens", "Tokens of sequences that were encoded."),
             "preemptions_total": ("tuili_preemptions", "Sequences that had to give their KV blocks back."),
             "prefix_query_tokens_total": ("tuili_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
@@ -214,18 +196,18 @@ class Metrics:
             "tuili_generated_tokens", "Tokens received from the engine, those past a stop match included."
         )
         self._delivered = self._tally("tuili_delivered_tokens", "Tokens of the text that clients got.")
-        self._first_token = self._histogram(
-            "tuili_time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_SECONDS
+        self._per_request = PerRequest(self._histogram)
+        by_source = self._counter(
+            "tuili_prompt_tokens_by_source",
+            "Prompt tokens of ended requests, computed or found in the prefix cache; none come from elsewhere.",
+            "source",
         )
-        self._inter_token = self._histogram(
-            "tuili_inter_token_latency_seconds", "Between successive tokens of a choice.", _TOKEN_SECONDS
-        )
-        self._seconds = self._histogram("tuili_request_seconds", "Arrival to end.", _REQUEST_SECONDS)
-        self._queue = self._histogram("tuili_request_queue_seconds", "Arrival to first schedule.", _REQUEST_SECONDS)
-        self._prefill = self._histogram(
-            "tuili_request_prefill_seconds", "First schedule to first token.", _REQUEST_SECONDS
-        )
-        self._decode = self._histogram("tuili_request_decode_seconds", "First token to last.", _REQUEST_SECONDS)
+        self._prompt_by_source = {source: by_source.labels(name, source) for source in _PROMPT_SOURCES}
+        self._cached_by_source = self._counter(
+            "tuili_cached_tokens_by_source",
+            "Prompt tokens that the prefix cache held, by where: on the device.",
+            "source",
+        ).labels(name, "device")
 
     # -- HTTP ----------------------------------------------------------------------------------------------------
 
@@ -234,6 +216,9 @@ class Metrics:
         method = method if method in HTTP_METHODS else "other"
         self._http_requests.labels(route, method, str(status)).inc()
         self._http_seconds.labels(route, method).observe(seconds)
+        if route not in _PROBES:
+            self._api_requests.labels(route, method, f"{status // 100}xx").inc()
+            self._api_seconds.labels(route, method).observe(seconds)
 
     # -- engine --------------------------------------------------------------------------------------------------
 
@@ -241,28 +226,37 @@ class Metrics:
         """Shows one of :data:`ENGINE_STATES` as the present one."""
         for known in ENGINE_STATES:
             self._state.labels(self.model_name, known).set(known == state)
+        self._awake.clear()
+        if state in ("ready", "draining"):
+            for sleep_state in _SLEEP_STATES:
+                self._awake.labels(self.model_name, sleep_state).set(sleep_state == "awake")
 
     def observe_ready(self, ready: EngineReady, load_seconds: float) -> None:
-        """An engine process came up."""
+        """Shows the facts about an engine process that came up.
+
+        Args:
+            load_seconds: time that its start took.
+        """
         block_size = ready.info.kv_cache.block_size
         self._cache_config.clear()
-        self._cache_config.labels(self.model_name, str(block_size), str(ready.max_kv_tokens // block_size)).set(1)
+        num_blocks, dtype = ready.max_kv_tokens // block_size, ready.info.kv_cache_dtype
+        self._cache_config.labels(self.model_name, str(block_size), str(num_blocks), dtype).set(1)
         self._formats.clear()
         self._formats.labels(self.model_name, *(getattr(ready.info, name) for name in _FORMATS)).set(1)
         self._load_seconds.set(load_seconds)
 
     def observe_restart(self) -> None:
-        """An engine process is started in place of one that died."""
+        """Counts an engine process that is started in place of one that died."""
         self._restarts.inc()
 
     def observe_stall(self) -> None:
-        """An engine process is killed because it shows no progress."""
+        """Counts an engine process that is killed because it shows no progress."""
         self._stalls.inc()
 
     def observe_engine_lost(self) -> None:
-        """No engine from here on; the totals of the next one start at 0."""
+        """Notes that there is no engine any more; the totals of the next one start at 0."""
         self._last = EngineStats()
-        for gauge in (self._running, self._waiting, self._kv_usage):
+        for gauge in (self._running, self._waiting, self._waiting_for["capacity"], self._kv_usage):
             gauge.set(0)
 
     def observe_step(self, stats: EngineStats, steps: Sequence[StepRecord] = ()) -> None:
@@ -270,6 +264,7 @@ class Metrics:
         last, self._last = self._last, stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
+        self._waiting_for["capacity"].set(stats.num_waiting)
         self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         for field, counter in self._totals.items():
             counter.inc(getattr(stats, field) - getattr(last, field))
@@ -282,7 +277,7 @@ class Metrics:
             self._host_seconds.observe(max(0.0, step.seconds - step.kernel_seconds))
 
     def observe_delivery(self, seconds: float) -> None:
-        """A step's outputs went from its frame to the clients' sockets."""
+        """Notes the seconds that a step's outputs took from its frame to the clients' sockets."""
         self._delivery_seconds.observe(seconds)
 
     # -- requests (fed by the ledger) ----------------------------------------------------------------------------
@@ -296,38 +291,18 @@ class Metrics:
         self._generated.inc(generated)
         self._delivered.inc(delivered)
 
-    def observe_request(
-        self,
-        *,
-        endpoint: str,
-        outcome: str,
-        finish_reasons: Sequence[FinishReason],
-        prompt_tokens: int,
-        cached_tokens: int,
-        seconds: float,
-        timings: RequestTimings | None,
-        token_intervals: Sequence[float],
-    ) -> None:
+    def observe_request(self, figures: RequestFigures) -> None:
         """Counts one request that ended; its tokens went to :meth:`observe_tokens`."""
-        self._requests.labels(self.model_name, endpoint, outcome).inc()
-        for reason in finish_reasons:
+        self._requests.labels(self.model_name, figures.endpoint, figures.outcome).inc()
+        for reason in figures.finish_reasons:
             self._success.labels(self.model_name, reason.value).inc()
-        self._prompt.inc(prompt_tokens)
-        self._cached.inc(cached_tokens)
-        self._seconds.observe(seconds)
-        for interval in token_intervals:
-            self._inter_token.observe(interval)
-        if timings is not None:
-            _observe_span(self._queue, timings.arrival, timings.first_scheduled)
-            _observe_span(self._first_token, timings.arrival, timings.first_token)
-            _observe_span(self._prefill, timings.first_scheduled, timings.first_token)
-            _observe_span(self._decode, timings.first_token, timings.finished)
+        self._prompt.inc(figures.prompt_tokens)
+        self._cached.inc(figures.cached_tokens)
+        self._cached_by_source.inc(figures.cached_tokens)
+        self._prompt_by_source["local_cache_hit"].inc(figures.cached_tokens)
+        self._prompt_by_source["local_compute"].inc(max(0, figures.prompt_tokens - figures.cached_tokens))
+        self._per_request.observe(figures)
 
     def render(self) -> tuple[bytes, str]:
         """The page that Prometheus scrapes and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE
-
-
-def _observe_span(histogram: Spread, start: float | None, end: float | None) -> None:
-    if start is not None and end is not None:
-        histogram.observe(max(0.0, end - start))

@@ -25,7 +25,7 @@ class Tally(Collector):
         self._value += amount
 
     def collect(self) -> Iterable[Metric]:
-        """The one family that it is."""
+        """The series, as the one family that Prometheus scrapes."""
         family = CounterMetricFamily(self._name, self._text, labels=list(self._labels))
         family.add_metric(list(self._labels.values()), self._value)
         yield family
@@ -35,7 +35,7 @@ class Spread(Collector):
     """One histogram series.
 
     Args:
-        bounds: of the buckets, ascending; another one without bound comes on top.
+        bounds: upper bounds of the buckets, ascending; a last bucket has no bound.
     """
 
     def __init__(self, name: str, text: str, labels: Mapping[str, str], bounds: Sequence[float]) -> None:
@@ -51,7 +51,7 @@ class Spread(Collector):
         self._sum += value
 
     def collect(self) -> Iterable[Metric]:
-        """The one family that it is."""
+        """The series, as the one family that Prometheus scrapes."""
         family = HistogramMetricFamily(self._name, self._text, labels=list(self._labels))
         buckets = list(zip(self._names, map(float, accumulate(self._counts)), strict=True))
         family.add_metric(list(self._labels.values()), buckets, self._sum)

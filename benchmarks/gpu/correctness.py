@@ -26,7 +26,7 @@ from app.kernels.norm_add_norm import norm_add_norm
 from app.kernels.paged_attention import paged_attention
 from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
-from app.kernels.route import Scoring, route
+from app.kernels.route import Groups, RoutingRule, Scoring, route
 from app.kernels.sample import LogprobsOut, SampleParams, logprobs, sample
 from app.kernels.sample.workspace import new_sample_workspace
 from app.kernels.types import (
@@ -101,12 +101,20 @@ def run_linear(place: Place, rows: int, n: int, k: int, fmt: str, *, activation:
 def run_route(place: Place, rows: int, count: int, chosen: int) -> list[Tensor]:
     """A routing of random logits."""
     routing = new_routing(place, rows, count, chosen)
-    route(place.randn(rows, count).float(), routing, scoring=Scoring.SOFTMAX, normalise=False)
+    route(place.randn(rows, count).float(), routing, RoutingRule(normalise=False))
+    return [routing.experts, routing.weights, routing.slots, routing.offsets]
+
+
+def run_grouped_route(place: Place, rows: int, count: int, chosen: int) -> list[Tensor]:
+    """Likewise by sigmoids with a bias, in the best groups."""
+    rule = RoutingRule(scoring=Scoring.SIGMOID, normalise=True, scale=2.5, groups=Groups(count=8, chosen=4, best=2))
+    routing = new_routing(place, rows, count, chosen)
+    route(place.randn(rows, count).float(), routing, rule, bias_X=place.randn(count).float())
     return [routing.experts, routing.weights, routing.slots, routing.offsets]
 
 
 def new_routing(place: Place, rows: int, count: int, chosen: int) -> Routing:
-    """Room for one."""
+    """Empty buffers for a routing."""
     return Routing(
         torch.zeros(rows, chosen, dtype=torch.int32, device=place.device),
         torch.zeros(rows, chosen, device=place.device),
@@ -130,12 +138,12 @@ def run_experts(place: Place, rows: int, fmt: str) -> list[Tensor]:
         if takes is ActFormat.INT8_TOKEN:
             x = Act(place.ints(-127, 128, rows, width, dtype=torch.int8), place.scales(rows, 1))
     routing = new_routing(place, rows, count, chosen)
-    route(place.randn(rows, count).float(), routing, scoring=Scoring.SOFTMAX, normalise=True)
+    route(place.randn(rows, count).float(), routing, RoutingRule(normalise=True))
     arena = StepArena(rows, place.device)
     arena.begin(rows)
     out, residual = place.empty(rows, width), place.randn(rows, width)
     scratch = ExpertsScratchLayout.of(weight, chosen, place.dtype).take(arena)
-    experts(x, weight, routing, out, scratch, residual=residual)
+    experts(x, weight, routing, out, scratch, residual=residual, residual_gate=place.randn(rows, 1).float())
     return [out]
 
 
@@ -280,6 +288,7 @@ def cases() -> Iterator[tuple[str, float, Run]]:
             yield f"paged_attention {shape} softcap and sinks", _BF16, partial(run, softcap=2.0)
     for rows in (17, 300):
         yield f"route {rows}", _FP32, partial(run_route, rows=rows, count=128, chosen=8)
+        yield f"route in groups {rows}", _FP32, partial(run_grouped_route, rows=rows, count=256, chosen=8)
     for fmt in ("W8A8", "W8A16", "float"):
         for rows in (1, 17, 300):
             # An int8 value of the rounded row may be the next one.

@@ -9,7 +9,7 @@ from benchmarks.gpu.session import workload_options, workload_session
 from benchmarks.gpu.stage import Stage
 
 _SECONDS = {("qwen3-8b", "bf16", 256, 1024, 1024): 30.85}
-"""What SGLang takes on one H200, by its published figures."""
+"""Seconds that SGLang takes on one H200, by its published figures."""
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

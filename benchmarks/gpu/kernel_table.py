@@ -34,8 +34,8 @@ class Table:
 
         Args:
             make: operands, and a call on them.
-            nbytes: that a call has to move.
-            operations: of its products.
+            nbytes: bytes that a call has to move.
+            operations: operations of its products.
         """
         copies = min(_MOST_COPIES, copies_past_l2(nbytes, self._stage.device))
         taken = seconds([make() for _ in range(copies)], self._stage.device)
@@ -112,7 +112,7 @@ def _quantize(table: Table, device: torch.device, width: int, batch: int) -> Non
 
 
 def _sampling(table: Table, device: torch.device, vocab_size: int, batch: int) -> None:
-    """Of steep rows, as models give them: a few hundred tokens have 0.9 of the mass; and of flat ones, thousands."""
+    """Sampling of steep rows, as models give them (a few hundred tokens have 0.9 of the mass), and of flat ones."""
     index = torch.arange(batch, device=device)
     for name, spread, top_k, top_p in (
         ("", 3.0, None, None),

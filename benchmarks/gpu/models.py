@@ -83,7 +83,7 @@ TINY: dict[str, Any] = {
     "eos_token_id": 2,
     "bos_token_id": 1,
 }
-"""To try the stages on a CPU."""
+"""Shape of a tiny model, to try the stages on a CPU."""
 MODELS = {"llama-3.1-8b": LLAMA_3_1_8B, "qwen3-8b": QWEN3_8B, "smollm2-135m": SMOLLM2_135M, "tiny": TINY}
 
 

@@ -23,9 +23,9 @@ class OpCall(NamedTuple):
 
     run: Run
     out: Tensor
-    """What it writes."""
+    """Tensor that the call writes."""
     nbytes: int
-    """Of what it mostly reads: a weight, or pages."""
+    """Bytes of what it mostly reads: a weight, or pages."""
 
 
 def product(

@@ -30,7 +30,7 @@ class Place:
         return torch.randint(low, high, shape, generator=self.random, dtype=dtype).to(self.device)
 
     def scales(self, *shape: int) -> Tensor:
-        """fp32, about 0.01."""
+        """Scales in fp32, about 0.01."""
         return (torch.rand(shape, generator=self.random) * 0.01 + 0.005).to(self.device)
 
     def put(self, values: list[int], dtype: torch.dtype) -> Tensor:
@@ -38,7 +38,7 @@ class Place:
         return torch.tensor(values, dtype=dtype, device=self.device)
 
     def empty(self, *shape: int) -> Tensor:
-        """Of the floating dtype; NaN where nothing was written."""
+        """Empty tensor of the floating dtype; NaN where nothing was written."""
         return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
 
     def cache(self, blocks: int, heads: int, width: int, *, int8: bool) -> LayerKVCache:

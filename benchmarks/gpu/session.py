@@ -25,7 +25,7 @@ from benchmarks.gpu.models import MODELS, write_config
 MAX_STEP_TOKENS = 8192
 _BLOCK = 16
 _SPARE = 8
-"""Steps before and after the measured ones: not every row is in each of those."""
+"""Steps before and after the measured ones, in which not every row takes part."""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -33,12 +33,12 @@ class Figures(msgspec.Struct, frozen=True):
 
     seconds: float
     tokens: int
-    """Generated, or of the prompt where nothing else was asked for."""
+    """Tokens generated, or tokens of the prompt where nothing else was asked for."""
     records: list[StepRecord] = []
 
     @property
     def tokens_per_s(self) -> float:
-        """Throughput."""
+        """Throughput in tokens a second."""
         return self.tokens / self.seconds
 
 
@@ -46,8 +46,8 @@ class Session:
     """A model with random weights (standard deviation 0.02), ready for requests.
 
     Args:
-        num_tokens: that the KV cache has to hold.
-        options: of :class:`EngineConfig`.
+        num_tokens: tokens that the KV cache has to hold.
+        options: fields of :class:`EngineConfig`.
     """
 
     def __init__(self, model: str, *, num_tokens: int, num_layers: int | None = None, **options: Any) -> None:
@@ -86,7 +86,7 @@ class Session:
         """Steady decoding of ``batch`` sequences whose prompts have ``context`` tokens.
 
         Args:
-            around: entered for the measured steps alone.
+            around: context manager that is entered for the measured steps alone.
         """
         output = decode_output(batch, context, steps, self.config.max_num_batched_tokens)
         names = [self._add(context, output) for _ in range(batch)]
@@ -137,7 +137,7 @@ def decode_output(batch: int, context: int, steps: int, max_num_batched_tokens: 
 
 
 def workload_options(parser: argparse.ArgumentParser, *, requests: int, output_tokens: int) -> None:
-    """Of a stage that has one model answer requests of one size, all at once."""
+    """Options of a stage in which one model answers requests of one size, all at once."""
     parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
     parser.add_argument("--requests", type=int, default=requests)
     parser.add_argument("--prompt", type=int, default=1024)
@@ -169,4 +169,4 @@ def _count(outputs: list[EngineOutput], generated: dict[str, int]) -> None:
 
 
 def _ignore(progress: LoadProgress) -> None:
-    """Nobody watches."""
+    """Ignores progress."""

@@ -67,12 +67,6 @@ def seconds(
     return _summary([_event_seconds(graph.replay, replays) / replays / len(calls) for _ in range(repeats)])
 
 
-def event_seconds(run: Run) -> float:
-    """Time of one call on the device, from an idle one to an idle one."""
-    torch.cuda.synchronize()
-    return _event_seconds(run, 1)
-
-
 def _captured(calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

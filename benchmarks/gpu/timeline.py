@@ -87,7 +87,7 @@ def spans_of(profiler: profile) -> list[Span]:
 
 
 def summary(spans: Sequence[Span]) -> dict[str, Any]:
-    """Of the whole steps among the spans: their time, the gaps between them, and the kernels that take most of it."""
+    """Figures of the whole steps among the spans: time, gaps between steps, and the kernels that take most of it."""
     ordered = sorted(spans, key=lambda span: span.start)
     firsts = [index for index, span in enumerate(ordered) if span.name.startswith(FIRST_KERNEL)]
     if len(firsts) < 2:
@@ -112,8 +112,11 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
 
 
 def _charged(spans: Sequence[Span]) -> Iterator[float]:
-    """Of each of the spans, which come as they start: the time from its start, or the end of those before it, to its
-    end."""
+    """Time of each span from its start, or from the end of the spans before it, to its end.
+
+    Args:
+        spans: spans in the order of their starts.
+    """
     busy_until = spans[0].start if spans else 0.0
     for span in spans:
         yield max(0.0, span.end - max(span.start, busy_until))

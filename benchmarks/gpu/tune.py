@@ -35,15 +35,15 @@ from benchmarks.gpu.stage import Stage, copies_past_l2, seconds
 
 _SHARED_BYTES = 227 << 10
 _FASTER = 0.97
-"""Of the time in use: what counts as faster."""
+"""Share of the present time below which a candidate counts as faster."""
 _SAME = 1e-2
-"""Relative norm of the difference from what the shape in use gives."""
+"""Largest relative norm of the difference from the result of the shape in use."""
 _ROWS = ((16, 16), (32, 32), (64, 64), (256, 256), (None, 4096))
 """Bounds of ``max_m``, and the number of rows that each is tuned with."""
 _MOST_COPIES = 16
 _BELOW = (0, 264, 528, 1056)
 _NONE = 132
-"""What a bound of 0, which is none, counts as among others."""
+"""Number that stands for a bound of 0, which means no bound, when bounds are compared."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Task:
     op: str
     where: dict[str, int]
     dims: dict[str, int]
-    """Of a problem among those, to look up the shape in use."""
+    """Dimensions of one of the problems, to look up the shape in use."""
     problems: dict[str, Callable[[], OpCall]]
-    """By what they are; each call makes operands of its own."""
+    """Problems by their description; each call makes operands of its own."""
     candidates: list[dict[str, int]]
 
 
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def tasks(model: dict[str, Any], device: torch.device) -> Iterator[Task]:
-    """All there are, in the order of the tables' rows."""
+    """All tasks, in the order of the tables' rows."""
     width, inner, vocab_size = model["hidden_size"], model["intermediate_size"], model["vocab_size"]
     heads, kv_heads, head_dim = model["num_attention_heads"], model["num_key_value_heads"], model["head_dim"]
     plain = {"qkv": ((heads + 2 * kv_heads) * head_dim, width), "o": (width, heads * head_dim), "down": (width, inner)}
@@ -186,7 +186,7 @@ def _is_chosen(task: Task, args: argparse.Namespace) -> bool:
 
 
 def _candidates(task: Task, most: int) -> list[dict[str, int]]:
-    """Those nearest to the shape in use, each doubling or halving being a step."""
+    """The candidates nearest to the shape in use; each doubling or halving is a step."""
     in_use = launch_shape(task.op, **task.dims)
 
     def steps(shape: dict[str, int]) -> float:

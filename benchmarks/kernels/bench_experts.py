@@ -18,13 +18,18 @@ from app.kernels.linear.cpu import linear_call
 from app.kernels.linear.pack import new_packed_weight
 from app.kernels.native.program import Program
 from app.kernels.quantize.cpu import quantize_call
-from app.kernels.route import Scoring, route
+from app.kernels.route import RoutingRule, route
 from app.kernels.types import Act, PackedExperts, PackedWeight, Routing, StepArena, num_groups
-from app.quant.packed import NewPackedExperts
+from app.quant.formats.packed import NewPackedExperts
 from benchmarks.kernels.measure import PAST_CACHES, alternating, parser, report, shares
 
-SHAPES = {"qwen3-30b-a3b": (128, 8, 768, 2048), "olmoe": (64, 8, 1024, 2048), "mixtral": (8, 2, 14336, 4096)}
-"""(experts, chosen, width of an expert, width of the model)."""
+SHAPES = {
+    "qwen3-30b-a3b": (128, 8, 768, 2048),
+    "olmoe": (64, 8, 1024, 2048),
+    "mixtral": (8, 2, 14336, 4096),
+    "deepseek-v2-lite": (64, 8, 1408, 2048),  # its two shared experts are chosen like the others here
+}
+"""Shapes: (experts, chosen, width of an expert, width of the model)."""
 TOKENS = (1, 4, 16, 64, 256, 1024)
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16}
 _OPERATIONS_A_RUN = 40e9
@@ -32,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def fill(weight: PackedWeight) -> PackedWeight:
-    """Packed noise: which rows it stands for does not matter."""
+    """Fills a packed weight with noise: which rows it stands for does not matter."""
     if weight.scale is None:
         weight.data.normal_(std=0.02)
     else:
@@ -89,7 +94,7 @@ def expert_calls(name: str, weight: PackedExperts, tokens: int, used: int) -> li
                 torch.empty(tokens * chosen, dtype=torch.int32),
                 torch.empty(count + 1, dtype=torch.int32),
             )
-            route(torch.randn(tokens, count), routing, scoring=Scoring.SOFTMAX, normalise=True)
+            route(torch.randn(tokens, count), routing, RoutingRule(normalise=True))
             experts(make_x(tokens, width, dtype), weight, routing, out, scratch)
     return calls
 

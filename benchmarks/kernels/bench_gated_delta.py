@@ -18,9 +18,9 @@ from app.kernels.types import AttentionMetadata, LayerState
 from benchmarks.kernels.measure import PAST_CACHES, measured, parser, report
 
 HEADS = {"qwen3.5-0.8b": (16, 16, 128), "qwen3-next-80b": (16, 32, 128)}
-"""Key heads, value heads and their width."""
+"""Shape of a layer: key heads, value heads and their width."""
 STEPS = ((1, 1), (16, 1), (1, 64), (1, 512))
-"""Rows, and tokens of each."""
+"""Steps: rows, and tokens of each."""
 _TAPS, _BLOCK, _POSITION = 4, 16, 160
 _MOST_COPIES = 32
 

@@ -22,7 +22,7 @@ from benchmarks.kernels.measure import PAST_CACHES, measured, parser, report
 
 ROWS = (1, 16, 256, 1024)
 WIDTHS = {"135m": (576, 9, 3, 64), "8b": (4096, 32, 8, 128)}
-"""Hidden size, query heads, KV heads and their width."""
+"""Widths of the models: hidden size, query heads, KV heads and their width."""
 VOCABULARY = 49152
 _BLOCK = 16
 _MOST_COPIES = 64
@@ -30,7 +30,7 @@ _MOST_COPIES = 64
 Call = Callable[[], None]
 """One call of an op on operands of its own."""
 Maker = Callable[[int, str], tuple[Call, int]]
-"""From rows and model: a call, and the bytes it moves."""
+"""Makes, of rows and model, a call and the bytes it moves."""
 
 
 def _nbytes(*tensors: Tensor | None) -> int:

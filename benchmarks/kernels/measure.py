@@ -40,7 +40,7 @@ def seconds(run: Callable[[], None], repeats: int, calls: int = 1) -> dict[str, 
 def alternating(
     first: Callable[[], None], second: Callable[[], None], repeats: int, calls: int = 1
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Likewise of two, run in turn: what else the machine does meets both."""
+    """p20, p50 and p80 of the times of two kinds of calls, run in turn, so that other load meets both."""
     first()
     second()
     taken = [(_timed(first) / calls, _timed(second) / calls) for _ in range(max(repeats, 2))]
@@ -62,8 +62,8 @@ def shares(median_s: float, nbytes: int, operations: int, kind: str) -> dict[str
     """Rates, and the larger of their shares of the ceilings: what of the machine is used.
 
     Args:
-        nbytes: that have to come from memory.
-        kind: of the operations, ``int8`` or ``bf16``.
+        nbytes: bytes that have to come from memory.
+        kind: type of the operations, ``int8`` or ``bf16``.
     """
     gb, gop = nbytes / median_s / 1e9, operations / median_s / 1e9
     share = max(gb / CEILINGS["GB/s"], gop / CEILINGS[f"{kind} GOP/s"])
@@ -76,8 +76,8 @@ def measured(
     """Time, rates and shares of one of some native calls, on operands of their own, and by what they were run.
 
     Args:
-        nbytes, operations: of one call; see :func:`shares`.
-        size: of the step, as :meth:`Program.run` takes it.
+        nbytes, operations: bytes and operations of one call; see :func:`shares`.
+        size: size of the step, as :meth:`Program.run` takes it.
     """
     program = Program(dispatch.pool(), calls, dispatch.isa())
     taken = seconds(lambda: program.run(**size), repeats, len(calls))

@@ -30,6 +30,7 @@ from benchmarks.peers.prompts import PromptError, Sizes, reference_text, rounds
 from benchmarks.peers.report import best, medians, notes, print_table, ratios
 from benchmarks.peers.rounds import Bench
 from benchmarks.peers.workloads import WORKLOADS
+from benchmarks.rows import processor
 
 MODEL = "smollm2-135m"
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
@@ -165,21 +166,12 @@ def _common(sizes: Sizes, trial: bool) -> dict[str, Any]:
         "bench": "peers",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": describe.stdout.strip() or None,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
         "python": platform.python_version(),
         "model": MODEL,
         **({"trial": True} if trial else {}),
         "sizes": dataclasses.asdict(sizes),
     }
-
-
-def _processor() -> str:
-    """The processor's name and the instruction sets that matter here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(part for line in lines if len(part := [p.strip() for p in line.split(":", 1)]) == 2)
-    flags = set(fields.get("flags", "").split())
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-    return " ".join([fields.get("model name", "unknown"), *(flag for flag in wanted if flag in flags)])
 
 
 def _write(output: Path | None, row: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Home:
         return self.directory / "bin" / "python"
 
     def bin(self, name: str) -> Path:
-        """A program of it."""
+        """Path of a program of its virtual environment."""
         return self.directory / "bin" / name
 
 
@@ -48,15 +48,15 @@ class Peer:
     """Format of the weights: ``int8``, ``int4``, ``bf16``."""
     start_timeout: float = 120.0
     ignore_eos: bool = True
-    """Its API has a field of that name."""
+    """Whether its API has a field ``ignore_eos``."""
 
     @property
     def in_process(self) -> bool:
-        """Asked without a server between, with token ids."""
+        """Whether it is asked in process, with token ids, without a server."""
         return False
 
     def version(self, home: Home) -> str | None:
-        """None when it is not installed."""
+        """Installed version; None when it is not installed."""
         raise NotImplementedError
 
     def prepare(self, home: Home, models: Models) -> Path:
@@ -68,11 +68,11 @@ class Peer:
         raise NotImplementedError
 
     def command(self, home: Home, model: Path, port: int) -> list[str]:
-        """What starts it, on a loopback port if it is a server."""
+        """Command that starts it, on a loopback port if it is a server."""
         raise NotImplementedError
 
     def env(self, home: Home) -> dict[str, str]:  # noqa: ARG002
-        """What it wants in its environment."""
+        """Environment variables that it needs."""
         return {}
 
     def model_name(self, model: Path) -> str:

@@ -87,7 +87,7 @@ class Child:
 
     @property
     def pids(self) -> list[int]:
-        """Of the living tree."""
+        """Process ids of the peer and of all its living descendants."""
         return descendants(self.process.pid)
 
     def note_memory(self) -> int:
@@ -117,8 +117,8 @@ def running(
     """A process in a group of its own, which is ended on leaving, and nothing else.
 
     Args:
-        env: what it gets beside our own environment.
-        log: takes its output; standard output only when not ``piped``.
+        env: variables besides our own environment.
+        log: file that takes its output; standard output only when not ``piped``.
     """
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -85,13 +85,13 @@ class RoundPrompts:
 
     warmup: tuple[str, ...]
     single: tuple[str, ...]
-    """W1."""
+    """Prompts of workload W1, one after the other."""
     many: tuple[str, ...]
-    """W2."""
+    """Prompts of workload W2, many at once."""
     long: str
-    """W3."""
+    """Prompts of workload W3, long ones."""
     shared: tuple[str, ...]
-    """W4."""
+    """Prompts of workload W4, with one prefix."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from rich.text import Text
 
 Row = Mapping[str, Any]
 _NOISY = 0.05
-"""Share of the machine used by others from which a run is not quiet."""
+"""Share of the machine that others may use; a run beside more of them is not quiet."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column."""
+    """One figure of the table: a column."""
 
     key: str
     workload: str

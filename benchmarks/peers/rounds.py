@@ -72,7 +72,7 @@ class Bench:
             worker.start(peer.start_timeout)
             return worker
         url = f"http://127.0.0.1:{port}"
-        _wait_healthy(child, f"{url}/health", peer.start_timeout)
+        wait_healthy(child, f"{url}/health", peer.start_timeout)
         return HttpTarget(url, peer.model_name(model), peer.ignore_eos, peer.extra_body)
 
     def _shown(self, command: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ class Bench:
         return " ".join(Path(word).name if os.sep in word else word for word in command)
 
 
-def _wait_healthy(child: Child, url: str, timeout: float) -> None:
+def wait_healthy(child: Child, url: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         child.check_alive()

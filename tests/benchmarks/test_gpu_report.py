@@ -23,6 +23,7 @@ def test_the_summary_keeps_steps_with_and_without_graphs_apart() -> None:
     assert summary == {"tiny bf16 decode 4": 9.0, "tiny bf16 eager decode 4": 3.0}
 
 
+@pytest.mark.slow
 def test_a_trial_runs_its_stages_and_sums_them_up(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "benchmarks.gpu_report", "--trial", "--output", str(output), "--only", *STAGES]

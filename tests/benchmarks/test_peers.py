@@ -125,7 +125,7 @@ from benchmarks.peers.workers.protocol import serve
 def load():
     print("chatter of a library")
     def generate(prompts, max_tokens, concurrency, prefix):
-        print("more of it")
+        print("more of it", flush=True)
         if prompts == [[0]]:
             sys.exit("out of cheese")
         now = time.perf_counter()
@@ -253,3 +253,22 @@ class TestCommand:
     def test_list_names_every_peer(self, tmp_path: Path) -> None:
         done = CliRunner().invoke(main, ["--venv-dir", str(tmp_path), "list"])
         assert [line.split()[0] for line in done.stdout.splitlines()] == [peer.name for peer in PEERS]
+
+
+@pytest.mark.slow
+def test_pairs_of_a_checkout_with_itself(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "benchmarks.peers.pairs", str(ROOT), "--pairs", "2", "--starts", "1"]
+    done = subprocess.run(
+        [*command, "--workloads", "W1,W3", "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["measure"] for row in rows].count("W3 ttft_ms") == 2
+    assert {"start s", "W1 duration_s", "peak_rss_mb"} < {row["measure"] for row in rows}
+    assert all(row["before"] > 0 and row["now"] > 0 for row in rows)
+    assert "now / before" in done.stdout

@@ -50,6 +50,7 @@ def test_a_table_is_written_as_it_is_read() -> None:
     assert all(line.count("{") <= 3 for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_a_trial_times_candidates_and_chooses(tmp_path: Path) -> None:
     output, table = tmp_path / "rows.jsonl", tmp_path / "table.json"
     command = [sys.executable, "-m", "benchmarks.gpu.tune", "--device", "cpu", "--model", "tiny", "--candidates", "2"]

@@ -40,7 +40,7 @@ def test_a_verb_imports_no_other() -> None:
 
 def test_every_verb_is_there_and_says_what_it_does() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
-    for name in ("bench", "chat", "config", "doctor", "keys", "list", "plan", "pull", "quantize", "serve"):
+    for name in ("bench", "chat", "config", "doctor", "keys", "list", "models", "plan", "pull", "quantize", "serve"):
         assert f"\n  {name} " in text
     context = click.Context(main)
     for name in main.list_commands(context):

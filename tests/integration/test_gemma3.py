@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from app.contract.request import SamplingParams
 from app.engine.core import EngineCore
+from app.models.architectures import find
 from app.store import ModelFiles, SilentProgress, Store, pull
 from app.text.tokenizer import Tokenizer
 from tests.integration.engines import make_engine, request, run
@@ -126,6 +127,11 @@ def test_greedy_tokens_are_transformers(
             sequence = torch.tensor([ids + answers[name][:-1]])
             logits = reference(sequence, use_cache=False, logits_to_keep=NUM_TOKENS).logits[0]
         assert logits.argmax(-1).tolist() == answers[name], name
+
+
+def test_the_table_says_that_trained_weights_are_tested(files: ModelFiles) -> None:
+    (name,) = files.config["architectures"]
+    assert find(name).tested == "trained"
 
 
 def test_token_ids_are_transformers(files: ModelFiles, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Greedy tokens on the real weights equal transformers', however the engine came to compute them.
 
-Every test that claims a mechanism also shows that it fired.
+Every test that claims a mechanism also shows that it fired. Here plain torch computes, which takes minutes: these are
+slow tests, and ``test_native_text`` has their like on the native kernels.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import pytest
 
 from app.contract.request import SamplingParams
 from app.engine.core import EngineCore
+from app.models.architectures import find
 from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
 from tests.integration.engines import make_engine, request, run
 from tests.integration.prompts import PROMPTS
 from tests.integration.server import Server
 
+pytestmark = pytest.mark.slow
 Tokens = dict[str, list[int]]
 PREFILL_ONLY = SamplingParams(temperature=0.0, max_tokens=1)
 
@@ -23,6 +26,11 @@ PREFILL_ONLY = SamplingParams(temperature=0.0, max_tokens=1)
 @pytest.fixture(scope="module")
 def engine(smollm2: ModelFiles) -> EngineCore:
     return make_engine(smollm2)
+
+
+def test_the_table_says_that_trained_weights_are_tested(smollm2: ModelFiles) -> None:
+    (name,) = smollm2.config["architectures"]
+    assert find(name).tested == "trained"
 
 
 def test_prompts_are_what_they_claim(prompt_ids: Tokens) -> None:

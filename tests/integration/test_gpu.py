@@ -40,7 +40,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "W8A8, int8 pages": ("llama_biases", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
     "experts": ("qwen3moe", {"dtype": "float32"}),
     "experts, W8A8": ("qwen3moe", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
+    "shared pages": ("gemma4", {"dtype": "float32"}),
+    "experts apart": ("gemma4_experts", {"dtype": "float32"}),
     "W8A16": ("qwen3", {"dtype": "float16", "quantization": "int8_weight_only"}),
+    "short convolutions": ("lfm2", {"dtype": "bfloat16"}),
+    "short convolutions, W8A8": ("lfm2", {"dtype": "bfloat16", "quantization": "int8"}),
     "learned positions": ("gpt2", {"dtype": "bfloat16"}),
     "learned positions, W8A8": ("gpt2", {"dtype": "bfloat16", "quantization": "int8"}),
 }

@@ -38,8 +38,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "learned positions, W8A8": ("gpt2", {"quantization": "int8"}),
     "Gemma 3": ("gemma3", {"dtype": "bfloat16"}),
     "Gemma 3, W8A8": ("gemma3", {"quantization": "int8"}),
+    "parallel layers": ("gpt_neox", {}),
+    "parallel layers, W8A8": ("gpt_neox", {"quantization": "int8"}),
+    "StarCoder2": ("starcoder2", {"dtype": "bfloat16"}),
+    "LongRoPE": ("phi3", {"quantization": "int8"}),
+    "shared pages": ("gemma4", {"dtype": "bfloat16"}),
+    "shared pages, W8A8": ("gemma4", {"quantization": "int8", "kv_cache_dtype": "int8"}),
+    "experts apart": ("gemma4_experts", {}),
+    "experts apart, W8A8": ("gemma4_experts", {"quantization": "int8"}),
+    "one norm for both parts": ("cohere2", {}),
+    "one norm for both parts, W8A8": ("cohere2", {"quantization": "int8", "kv_cache_dtype": "int8"}),
 }
 """Model (six heads on two, with biases; or with normed queries and keys) and formats."""
+FAST = ("W8A8, int8 pages", "two KV groups")
+"""The others are slow: the interpreter takes up to a minute a case."""
 
 
 @pytest.fixture
@@ -49,17 +61,20 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelRunn
     dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
-@pytest.mark.parametrize("runner", CASES, indirect=True)
+@pytest.mark.parametrize(
+    "runner", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES], indirect=True
+)
 def test_the_tokens_are_those_of_the_reference(runner: ModelRunner) -> None:
     gives_the_tokens_of_the_reference(runner, NUM_TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["W8A8, int8 pages"], indirect=True)
 def test_a_sequence_is_the_same_in_a_batch_alone_and_on_a_prefix(runner: ModelRunner) -> None:
     gives_the_same_in_a_batch_alone_and_on_a_prefix(runner, NUM_TOKENS)
 
 
-@pytest.mark.parametrize("runner", ["int8 pages", "experts, W8A8"], indirect=True)
+@pytest.mark.parametrize("runner", ["int8 pages", pytest.param("experts, W8A8", marks=pytest.mark.slow)], indirect=True)
 def test_decodes_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRunner) -> None:
     """Three rows in a bucket of four: a row too many writes to the trash block and samples for no slot."""
     sequences = [Request(slot, [slot + 1] * 3, [slot], GREEDY) for slot in range(3)]
@@ -112,6 +127,7 @@ def served(runner: ModelRunner) -> tuple[list[list[int]], list[bool], list[torch
     return [sequence.outputs for sequence in sequences], replayed, kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["bfloat16"], indirect=True)
 def test_prompts_are_padded_and_replayed_and_nobody_else_notices(runner: ModelRunner, tmp_path: Path) -> None:
     """Missing tokens are a row's of their own, which writes to the trash block and samples for no slot."""

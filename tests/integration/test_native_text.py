@@ -109,6 +109,7 @@ def test_preempted(
     assert engine.stats().preemptions_total > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("formats", "least"),
     [({"dtype": "auto", "quantization": "auto"}, 0.9), ({"dtype": "bfloat16"}, 0.98)],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from openai.types import CompletionChoice
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.integration.prompts import PROMPTS
@@ -102,7 +104,7 @@ def test_models(client: openai.OpenAI) -> None:
     [
         (openai.NotFoundError, {"model": "nobody"}),
         (openai.BadRequestError, {"max_tokens": 100_000}),
-        (openai.BadRequestError, {"temperature": 3.5}),
+        (openai.BadRequestError, {"temperature": -0.5}),
         (openai.BadRequestError, {"messages": []}),
     ],
 )
@@ -130,3 +132,36 @@ def test_metrics_count_what_usage_says(client: openai.OpenAI, server: Server) ->
     usage = client.completions.create(model=MODEL, prompt="Count:", max_tokens=9, extra_body={"ignore_eos": True}).usage
     assert usage is not None
     assert total("vllm:generation_tokens_total") - before == usage.completion_tokens == 9
+
+
+def test_the_best_of_several_choices_are_the_likeliest(client: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> list[CompletionChoice]:
+        answer = client.completions.create(
+            model=MODEL, prompt="My favourite word is", max_tokens=8, temperature=1.0, seed=5, **fields
+        )
+        choices: list[CompletionChoice] = answer.choices
+        return choices
+
+    def likelihood(choice: CompletionChoice) -> float:
+        assert choice.logprobs is not None
+        values = [value for value in choice.logprobs.token_logprobs or [] if value is not None]
+        return sum(values) / len(values)
+
+    ranked = sorted(ask(n=4, logprobs=0), key=likelihood, reverse=True)
+    assert [choice.text for choice in ask(n=2, best_of=4)] == [choice.text for choice in ranked[:2]]
+
+
+def test_both_reports_of_a_prompts_logprobs_agree(client: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> CompletionChoice:
+        answer = client.completions.create(
+            model=MODEL, prompt="The capital of France is", max_tokens=1, temperature=0, **fields
+        )
+        choice: CompletionChoice = answer.choices[0]
+        return choice
+
+    echoed = ask(echo=True, logprobs=1).logprobs
+    assert echoed is not None
+    reported: Any = ask(extra_body={"prompt_logprobs": 1, "return_token_ids": True})
+    places = zip(reported.prompt_token_ids[1:], reported.prompt_logprobs[1:], strict=True)
+    values = [place[str(token_id)]["logprob"] for token_id, place in places]
+    assert values == (echoed.token_logprobs or [])[1:-1]

@@ -72,6 +72,7 @@ def test_int8_on_ranks_is_as_near_to_fp32_as_on_one(
     assert all(np.array_equal(other, first) for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this machine")
 def test_interpreted_ranks_sample_the_tokens_of_one(tmp_path: Path) -> None:
     """Ranks in processes of their own, as Triton's interpreter is for one thread."""

@@ -20,6 +20,7 @@ import pytest
 import app
 from app.keys import new_key
 from app.store import ModelFiles
+from tests.checkpoints.fp8_files import in_blocks, write_fp8
 from tests.integration.server import START_TIMEOUT, Server, spawn, start_server
 
 # Failing takes about a second; a start that hangs must not hang the tests.
@@ -47,6 +48,20 @@ def test_phases_and_ready_line_are_printed(server: Server) -> None:
     for phase in ("model", "tokenizer", "weights", "kv_cache"):
         assert re.search(rf"^ *{phase}\b.*\d\.\d+ s", text, re.MULTILINE), phase
     assert f"curl {server.url}/v1/chat/completions" in text
+
+
+def test_what_the_engine_logs_is_shown(tiny_llama: Path, tmp_path: Path) -> None:
+    """Of weights in FP8 and of every step; in the form of the other lines."""
+    quantization = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    fp8, _ = write_fp8(tiny_llama, tmp_path, quantization, in_blocks(16, 16))
+    shutil.copy(tiny_llama / "tokenizer.json", fp8)
+    with start_server("--model", str(fp8), "--trace-step") as server:
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi", "max_tokens": 2}).raise_for_status()
+    events = [json.loads(line) for line in server.lines if line.startswith("{")]
+    shown = [(event["logger"], event["event"]) for event in events if "logger" in event]
+    (said,) = [event for logger, event in shown if logger == "app.runner.loading"]
+    assert re.fullmatch("weights that are stored as FP8 are served as (packed )?int8", said)
+    assert any(logger == "app.engine.trace" and event.startswith("step ") for logger, event in shown)
 
 
 def test_with_keys_the_curl_takes_one_from_the_environment() -> None:

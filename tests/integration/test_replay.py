@@ -58,13 +58,17 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     return Ran(monkeypatch)
 
 
-CHECKPOINTS = ["qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2", "qwen3moe", "gemma3_256"]
+CHECKPOINTS = [
+    *("qwen3", "qwen3_biases", "llama_biases", "mistral", "qwen3_next", "gpt2", "qwen3moe", "gemma3_256"),
+    *("gpt_neox", "starcoder2_sliding", "phi3", "cohere2", "lfm2"),
+]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen3 in all but size: heads of 128, four to a key/value head, normed queries and keys; and other shapes."""
-    shape = SHAPE if request.param.startswith("qwen3") else {"hidden_size": 64 if request.param == "gpt2" else 96}
+    four_heads = request.param in ("gpt2", "gpt_neox", "cohere2", "lfm2")
+    shape = SHAPE if request.param.startswith("qwen3") else {"hidden_size": 64 if four_heads else 96}
     return save(make_reference(request.param, **shape), tmp_path_factory.mktemp("checkpoint"))
 
 

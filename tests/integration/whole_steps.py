@@ -9,7 +9,7 @@ from app.contract.request import SamplingParams
 from app.kernels import dispatch
 from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
-from tests.models.tiny import make_reference, save
+from tests.models.tiny import VARIANTS, make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
 MAX_TOKENS = 32
@@ -18,8 +18,9 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def runner_of(directory: Path, model: str, **options: Any) -> ModelRunner:
-    """Two layers of a tiny model."""
-    checkpoint = save(make_reference(model, num_hidden_layers=2), directory)
+    """Two layers of a tiny model; all of one whose layers are unlike."""
+    layers = {} if "layer_types" in VARIANTS[model][1] else {"num_hidden_layers": 2}
+    checkpoint = save(make_reference(model, **layers), directory)
     limits = {"max_num_batched_tokens": MAX_TOKENS, "max_logit_rows": MAX_TOKENS}
     return make_runner(engine_config(checkpoint, **limits, **options), discard)
 

@@ -15,6 +15,7 @@ from app.settings import Settings
 
 # None of them a default, neither of the settings nor of the configuration.
 OTHERS: dict[str, Any] = {
+    "via": "transformers",
     "load_format": "dummy",
     "device": "cuda",
     "dtype": "bfloat16",

@@ -19,11 +19,13 @@ from app.runner.loading import read_model_config
 from app.runner.memory import Budget
 from app.runner.start import make_runner, plan_for_gpu
 from tests.models.gemma3.test_config import GEMMA3_27B
+from tests.models.gemma4.test_config import E2B as GEMMA4_E2B
 from tests.models.test_config import QWEN3_MOE
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
 GIB = 1 << 30
+NAMED = {"architectures": ["Gemma4ForCausalLM"]}
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -160,6 +162,21 @@ def test_the_text_part_of_gemma_3_27b(tmp_path: Path) -> None:
     assert row["kv_cache"] / row["kv_cache_tokens"] < 0.4 * in_all_layers
 
 
+def test_layers_that_share_pages_take_none(tmp_path: Path) -> None:
+    """Of 35 layers of Gemma 4 E2B 12 with a window and 3 that see all keep pages, of one head each."""
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA4_E2B))
+    flags = ("--gpu-memory", "40GiB", "--max-model-len", "32768")
+    row = row_of(tmp_path, *flags)
+    # 2.35 of 4.65 billion parameters are the layers' own table; angles of 32,768 positions, a quarter of the wide ones.
+    table = 262144 * 35 * 256
+    assert row["weights"] == pytest.approx(2 * 4_650_000_000 + 32768 * (256 + 128) * 4, rel=0.01)
+    assert row["weights"] > 2 * table
+    in_wide_layers, in_narrow_ones = 3 * 2 * 512 * 2, 12 * 2 * 256 * 2
+    assert in_wide_layers < row["kv_cache"] / row["kv_cache_tokens"] < in_wide_layers + in_narrow_ones
+    (tmp_path / "config.json").write_text(json.dumps({**GEMMA4_E2B["text_config"], "num_kv_shared_layers": 0, **NAMED}))
+    assert row_of(tmp_path, *flags)["kv_cache_tokens"] < 0.6 * row["kv_cache_tokens"]
+
+
 def test_windows_leave_room_for_more_tokens(llama: Path, windowed: Path) -> None:
     flags = ("--gpu-memory", "80GiB", "--max-model-len", "65536")
     full, some = row_of(llama, *flags), row_of(windowed, *flags)
@@ -237,7 +254,14 @@ def test_no_gpu_and_no_size_are_said(llama: Path) -> None:
         assert "--gpu-memory 80GiB" in ask(llama).stderr
 
 
-@pytest.mark.parametrize(("variant", "quantization"), [("qwen3", "none"), ("qwen3", "int8"), ("gpt2", "int8")])
+@pytest.mark.parametrize(
+    ("variant", "quantization"),
+    [
+        ("qwen3", "none"),
+        pytest.param("qwen3", "int8", marks=pytest.mark.slow),
+        pytest.param("gpt2", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_a_runner_holds_what_was_planned(tmp_path: Path, variant: str, quantization: str) -> None:
     """On a CPU that interprets a GPU's kernels: the same buffers, in memory that can be counted."""
     pytest.importorskip("triton", reason="Triton has no wheel for this machine")

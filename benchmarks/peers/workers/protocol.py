@@ -1,4 +1,4 @@
-"""One JSON line in, one JSON line out."""
+"""How a worker is asked: one JSON line in, one JSON line out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 Times = list[list[float]]
-"""``time.perf_counter()`` at each token of each prompt."""
+"""Instants of ``time.perf_counter()``, one for each token of each prompt."""
 Generate = Callable[[list[list[int]], int, int, int], tuple[list[float], Times]]
 """``generate(prompts, max_tokens, concurrency, prefix)`` -> start of each request, and times of its tokens.
 
