@@ -171,14 +171,16 @@ def server(files: ModelFiles) -> Iterator[Server]:
 def test_the_default_format_served(
     server: Server, files: ModelFiles, prompts: dict[str, list[int]], answers: dict[str, list[int]]
 ) -> None:
+    """Counted over all tokens, each behind what fp32 chose: a single near tie would send a whole answer elsewhere."""
     tokenizer = tokenizers.Tokenizer.from_file(str(files.tokenizer_file))
     text = "naïve café 😀\n\n  中文"
     same = 0
     with httpx.Client(base_url=server.url, timeout=120.0) as client:
         for name, ids in prompts.items():
-            body = {"model": NAME, "prompt": ids, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+            body = {"model": NAME, "prompt": ids + answers[name], "max_tokens": 0, "echo": True, "logprobs": 1}
             (choice,) = client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
-            same += choice["text"].startswith(tokenizer.decode(answers[name][:3]))
+            chosen, likeliest = (choice["logprobs"][key][-NUM_TOKENS:] for key in ("token_logprobs", "top_logprobs"))
+            same += sum(mine == max(best.values()) for mine, best in zip(chosen, likeliest, strict=True))
         found = client.post("/tokenize", json={"model": NAME, "prompt": text}).raise_for_status().json()
     assert found["tokens"] == tokenizer.encode(text).ids
-    assert same >= 9, "int8 begins as fp32 does"
+    assert same > 0.85 * NUM_TOKENS * len(prompts), "int8 chooses as fp32 does"
