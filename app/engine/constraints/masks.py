@@ -1,4 +1,8 @@
-"""Masks of a step's constrained rows, made in a thread while the step's forward pass runs."""
+"""Masks of a step's constrained rows, made when the step wants to sample, or in a thread while its forward pass runs.
+
+A thread is worth it for masks that take long: it needs a core that the kernels have, and to wake it up costs more than
+most masks do.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ from app.engine.constraints.base import ConstraintError, TokenConstraint
 from app.engine.constraints.threads import start_thread
 from app.engine.request import Request
 
+_SLOW_SECONDS = 1e-3
+"""Seconds of a step's masks from which on the next step's are made in the thread."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +39,7 @@ class MaskJob(NamedTuple):
 
 
 class StepMasks:
-    """Masks that are being made; see :class:`app.contract.step.TokenMasks`."""
+    """Masks that are being made, or will be when they are waited for; see :class:`app.contract.step.TokenMasks`."""
 
     def __init__(self, jobs: Sequence[MaskJob], num_words: int) -> None:
         self.slots = [job.slot for job in jobs]
@@ -40,7 +47,13 @@ class StepMasks:
         """Seconds that it took to make them, once they are there."""
         self._jobs = jobs
         self._words = np.zeros((len(jobs), num_words), dtype=np.uint32)
-        self._made = threading.Event()
+        self._is_made = False
+        self._made_elsewhere: threading.Event | None = None
+
+    def make_in(self, thread: queue.SimpleQueue[StepMasks | None]) -> None:
+        """Has them made by the thread that serves the queue."""
+        self._made_elsewhere = threading.Event()
+        thread.put(self)
 
     def make(self) -> None:
         """Makes the masks. One that cannot be made stays zero: its row, and no other, fails."""
@@ -56,35 +69,46 @@ class StepMasks:
                     words[:] = 0
         finally:
             self.seconds = time.perf_counter() - started
-            self._made.set()
+            self._is_made, self._jobs = True, ()
+            if self._made_elsewhere is not None:
+                self._made_elsewhere.set()
 
     def wait(self) -> NDArray[np.uint32]:
         """See :meth:`app.contract.step.TokenMasks.wait`."""
-        self._made.wait()
+        if self._made_elsewhere is not None:
+            self._made_elsewhere.wait()
+        elif not self._is_made:
+            self.make()
         return self._words
 
 
 class MaskMaker:
-    """The thread that makes masks, started with the first step that needs any."""
+    """Says where a step's masks are made; has a thread, started with the first step after slow ones."""
 
     def __init__(self, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self._num_words = -(-vocab_size // 32)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._queue: queue.SimpleQueue[StepMasks | None] | None = None
+        self._last: StepMasks | None = None
 
     def begin(self, rows: Sequence[tuple[int, Request]]) -> StepMasks:
-        """Starts making the masks of a step's rows. Nobody else may use their constraints until they are there.
+        """The masks of a step's rows. Nobody else may use their constraints until they have been waited for.
 
         Args:
             rows: slot and request of each; the requests have constraints.
         """
+        masks = StepMasks([self._job(slot, request) for slot, request in rows], self._num_words)
+        if self._last is not None and self._last.seconds > _SLOW_SECONDS:
+            masks.make_in(self._thread())
+        self._last = masks
+        return masks
+
+    def _thread(self) -> queue.SimpleQueue[StepMasks | None]:
         if self._queue is None:
             self._queue = queue.SimpleQueue()
             start_thread("masks", _serve, self._queue)
             weakref.finalize(self, self._queue.put, None)
-        masks = StepMasks([self._job(slot, request) for slot, request in rows], self._num_words)
-        self._queue.put(masks)
-        return masks
+        return self._queue
 
     def _job(self, slot: int, request: Request) -> MaskJob:
         if request.constraint is None:
