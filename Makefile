@@ -50,7 +50,7 @@ test: $(VENV)/.test
 
 # Two at a time: some take gigabytes.
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -o timeout=900 $(ARGS)
 
 # Its interpreter uses what newer versions of numpy warn of, or no longer have.
 $(VENV)/triton-3.6: $(VENV)/.test
