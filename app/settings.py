@@ -27,6 +27,7 @@ from pydantic_settings.sources import NoDecode
 
 from app.contract.request import DEFAULT_SAMPLING
 from app.keys import ApiKey, parse_keys
+from app.nearest import did_you_mean
 from app.quant.formats import QUANTIZATIONS
 
 ENV_PREFIX = "TUILI_"
@@ -326,10 +327,11 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[Set
         raise SettingsError(_one_line(e, sources)) from None
 
 
-def unknown_environment() -> list[str]:
-    """``TUILI_*`` variables that are no setting: probably misspelt."""
+def unknown_environment() -> dict[str, str]:
+    """``TUILI_*`` variables that are no setting, probably misspelt, each with what may have been meant."""
     known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {"TUILI_CONFIG"}
-    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    return {name: did_you_mean(name, known) for name in unknown}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -354,7 +356,8 @@ def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
     if not name:
         return message
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r} ({sources.get(name, 'settings file')})"
+        hint = did_you_mean(name, Settings.model_fields)
+        return f"unknown setting {name!r} ({sources.get(name, 'settings file')}){hint}"
     if not has_flag(Settings.model_fields[name]):
         return f"bad setting {name} ({sources[name]}): {message}"
     return f"bad setting {name} = {first['input']!r} ({sources.get(name, 'default')}): {message}"

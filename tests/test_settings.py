@@ -141,7 +141,14 @@ def test_config_verb_prints_value_and_source() -> None:
 def test_misspelt_environment_is_named() -> None:
     done = CliRunner().invoke(main, ["config"], env={"TUILI_PROT": "1"})
     assert done.exit_code == 0
-    assert "TUILI_PROT" in done.output
+    assert "TUILI_PROT is no setting (did you mean TUILI_PORT" in done.output
+
+
+def test_a_misspelt_setting_of_a_file_is_told_what_is_near(tmp_path: Path) -> None:
+    file = tmp_path / "tuili.yaml"
+    file.write_text("max_num_seq: 3\n")
+    with pytest.raises(SettingsError, match=r"unknown setting 'max_num_seq' \(file .*\) \(did you mean max_num_seqs"):
+        settings.load({}, file)
 
 
 def test_every_setting_but_secrets_is_an_option_with_help() -> None:

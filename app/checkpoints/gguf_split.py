@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from app.checkpoints.header import WeightError
@@ -27,7 +27,7 @@ class SplitName:
     """Number of parts."""
 
 
-def split_name(path: Path) -> SplitName | None:
+def split_name(path: PurePath) -> SplitName | None:
     """What a file's name says of the model of which it is a part; None: it is of none."""
     match = _NAME.fullmatch(path.name)
     if match is None:

@@ -53,8 +53,8 @@ def load_settings(flags: dict[str, Any], config_file: Path | None) -> tuple[Sett
         loaded = settings.load(given, config_file)
     except settings.SettingsError as e:
         fail(str(e))
-    for name in settings.unknown_environment():
-        click.echo(f"tuili: warning: {name} is no setting; ignored", err=True)
+    for name, hint in settings.unknown_environment().items():
+        click.echo(f"tuili: warning: {name} is no setting{hint}; ignored", err=True)
     return loaded
 
 

@@ -39,3 +39,18 @@ class Verbs(click.Group):
             return None
         verb: click.Command = importlib.import_module(f"{self._package}.{cmd_name.replace('-', '_')}").verb
         return verb
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that a command line begins with.
+
+        Raises:
+            click.UsageError: there is none of that name; names those that are near.
+        """
+        # click itself compares with the commands that were added to the group: of these there are none.
+        if args and not args[0].startswith("-") and args[0] not in self._names and not ctx.resilient_parsing:
+            from app.nearest import did_you_mean
+
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._names)}.")
+        return super().resolve_command(ctx, args)

@@ -3,7 +3,7 @@
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles
 from app.store.home import Store
-from app.store.hub import at_revision
+from app.store.hub_id import at_revision
 from app.store.models import locate_config, pull, resolve
 from app.store.progress import ProgressReporter, SilentProgress, TerminalProgress
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.checkpoints.formats import GGUF, format_by_content
+from app.nearest import did_you_mean
 from app.store import hub, package
 from app.store.catalog import CATALOG, CatalogEntry
 from app.store.checking import check_tokenizer, check_tokenizer_once, derive_from_gguf
@@ -18,10 +19,12 @@ from app.store.convert import convert_tokenizer
 from app.store.errors import ModelNotFound, StoreError
 from app.store.files import ModelFiles, find_weights, read_model
 from app.store.home import FORMAT, Manifest, Store, slug
+from app.store.hub_id import HubId, parse_hub_id, without_host
 from app.store.progress import ProgressReporter, SilentProgress
 
 _TOKENIZER = "tokenizer.json"
 _CONFIG = "config.json"
+_NAMES = f"give a built-in name ({', '.join(CATALOG)}), a directory, a .gguf file or a hub id"
 
 
 def pull(name_or_path: str, store: Store, progress: ProgressReporter, *, via: str | None = None) -> ModelFiles:
@@ -84,9 +87,10 @@ def _pull(name_or_path: str, store: Store, progress: ProgressReporter, via: str 
         return _open_gguf(path, store, progress)
     if path is not None:
         return _pull_directory(path, store, progress, via)
-    hub_id = hub.parse_hub_id(name_or_path)
+    hub_id = parse_hub_id(name_or_path)
     if hub_id is None:
-        raise _unknown(name_or_path)
+        raise _unknown(name_or_path, store)
+    _refuse_quant(hub_id, via)
     store.create(hub_id.entry, _from_hub(hub_id, progress, via), progress)
     return _resolve(name_or_path, store, via=via)
 
@@ -100,10 +104,11 @@ def _resolve(name_or_path: str, store: Store, *, need_weights: bool = True, via:
         return _open_gguf(path, store, SilentProgress())
     if path is not None:
         return _resolve_directory(path, store, SilentProgress(), need_weights=need_weights, via=via)
-    hub_id = hub.parse_hub_id(name_or_path)
+    hub_id = parse_hub_id(name_or_path)
     if hub_id is None:
-        raise _unknown(name_or_path)
-    return _stored(hub_id.entry, name_or_path, store, via)
+        raise _unknown(name_or_path, store)
+    _refuse_quant(hub_id, via)
+    return _stored(hub_id.entry, str(hub_id), store, via)
 
 
 def _open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFiles:
@@ -120,6 +125,12 @@ def _refuse_gguf(name_or_path: str, via: str | None) -> None:
     path = None if name_or_path in CATALOG else _local_path(name_or_path)
     if name_or_path in CATALOG or (path is not None and path.is_file()):
         raise StoreError(f"{name_or_path}: via {via} no GGUF files are read: name a directory with safetensors")
+
+
+def _refuse_quant(hub_id: HubId, via: str | None) -> None:
+    """Raises :class:`StoreError` for a hub's GGUF file that another library is to compute."""
+    if via is not None and hub_id.quant is not None:
+        raise StoreError(f"{hub_id}: via {via} no GGUF files are read: name a repository with safetensors")
 
 
 def _stored(entry: str, name: str, store: Store, via: str | None) -> ModelFiles:
@@ -145,15 +156,26 @@ def _from_package(entry: CatalogEntry, progress: ProgressReporter) -> Callable[[
     return build
 
 
-def _from_hub(hub_id: hub.HubId, progress: ProgressReporter, via: str | None) -> Callable[[Path], Manifest]:
+def _from_hub(hub_id: HubId, progress: ProgressReporter, via: str | None) -> Callable[[Path], Manifest]:
     def build(directory: Path) -> Manifest:
         revision = hub.download(hub_id, directory, progress, via)
+        if ggufs := sorted(directory.glob("*.gguf")):
+            return gguf(ggufs, directory, revision)
         if not (directory / _TOKENIZER).is_file():
             convert_tokenizer(directory, directory / _TOKENIZER, progress)
         check_tokenizer(directory / _TOKENIZER, progress)
         weights = [file.name for file in find_weights(directory)]
         read_model(str(hub_id), directory, [], via=via)
         return Manifest(name=str(hub_id), source=str(hub_id), weights=weights, revision=revision)
+
+    def gguf(weights: list[Path], directory: Path, revision: str) -> Manifest:
+        if via is not None:
+            raise StoreError(f"{hub_id} has GGUF files alone, and via {via} none are read")
+        with progress.task(f"Reading {weights[0].name}"):
+            derive_from_gguf(weights[0], directory)
+        read_model(str(hub_id), directory, weights)
+        names = [file.name for file in weights]
+        return Manifest(name=str(hub_id), source=str(hub_id), weights=names, revision=revision)
 
     return build
 
@@ -204,6 +226,8 @@ def _local_path(name_or_path: str) -> Path | None:
         ModelNotFound: it is a path, but to nothing.
         StoreError: it is a file of another kind.
     """
+    if not name_or_path.strip():
+        raise ModelNotFound(f"the model's name is empty: {_NAMES}")
     try:
         path = Path(name_or_path).expanduser()
     except RuntimeError:  # ~ of a user who does not exist
@@ -211,18 +235,36 @@ def _local_path(name_or_path: str) -> Path | None:
     named_gguf = path.suffix.lower() == ".gguf"
     if path.is_dir() or (path.is_file() and (named_gguf or format_by_content(path) is GGUF)):
         return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
-    if path.is_file():
-        raise StoreError(f"{path}: neither a model directory nor a GGUF file")
+    if path.exists():
+        beside = f"; name its directory, {path.parent}" if path.suffix == ".safetensors" else ""
+        raise StoreError(f"{path}: neither a model directory nor a GGUF file{beside}")
     if path.is_symlink():
         raise ModelNotFound(f"{path}: a link to {path.readlink()}, which is not there")
-    if named_gguf or name_or_path.startswith(("/", "./", "../", "~")):
+    if (named_gguf and not _is_address(name_or_path)) or name_or_path.startswith(("/", "./", "../", "~")):
         raise ModelNotFound(f"{path}: no such file or directory")
     return None
 
 
-def _unknown(name: str) -> ModelNotFound:
-    names = ", ".join(CATALOG)
-    return ModelNotFound(f"no model {name!r}: give a built-in name ({names}), a directory, a .gguf file or a hub id")
+def _is_address(name: str) -> bool:
+    """Whether a name can be no path: a URL, the hub's host, or a hub id with one of its files behind a colon."""
+    hub_id = parse_hub_id(name)
+    return "://" in name or without_host(name) != name or (hub_id is not None and hub_id.quant is not None)
+
+
+def _unknown(name: str, store: Store) -> ModelNotFound:
+    if "://" in name:
+        return ModelNotFound(
+            f"{name}: files are not fetched by address; name a hub's repository as org/name, org/name:QUANT for one of "
+            "its GGUF files, or a file that is on this machine"
+        )
+    if without_host(name) != name:
+        return ModelNotFound(f"{name}: no repository's address; write hf.co/org/name or hf.co/org/name:QUANT")
+    try:
+        pulled = [manifest.name for _, manifest in store.entries()]
+    except StoreError:
+        pulled = []
+    hint = did_you_mean(name, [*CATALOG, *pulled])
+    return ModelNotFound(f"no model {name!r}{hint}: {_NAMES}")
 
 
 def _pull_command(name: str, store: Store) -> str:

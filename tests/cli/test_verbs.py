@@ -64,6 +64,21 @@ def test_a_file_is_a_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert CliRunner().invoke(group, ["--", unknown]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["serv"], "No such command 'serv' (did you mean serve?)."),
+        (["pul", "x"], "No such command 'pul' (did you mean pull?)."),
+        (["zzzzzz"], "No such command 'zzzzzz'."),
+        (["serve", "--prot", "1"], "'--port'"),
+    ],
+)
+def test_a_typo_is_told_what_is_near(args: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
 def test_python_runs_the_package() -> None:
     command = [sys.executable, "-m", "app.cli", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("tuili, version")

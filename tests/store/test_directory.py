@@ -433,6 +433,33 @@ def test_file_that_is_no_model(tmp_path: Path, store: Store) -> None:
         resolve(str(file), store)
 
 
+def test_a_file_of_weights_is_named_by_its_directory(tmp_path: Path, store: Store) -> None:
+    directory = write_directory(tmp_path)
+    with pytest.raises(StoreError, match=f"neither a model directory nor a GGUF file; name its directory, {directory}"):
+        resolve(str(directory / "model.safetensors"), store)
+
+
+def test_what_exists_is_not_said_to_be_missing(tmp_path: Path, store: Store) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(StoreError, match=r"pipe\.gguf: neither a model directory nor a GGUF file"):
+        resolve(str(tmp_path / "pipe.gguf"), store)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "the model's name is empty: give a built-in name"),
+        (" ", "the model's name is empty: give a built-in name"),
+        ("https://example.com/m.gguf", "files are not fetched by address; name a hub's repository as org/name"),
+        ("hf.co/org", "no repository's address; write hf.co/org/name"),
+        ("smolm2-135m", r"no model 'smolm2-135m' \(did you mean smollm2-135m\?\): give"),
+    ],
+)
+def test_names_of_no_model_say_what_to_write(store: Store, name: str, message: str) -> None:
+    with pytest.raises(ModelNotFound, match=message):
+        resolve(name, store)
+
+
 def test_not_there_says_which_command_to_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelNotFound, match=rf"fetch it with: tuili pull smollm2-135m --home {store.home}$"):
         resolve("smollm2-135m", store)

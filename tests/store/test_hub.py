@@ -15,9 +15,10 @@ import pytest
 
 from app.store import SilentProgress, Store, StoreError, resolve
 from app.store import pull as fetch
-from app.store.hub import at_revision, parse_hub_id
+from app.store.hub_files import wanted_files
+from app.store.hub_id import HubId, at_revision, parse_hub_id
 from tests.store.hub_server import COMMIT, Hub, serve_hub
-from tests.store.tiny import CONFIG, write_directory
+from tests.store.tiny import CONFIG, write_directory, write_gguf
 
 PULL = """
 import os, sys
@@ -321,6 +322,11 @@ def test_nobody_at_the_endpoint(hub: Hub, store: Store) -> None:
         ("org/repo@", None),
         ("org/re po", None),
         ("org/推理", None),
+        ("org/repo:Q4_K_M", "org--repo..Q4_K_M"),
+        ("org/repo@v1/x:Q8_0", "org--repo--v1--x..Q8_0"),
+        ("org/repo:", None),
+        ("org/repo:a/b", None),
+        ("org/repo:..", None),
     ],
 )
 def test_hub_ids(text: str, entry: str | None) -> None:
@@ -330,7 +336,90 @@ def test_hub_ids(text: str, entry: str | None) -> None:
         assert str(hub_id) == text
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("hf.co/org/repo", "org/repo"),
+        ("huggingface.co/org/repo:Q4_K_M", "org/repo:Q4_K_M"),
+        ("https://hf.co/org/repo/", "org/repo"),
+        ("hf.co/org", None),
+        ("https://hf.co/org/repo/blob/main/a.gguf", None),
+        ("https://example.com/org/repo", None),
+    ],
+)
+def test_addresses_of_the_hub(address: str, name: str | None) -> None:
+    hub_id = parse_hub_id(address)
+    assert (hub_id and str(hub_id)) == name
+
+
 def test_resolve_knows_the_directory_of_the_store_only(store: Store, tmp_path: Path) -> None:
     write_directory(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="model 'org/tiny' is not in"):
         resolve("org/tiny", store)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf").read_bytes()
+
+
+@pytest.fixture
+def ggufs(hub: Hub, gguf: bytes) -> Hub:
+    """A repository of one model's GGUF files, of which one is whole."""
+    names = ("tiny-Q4_0.gguf", "tiny-Q4_K_M.gguf", "tiny-Q8_0-00002-of-00002.gguf", "mmproj-tiny-Q8_0.gguf")
+    hub.repos["org/tiny-GGUF"] = dict.fromkeys(names, b"GGUF") | {"tiny-F16.gguf": gguf, "LICENSE": b"Free."}
+    return hub
+
+
+def test_one_gguf_file_of_many(ggufs: Hub, store: Store) -> None:
+    done = pull(ggufs, "hf.co/org/tiny-GGUF:f16", store)
+    assert done.returncode == 0, done.stderr
+    files = resolve("hf.co/org/tiny-GGUF:f16", store)
+    assert files == resolve("org/tiny-GGUF:f16", store)
+    assert files.name == "org/tiny-GGUF:f16"
+    assert [path.name for path in files.weights] == ["tiny-F16.gguf"]
+    assert set(ggufs.downloaded) == {"tiny-F16.gguf", "LICENSE"}
+    with pytest.raises(StoreError, match="via transformers no GGUF files are read"):
+        resolve("org/tiny-GGUF:f16", store, via="transformers")
+
+
+def test_a_gguf_file_comes_out_of_the_cache_offline(ggufs: Hub, store: Store, tmp_path: Path) -> None:
+    assert pull(ggufs, "org/tiny-GGUF:F16", store).returncode == 0
+    other = Store(tmp_path / "another")
+    done = pull(ggufs, "org/tiny-GGUF:F16", other, **OFFLINE, HF_HOME=str(store.home.parent / "hf"))
+    assert done.returncode == 0, done.stderr
+    missing = pull(ggufs, "org/tiny-GGUF:Q4_0", other, **OFFLINE, HF_HOME=str(store.home.parent / "hf"))
+    assert "no GGUF file of 'Q4_0'" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "expected"),
+    [
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-F16.gguf"], None, ["m-Q4_K_M.gguf"]),
+        (["m-Q5_0.gguf", "m-F16.gguf"], None, ["m-F16.gguf"]),
+        (["m.gguf"], None, ["m.gguf"]),
+        (["m.gguf", "model.safetensors"], None, ["model.safetensors"]),
+        (
+            ["Q8/m-Q8_0-00002-of-00002.gguf", "Q8/m-Q8_0-00001-of-00002.gguf"],
+            "q8_0",
+            ["Q8/m-Q8_0-00001-of-00002.gguf", "Q8/m-Q8_0-00002-of-00002.gguf"],
+        ),
+        (["m-Q8_0.gguf", "n-Q8_0.gguf"], "m-q8_0.gguf", ["m-Q8_0.gguf"]),
+    ],
+)
+def test_which_gguf_file_is_taken(names: list[str], asked: str | None, expected: list[str]) -> None:
+    assert wanted_files(HubId("org/repo", quant=asked), names) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "message"),
+    [
+        (["m-Q8_0.gguf"], "Q8_1", r"no GGUF file of 'Q8_1' \(did you mean Q8_0\?\); there are: m-Q8_0"),
+        (["m-Q8_0.gguf", "n-Q8_0.gguf"], "Q8_0", "several files are of 'Q8_0': m-Q8_0, n-Q8_0"),
+        (["model.safetensors"], "Q8_0", "org/repo has no GGUF files"),
+        (["mmproj-Q8_0.gguf"], None, "no safetensors weights"),
+    ],
+)
+def test_no_gguf_file_can_be_taken(names: list[str], asked: str | None, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        wanted_files(HubId("org/repo", quant=asked), names)
