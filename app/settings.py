@@ -32,7 +32,7 @@ from app.quant.formats import QUANTIZATIONS
 
 ENV_PREFIX = "TUILI_"
 NO_FLAG: dict[str, Any] = {"flag": False}
-"""Marks a secret: it is neither a command-line option nor ever shown."""
+"""Marks a secret: it is never shown, and an option of `tuili serve` alone."""
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:\d+)?|[a-z][a-z0-9+.-]*://\[[0-9A-Fa-f:]+\](:\d+)?")
 _HOST = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SAMPLING: dict[str, tuple[float, float]] = {
@@ -288,12 +288,14 @@ def _number(text: str) -> int | float:
 
 
 def has_flag(field: FieldInfo) -> bool:
-    """Whether a setting may be given on the command line, where every user of the machine can read it."""
+    """Whether every verb with settings takes it on its command line, which every user of the machine can read."""
     return field.json_schema_extra != NO_FLAG
 
 
 def flag_name(field: str) -> str:
     """Command-line spelling of a setting."""
+    if field == "api_keys":
+        return "--api-key"  # one each time it is given
     return "--" + field.replace("_", "-")
 
 

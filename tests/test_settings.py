@@ -152,9 +152,9 @@ def test_a_misspelt_setting_of_a_file_is_told_what_is_near(tmp_path: Path) -> No
 
 
 def test_every_setting_but_secrets_is_an_option_with_help() -> None:
-    text = CliRunner().invoke(main, ["serve", "--help"]).output
+    text = CliRunner().invoke(main, ["config", "--help"]).output
     for name, field in Settings.model_fields.items():
-        assert (settings.flag_name(name) in text) == settings.has_flag(field)
+        assert (f"{settings.flag_name(name)} " in text) == settings.has_flag(field)
         assert field.description
 
 
@@ -217,3 +217,19 @@ def test_hosts_are_names(host: str) -> None:
 def test_origins() -> None:
     origins = "https://a.example, http://localhost:3000, http://[::1]:80,*"
     assert len(settings.load({"cors_origins": origins})[0].cors_origins) == 4
+
+
+def test_letters_of_other_servers() -> None:
+    done = CliRunner().invoke(main, ["config", "-m", "gemma3-270m", "-c", "512"])
+    assert "gemma3-270m  (flag --model)" in done.output
+    assert "512  (flag --max-model-len)" in done.output
+
+
+def test_a_key_on_the_command_line_is_checked_as_any_other() -> None:
+    done = CliRunner().invoke(main, ["serve", "--api-key", "secret"])
+    assert done.exit_code == 1
+    assert "bad setting api_keys (flag --api-key): " in done.output
+    assert "secret" not in done.output
+    loaded, sources = settings.load({"api_keys": ("0123456789abcdef",)})
+    assert len(loaded.api_keys) == 1
+    assert sources["api_keys"] == "flag --api-key"

@@ -13,6 +13,9 @@ from app.cli._common import fail
 if TYPE_CHECKING:
     from app.settings import Settings
 
+_SHORT = {"model": "-m", "max_model_len": "-c"}
+"""Letters that users of other servers type for a setting."""
+
 
 class SettingsCommand(click.Command):
     """A verb that takes every setting as an option; they are read off the settings only when they are needed."""
@@ -71,8 +74,9 @@ def _option(name: str, field: Any) -> click.Option:
     flag = flag_name(name)
     declaration = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag
     default = "" if field.default in (None, ()) else f"  [default: {shown_value(field.default)}]"
+    short = [_SHORT[name]] if name in _SHORT else []
     return click.Option(
-        [declaration, name],
+        [declaration, *short, name],
         default=None,
         multiple=field.default == (),
         # Validation belongs to the settings: one place, one wording, whatever the source.

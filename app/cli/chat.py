@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from app.cli._common import api_key_option, model_option
+from app.cli._common import api_key_option, model_option, url_option
 
 
 @click.command("chat")
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server, with or without /v1.")
+@url_option
 @model_option
 @api_key_option
 @click.option("--system", help="System prompt.")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from app.cli._common import fail, home_option
+from app.cli._common import complete_model, fail, home_option
 
 
 @click.command("pull")
-@click.argument("model", metavar="NAME|PATH")
+@click.argument("model", metavar="NAME|PATH", shell_complete=complete_model)
 @click.option("--revision", help="Branch, tag or commit of a hub id; or write ID@REVISION.")
 @home_option
 @click.option("--via", type=click.Choice(["transformers"]), help="What is to compute the model, as for serve.")

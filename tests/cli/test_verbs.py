@@ -14,6 +14,7 @@ import app.cli
 from app.cli import main
 from app.cli._verbs import Verbs
 
+VERBS = "batch bench chat completion config doctor keys list models plan pull quantize serve".split()
 HEAVY = {"torch", "pydantic", "fastapi", "starlette", "uvicorn", "numpy", "tokenizers", "httpx", "msgspec", "rich"}
 
 
@@ -40,7 +41,20 @@ def test_a_verb_imports_no_other() -> None:
 
 def test_every_verb_is_there_and_says_what_it_does() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
-    for name in ("bench", "chat", "config", "doctor", "keys", "list", "models", "plan", "pull", "quantize", "serve"):
+    for name in (
+        "bench",
+        "chat",
+        "completion",
+        "config",
+        "doctor",
+        "keys",
+        "list",
+        "models",
+        "plan",
+        "pull",
+        "quantize",
+        "serve",
+    ):
         assert f"\n  {name} " in text
     context = click.Context(main)
     for name in main.list_commands(context):
@@ -82,3 +96,23 @@ def test_a_typo_is_told_what_is_near(args: list[str], message: str) -> None:
 def test_python_runs_the_package() -> None:
     command = [sys.executable, "-m", "app.cli", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("tuili, version")
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
+def test_completion_scripts(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_TUILI_COMPLETE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("tuili qua", "quantize"), ("tuili serve --max-num-", "--max-num-seqs"), ("tuili pull smol", "smollm2-135m")],
+)
+def test_what_a_shell_completes(words: str, offered: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_TUILI_COMPLETE", "bash_complete")
+    monkeypatch.setenv("TUILI_HOME", str(tmp_path))
+    result = CliRunner().invoke(main, prog_name="tuili")
+    assert f"plain,{offered}" in result.stdout.splitlines()

@@ -13,13 +13,16 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from app.api.service import ApiSettings
 from app.client.conversation import Conversation
 from app.client.target import TargetError
+from app.keys import parse_keys
 from app.text.chat_template import ChatTemplate
 from tests.api.conftest import NO_TLS, Server, start_server
 from tests.byte_tokenizer import CHATML_TEMPLATE
 from tests.serving.rig import repeat, until
 
+KEY = "0123456789abcdef"
 COMMAND = (sys.executable, "-m", "app.cli", "chat", "--temperature", "0")
 
 
@@ -61,6 +64,17 @@ async def test_piped_lines_are_turns_and_answers_alone_are_printed(server: Serve
         length(system, first, ("assistant", answers[0]), ("user", "second")),
         length(system, ("user", "third")),
     ]
+
+
+async def test_address_and_key_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with start_server(ApiSettings(api_keys=parse_keys([KEY])), next_token=repeat("abcd")) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "--max-tokens", "4", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        out, _ = await process.communicate(b"Hi")
+    assert (process.returncode, len(out.decode().strip())) == (0, 4)
 
 
 async def test_what_goes_wrong_in_a_pipe_ends_it(server: Server) -> None:
