@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.api import exchange
 from app.api.auth import OPEN_PATHS, AuthMiddleware, needs
 from app.api.errors import install_error_handlers
+from app.api.heads import HeadMiddleware
 from app.api.middleware import (
     BodyLimitMiddleware,
     FaultMiddleware,
@@ -60,6 +61,7 @@ def create_app(service: Service) -> FastAPI:
     _document(app, keys=bool(service.settings.api_keys))
     install_error_handlers(app)
     # The last one added is the outermost.
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(
         BodyLimitMiddleware,
         max_bytes=service.settings.max_body_bytes,

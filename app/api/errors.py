@@ -4,7 +4,7 @@ line of what was refused."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import structlog
 from fastapi import FastAPI
@@ -17,10 +17,13 @@ from starlette.types import Scope
 from app.api.protocols import protocol_of
 from app.api.scope import is_in_ledger, route_path, shown
 from app.errors import RequestError
+from app.nearest import did_you_mean
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics and logs for a client that left before its answer began; nobody receives it."""
 _MAX_SHOWN_PATH = 200
+_LIKE_A_PATH = 0.8
+"""Likeness of a path that may have been meant: all paths have much in common."""
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 _log = structlog.get_logger("tuili.api")
@@ -72,31 +75,42 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     path = request.scope["path"][:_MAX_SHOWN_PATH]  # the URL's would be what the Host header makes of it
-    messages = {404: f"There is no route {path}.", 405: f"{path} does not answer {request.method}."}
-    response = error_response(
-        RequestError(
-            messages.get(error.status_code, str(error.detail)),
-            status=error.status_code,
-            code=_HTTP_CODES.get(error.status_code),
-        ),
-        request.scope,
-    )
-    response.headers.update(error.headers or {})
-    if error.status_code == 405 and (route := request.scope.get("route")) is not None:
+    message, methods = str(error.detail), ""
+    if error.status_code == 404:
+        near = did_you_mean(path, _known_paths(request.app.routes), likeness=_LIKE_A_PATH)
+        message = f"There is no route {path}{near}; /docs lists all that there are."
+    elif error.status_code == 405:
         # The router names the methods of the first route alone that has this path.
-        response.headers["allow"] = ", ".join(sorted(_methods(request.app.routes, route.path)))
+        route = request.scope.get("route")
+        methods = ", ".join(sorted(_methods(request.app.routes, route.path))) if route is not None else ""
+        message = f"{path} does not answer {request.method}" + (f", but {methods}." if methods else ".")
+    refusal = RequestError(message, status=error.status_code, code=_HTTP_CODES.get(error.status_code))
+    response = error_response(refusal, request.scope)
+    response.headers.update(error.headers or {})
+    if methods:
+        response.headers["allow"] = methods
     return response
 
 
+def _known_paths(routes: Iterable[BaseRoute]) -> list[str]:
+    """Paths of the documented routes, each up to its first parameter."""
+    found = [route.path.partition("{")[0] for route in _all(routes) if route.include_in_schema]
+    return list(dict.fromkeys(found))
+
+
 def _methods(routes: Iterable[BaseRoute], path: str) -> set[str]:
-    """Methods of all routes with a path. Newer FastAPI keeps included routers whole."""
-    found: set[str] = set()
+    """Methods of all routes with a path."""
+    found = {method for route in _all(routes) if route.path == path for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found else found
+
+
+def _all(routes: Iterable[BaseRoute]) -> Iterator[Route]:
+    """All routes. Newer FastAPI keeps included routers whole."""
     for route in routes:
         if isinstance(route, Route):
-            found |= route.methods or set() if route.path == path else set()
+            yield route
         elif (router := getattr(route, "original_router", None)) is not None:
-            found |= _methods(router.routes, path)
-    return found
+            yield from _all(router.routes)
 
 
 async def _client_disconnect(_request: Request, _error: Exception) -> Response:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from app.contract.info import RunnerInfo
 from app.errors import RequestError
+from app.nearest import did_you_mean
 from app.serving.engine_client import EngineClient, EngineState
 from app.serving.generator import Generator
 from app.version import __version__
@@ -138,7 +139,8 @@ class ServedModels:
         if name is None or (self._any_name and name not in self._by_name and len(name) <= _LONGEST_NAME):
             return self.default
         if name not in self._by_name:
-            message = f"The model {name[:_LONGEST_NAME]!r} is not served here; these are: {', '.join(self.names)}."
+            shown, near = name[:_LONGEST_NAME], did_you_mean(name, self.names)
+            message = f"The model {shown!r} is not served here{near}; these are: {', '.join(self.names)}."
             raise RequestError(message, status=404, code="model_not_found", param="model")
         return self._by_name[name]
 

@@ -277,9 +277,55 @@ async def test_routes_and_methods(shared_server: Server) -> None:
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert error_of(wrong)["code"] == "method_not_allowed"
-    for path, methods in (("/v1/requests/x", "DELETE, GET"), ("/livez", "GET, HEAD")):
+    assert error_of(wrong)["message"] == f"{COMPLETIONS} does not answer GET, but POST."
+    for path, methods in (("/v1/requests/x", "DELETE, GET, HEAD"), ("/livez", "GET, HEAD")):
         answer = await shared_server.post(path, {})
         assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/generate-stream", "/generate_stream"),
+        ("/healthz", "/health"),
+        ("/v1/model/x", "/v1/models/"),
+        ("/nothing/like/this", None),
+        ("/" + "x" * 5000, None),
+    ],
+)
+async def test_an_unknown_path_is_told_what_is_near_and_where_all_are(
+    shared_server: Server, path: str, near: str | None
+) -> None:
+    message = error_of(await shared_server.http.get(path))["message"]
+    assert ("did you mean" in message) == (near is not None)
+    assert near is None or near in message
+    assert message.endswith("; /docs lists all that there are.")
+
+
+async def test_an_unknown_path_of_a_protocol_has_its_shape(shared_server: Server) -> None:
+    answer = await shared_server.post("/api/chats", {})
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("There is no route /api/chats (did you mean /api/chat?)")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", f"/v1/models/{MODEL}", "/metrics", "/openapi.json", "/docs", "/api/tags", "/info", "/livez"]
+)
+async def test_head_is_a_get_without_a_body(shared_server: Server, path: str) -> None:
+    got, headed = await shared_server.http.get(path), await shared_server.http.head(path)
+    assert (headed.status_code, headed.content) == (got.status_code, b"") == (200, b"")
+    assert headed.headers["content-type"] == got.headers["content-type"]
+    if path != "/metrics":  # which has counted the first one
+        assert headed.headers["content-length"] == got.headers["content-length"]
+
+
+async def test_head_where_there_is_no_get(shared_server: Server) -> None:
+    await shared_server.http.head("/v1/models")
+    assert 'method="HEAD",route="/v1/models",status="200"' in (await shared_server.http.get("/metrics")).text
+    assert (await shared_server.http.head(COMPLETIONS)).status_code == 405
+    assert (await shared_server.http.head("/nowhere")).status_code == 404
 
 
 async def test_large_bodies(shared_server: Server) -> None:

@@ -33,6 +33,12 @@ def test_a_name_finds_its_model_and_no_name_the_first() -> None:
         assert len(error.value.message) < 300
 
 
+def test_a_name_that_is_near_is_told() -> None:
+    models = ServedModels([served_as(make_rig(), "smollm2-135m")])
+    with pytest.raises(RequestError, match=r"'smolm2-135m' is not served here \(did you mean smollm2-135m\?\)"):
+        models.resolve("smolm2-135m")
+
+
 def test_where_any_name_will_do_known_ones_keep_their_model() -> None:
     first, second = served_as(make_rig(), "a"), served_as(make_rig(), "b")
     models = ServedModels([first, second], any_name=True)

@@ -26,8 +26,6 @@ def router(service: Service) -> APIRouter:
     def probe(path: str, summary: str) -> Callable[[Probe], Probe]:
         def add(endpoint: Probe) -> Probe:
             routes.add_api_route(path, endpoint, methods=["GET"], summary=summary)
-            # `wget --spider` and some balancers ask with HEAD.
-            routes.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
             return endpoint
 
         return add
