@@ -102,11 +102,22 @@ def _chunks(response: httpx.Response) -> Iterator[Chunk]:
             yield chunk
 
 
-def run(url: str, *, model: str | None, api_key: str | None, system: str | None, body: dict[str, Any]) -> int:
+def run(
+    url: str,
+    *,
+    model: str | None,
+    api_key: str | None,
+    system: str | None,
+    body: dict[str, Any],
+    question: str | None = None,
+) -> int:
     """Talks until stdin ends; a line is a turn.
 
     On a terminal Ctrl-C stops an answer, Ctrl-D leaves, and after an error the conversation goes on. Elsewhere the
     answers alone go to stdout, and the first error ends the program.
+
+    Args:
+        question: all that is asked, in place of what stdin holds.
 
     Returns:
         The exit code.
@@ -117,7 +128,9 @@ def run(url: str, *, model: str | None, api_key: str | None, system: str | None,
         timeout = httpx.Timeout(None, connect=10.0)
         with httpx.Client(headers=auth_headers(api_key), timeout=timeout) as http:
             conversation = Conversation(http, f"{api_root(url)}/chat/completions", body, system)
-            if sys.stdin.isatty() and sys.stdout.isatty():
+            if question is not None:
+                _answer(conversation, question)
+            elif sys.stdin.isatty() and sys.stdout.isatty():
                 _talk(conversation, body["model"])
             else:
                 _answer_lines(conversation)
@@ -158,13 +171,17 @@ def _turn(conversation: Conversation, line: str) -> None:
     if text == _RESET:
         conversation.reset()
     elif text:
-        # Closed here and now when interrupted: the server is to stop, and the conversation to know what was said.
-        with closing(conversation.ask(text)) as answer:
-            for piece in answer:
-                sys.stdout.write(piece.translate(_UNPRINTABLE) if sys.stdout.isatty() else piece)
-                sys.stdout.flush()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        _answer(conversation, text)
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    # Closed here and now when interrupted: the server is to stop, and the conversation to know what was said.
+    with closing(conversation.ask(text)) as answer:
+        for piece in answer:
+            sys.stdout.write(piece.translate(_UNPRINTABLE) if sys.stdout.isatty() else piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def _tell(line: str) -> None:

@@ -26,6 +26,8 @@ VERBS = [
     "plan",
     "pull",
     "quantize",
+    "rm",
+    "run",
     "serve",
 ]
 HEAVY = {"torch", "pydantic", "fastapi", "starlette", "uvicorn", "numpy", "tokenizers", "httpx", "msgspec", "rich"}
