@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import signal
 import socket
 from types import FrameType
 
+import click
 import uvicorn
 
 from app.api.app import create_app
@@ -69,6 +71,9 @@ class DrainingServer(uvicorn.Server):
     def _on_signal(self, sig: int) -> None:
         if self._drain is None:
             self._drain = asyncio.create_task(self._drain_then_exit(), name="drain")
+            seconds = self._drain_delay + self._drain_timeout
+            with contextlib.suppress(OSError):  # nobody reads any more
+                click.echo(drain_line(self._service.live.count, seconds, by_terminal=sig == signal.SIGINT))
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True  # a second Ctrl-C means now
 
@@ -79,3 +84,17 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
         await asyncio.sleep(self._drain_timeout)
         await self._supervisor.stop()
+
+
+def drain_line(requests: int, seconds: float, *, by_terminal: bool) -> str:
+    """What a server that was told to stop says that it waits for.
+
+    Args:
+        requests: that are under way.
+        seconds: that it waits at most.
+        by_terminal: Ctrl-C told it, and a second one ends it now.
+    """
+    if not requests:
+        return "stopping: no requests are under way"
+    again = "; Ctrl-C again ends them now" if by_terminal else ""
+    return f"stopping: waiting for {requests} request{'' if requests == 1 else 's'}, at most {seconds:g} s{again}"

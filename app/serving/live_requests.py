@@ -144,6 +144,11 @@ class LiveRequests:
             for key in keys:
                 self._keep(key, live.state())
 
+    @property
+    def count(self) -> int:
+        """Number of requests that are under way."""
+        return len({id(live) for same_id in self._live.values() for live in same_id})
+
     def owners(self, request_id: str) -> list[str]:
         """Owners of the requests with this id, those of requests under way first."""
         known = dict.fromkeys([*reversed(self._live), *reversed(self._ended)])

@@ -8,7 +8,7 @@ import socket
 from app.api.protocol import HttpProtocol
 from app.api.service import Service
 from app.serve.compose import api_settings
-from app.serve.http import uvicorn_config
+from app.serve.http import drain_line, uvicorn_config
 from app.serve.sockets import listen
 from app.serving.served import Served, ServedModels
 from app.serving.supervisor import LONGEST_STEP
@@ -42,3 +42,11 @@ async def test_what_the_server_writes_leaves_at_once() -> None:
             _, writer = await asyncio.open_connection(*sock.getsockname())
             assert await delays.get() == 1
             writer.close()
+
+
+def test_who_stops_a_server_is_told_what_it_waits_for() -> None:
+    assert drain_line(2, 30.0, by_terminal=True) == (
+        "stopping: waiting for 2 requests, at most 30 s; Ctrl-C again ends them now"
+    )
+    assert drain_line(1, 0.5, by_terminal=False) == "stopping: waiting for 1 request, at most 0.5 s"
+    assert drain_line(0, 30.0, by_terminal=True) == "stopping: no requests are under way"

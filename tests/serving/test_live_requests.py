@@ -24,13 +24,15 @@ async def test_the_latest_of_an_id_is_shown() -> None:
     async with running() as rig:
         first, second = await rig.submit("x", max_tokens=300), await rig.submit("xyz", max_tokens=300)
         async with live.track("same", [first]):
-            async with live.track("same", [second]):
+            async with live.track("same", [second], answer_id="other"):
+                assert live.count == 2
                 state = live.find("same")
                 assert state is not None
                 assert state.prompt_tokens == 3
             state = live.find("same")
             assert state is not None
             assert (state.prompt_tokens, state.status) == (1, LiveStatus.QUEUED)
+        assert live.count == 0
         ended = live.find("same")
         assert ended is not None
         assert ended.status is LiveStatus.ABORTED  # leaving the block closed it unread
