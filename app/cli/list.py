@@ -10,35 +10,51 @@ import click
 from app.cli._common import fail, home_option
 
 if TYPE_CHECKING:
-    from app.store import Store
-    from app.store.home import Manifest
+    from app.store.listing import Pulled
+    from app.store.packed import PackedFile
 
 
 @click.command("list")
 @home_option
 def verb(home: Path | None) -> None:
-    """List the models that were pulled: name, size, source."""
+    """List the models that were pulled: name, size, size of packed weights, source."""
+    from rich.filesize import decimal
+
     from app.store import Store, StoreError
+    from app.store.listing import pulled
+    from app.store.packed import packed_files
 
     try:
         store = Store(home)
-        rows = [(manifest.name, _size(store, entry, manifest), manifest.source) for entry, manifest in store.entries()]
+        models, packed = pulled(store), packed_files(store)
     except StoreError as e:
         fail(str(e))
-    if not rows:
+    if not models:
         click.echo(f"no models in {store.home}; fetch one with: tuili pull smollm2-135m", err=True)
-    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    for name, size, source in rows:
-        click.echo(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {source}")
+    rows = [(each.manifest.name, _size(each), _packed(each, packed), each.manifest.source) for each in models]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for name, size, made, source in rows:
+        middle = f"  {made:>{widths[2]}}" if widths[2] else ""
+        click.echo(f"{name:<{widths[0]}}  {size:>{widths[1]}}{middle}  {source}")
+    if packed:
+        others = [file for file in packed if not any(file.is_of(each.weights) for each in models)]
+        total = decimal(sum(file.nbytes for file in packed))
+        beside = f", {decimal(sum(file.nbytes for file in others))} of them of other models" if others else ""
+        click.echo(f"packed weights: {total}{beside}; tuili rm --packed frees them, a start makes them again", err=True)
 
 
-def _size(store: Store, entry: str, manifest: Manifest) -> str:
+def _packed(model: Pulled, packed: list[PackedFile]) -> str:
+    from rich.filesize import decimal
+
+    nbytes = sum(file.nbytes for file in packed if file.is_of(model.weights))
+    return f"+ {decimal(nbytes)} packed" if nbytes else ""
+
+
+def _size(model: Pulled) -> str:
     """Size of a model on the disk, weights that lie elsewhere included."""
     from rich.filesize import decimal
 
-    directory = store.home / "models" / entry
-    files = {path for path in directory.rglob("*") if path.is_file()} | {directory / file for file in manifest.weights}
     try:
-        return decimal(sum(path.stat().st_size for path in files))
+        return decimal(model.nbytes())
     except FileNotFoundError:
         return "weights missing"

@@ -16,26 +16,14 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
 from app.kernels.linear.pack import LAYOUT
 from app.quant.destination import Adapted, Destination, Elsewhere, Interleaved, Kept, Part, Tee, View
+from app.quant.packed_file import PackedBuffer, PackedHeader, read_header
 
-_MAGIC = b"tuili packed\n"
-_MAX_HEADER = 1 << 24
 _log = logging.getLogger(__name__)
-
-
-class _Buffer(msgspec.Struct, array_like=True, frozen=True):
-    nbytes: int
-    crc32: int
-
-
-class _Header(msgspec.Struct, frozen=True):
-    identity: str
-    buffers: list[_Buffer]
 
 
 class PackedCache:
@@ -48,10 +36,11 @@ class PackedCache:
     """
 
     def __init__(self, directory: Path, sources: Sequence[Path], weight_format: str) -> None:
+        self._format, self._sources = weight_format, [str(file) for file in sources]
         facts = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in sources]
         self._identity = _digest((LAYOUT, weight_format, facts))
         # Named after what does not change with the sources' contents: a newer checkpoint takes the older one's place.
-        self.path = directory / f"{_digest((weight_format, [str(file) for file in sources]))[:32]}.packed"
+        self.path = directory / f"{_digest((weight_format, self._sources))[:32]}.packed"
 
     def restore(self, destinations: Mapping[str, Destination]) -> bool:
         """Reads all weights; False when there is no such file or it is not of these weights, whatever was read."""
@@ -61,7 +50,7 @@ class PackedCache:
                 return self._read(file, self._identity_of(destinations), buffers)
         except FileNotFoundError:
             return False
-        except (OSError, msgspec.MsgspecError, ValueError) as error:
+        except (OSError, ValueError) as error:
             _log.warning("%s cannot be used, the weights are packed again: %s", self.path, error)
             return False
 
@@ -71,12 +60,7 @@ class PackedCache:
         return _digest((self._identity, given)) if given else self._identity
 
     def _read(self, file: FileIO, identity: str, buffers: Sequence[Tensor]) -> bool:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise ValueError("not a file of packed weights")
-        size = int.from_bytes(file.read(8), "little")
-        if size > _MAX_HEADER:
-            raise ValueError("bad header")
-        header = msgspec.json.decode(file.read(size), type=_Header)
+        header = read_header(file)
         if header.identity != identity:
             return False
         if [entry.nbytes for entry in header.buffers] != [buffer.nbytes for buffer in buffers]:
@@ -103,12 +87,12 @@ class PackedCache:
             _log.warning("%s could not be written, the next start packs the weights again: %s", self.path, error)
 
     def _write(self, identity: str, buffers: Sequence[Tensor]) -> None:
-        entries = [_Buffer(buffer.nbytes, zlib.crc32(_bytes(buffer))) for buffer in buffers]
-        header = msgspec.json.encode(_Header(identity, entries))
+        entries = [PackedBuffer(buffer.nbytes, zlib.crc32(_bytes(buffer))) for buffer in buffers]
+        header = PackedHeader(identity, entries, self._sources, self._format)
         partial = self.path.with_suffix(".partial")
         try:
             with partial.open("wb", buffering=0) as file:
-                file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+                file.write(header.to_bytes())
                 for buffer in buffers:
                     _write_all(file, _bytes(buffer))
             partial.replace(self.path)

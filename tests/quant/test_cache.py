@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from app.kernels.types import PackedExperts, PackedWeight
 from app.quant import cache as cache_module
 from app.quant.cache import PackedCache
 from app.quant.destination import Destination, Interleaved, Scaled, Tee
+from app.quant.packed_file import read_header
 from app.quant.placement import Placement, WeightFormat
 
 N, K = 70, 24
@@ -73,6 +75,14 @@ def _plain(weight: object) -> list[torch.Tensor]:
     assert isinstance(weight, PackedWeight)
     plain = unpack(weight)
     return [tensor for tensor in (plain.values, plain.scale, plain.bias) if tensor is not None]
+
+
+def test_a_file_says_what_it_was_made_of(source: Path) -> None:
+    cache = packed(source)
+    cache.save(Model(WeightFormat.PACKED_INT8).fill().destinations)
+    with FileIO(cache.path) as file:
+        header = read_header(file)
+    assert (header.sources, header.weight_format) == ([str(source)], "packed int8")
 
 
 def packed(source: Path, name: str = "packed int8") -> PackedCache:
