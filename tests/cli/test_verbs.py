@@ -24,11 +24,15 @@ VERBS = [
     "list",
     "models",
     "plan",
+    "ps",
     "pull",
     "quantize",
     "rm",
     "run",
     "serve",
+    "show",
+    "stop",
+    "top",
 ]
 HEAVY = {"torch", "pydantic", "fastapi", "starlette", "uvicorn", "numpy", "tokenizers", "httpx", "msgspec", "rich"}
 
@@ -66,6 +70,7 @@ def test_every_verb_is_there_and_says_what_it_does() -> None:
         "list",
         "models",
         "plan",
+        "ps",
         "pull",
         "quantize",
         "serve",
