@@ -13,7 +13,17 @@ from typing import Self
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from app.batch import requests
 from app.batch.errors import BatchError
@@ -189,7 +199,7 @@ def _signals(stop: asyncio.Event) -> Iterator[asyncio.Event]:
 @contextlib.contextmanager
 def _progress(console: Console, batch: Batch) -> Iterator[Callable[[], None]]:
     """A bar over the rows; nothing unless on a terminal. Yields what is called when one more is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rows", total=batch.total, completed=batch.num_before)
 
@@ -198,6 +208,14 @@ def _progress(console: Console, batch: Batch) -> Iterator[Callable[[], None]]:
             progress.update(task, advance=1, description=f"rows, {failed} failed" if failed else "rows")
 
         yield show
+
+
+class _Rate(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        """See :class:`ProgressColumn`."""
+        return Text("" if task.speed is None else f"{task.speed:.2f}/s")
 
 
 def conclude(batch: Batch, code: int, console: Console) -> int:

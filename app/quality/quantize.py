@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -14,8 +14,9 @@ from app.checkpoints.int8 import write_int8_checkpoint
 from app.models.architectures import parse_config
 from app.models.config import ConfigError
 from app.quality.report import Row, compare
-from app.store import ModelFiles, Store, StoreError, TerminalProgress, pull
+from app.store import ModelFiles, ProgressReporter, SilentProgress, Store, StoreError, TerminalProgress, pull
 from app.store.files import TEMPLATES, find_weights, read_model
+from app.store.progress import Advance
 
 REPORT = "quality.json"
 _COPIED = (
@@ -39,9 +40,10 @@ def quantize(model: str, out: Path | None, home: Path | None, *, report: bool) -
         QuantizeError: it cannot be read or written.
     """
     try:
-        files = pull(model, Store(home), TerminalProgress())
+        progress = TerminalProgress()
+        files = pull(model, Store(home), progress)
         directory = out if out is not None else Path(f"{Path(files.name).name}-int8")
-        quantized = write(files, directory)
+        quantized = write(files, directory, progress)
     except (StoreError, ConfigError, WeightError) as error:
         raise QuantizeError(str(error)) from None
     except OSError as error:
@@ -54,8 +56,11 @@ def quantize(model: str, out: Path | None, home: Path | None, *, report: bool) -
         click.echo(text)
 
 
-def write(files: ModelFiles, directory: Path) -> ModelFiles:
+def write(files: ModelFiles, directory: Path, progress: ProgressReporter | None = None) -> ModelFiles:
     """Makes ``directory``, which must not hold a model yet, an int8 checkpoint of a model.
+
+    Args:
+        progress: shows how far it is; None: nothing does.
 
     Raises:
         QuantizeError: there is a model, or the checkpoint is quantised already, in another way than FP8.
@@ -74,9 +79,23 @@ def write(files: ModelFiles, directory: Path) -> ModelFiles:
         if (files.directory / name).is_file():
             shutil.copyfile(files.directory / name, directory / name)
     shutil.copyfile(files.tokenizer_file, directory / "tokenizer.json")
-    nbytes = write_int8_checkpoint(files.config, files.weights, directory, progress=lambda _done, _total: None)
+    total = sum(path.stat().st_size for path in files.weights)
+    with (progress or SilentProgress()).task(f"Quantising {files.name}", total) as advance:
+        nbytes = write_int8_checkpoint(files.config, files.weights, directory, progress=_in_steps(advance))
     click.echo(f"{directory}: {nbytes / 1e6:.1f} MB; serve it with: tuili serve --model {directory}")
     return read_model(directory.name, directory, find_weights(directory))
+
+
+def _in_steps(advance: Advance) -> Callable[[int, int], None]:
+    """Reports what came since the last call, of what is counted from the beginning."""
+    before = 0
+
+    def report(done: int, _total: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return report
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import click
+from rich.console import Console
 
 from app.contract.frames import LoadProgress
 from app.contract.info import RunnerInfo
+from app.serve.loading_bar import LoadingBar, progress_line
 
 _PROGRESS_INTERVAL = 2.0
 
@@ -22,10 +24,12 @@ class Phases:
 
     Args:
         show: prints a line.
+        console: where a bar is drawn while a part takes long, if it is a terminal; None: nowhere.
     """
 
-    def __init__(self, show: Callable[[str], object] = click.echo) -> None:
+    def __init__(self, show: Callable[[str], object] = click.echo, console: Console | None = None) -> None:
         self._show = show
+        self._bar = LoadingBar(console) if console is not None and console.is_terminal else None
         self._started = time.monotonic()
         self._phase = ""
         self._phase_started = self._last_print = self._started
@@ -47,11 +51,15 @@ class Phases:
         if progress.phase != self._phase:
             self.end()
             self._begin(progress.phase)
+        elif progress.total and self._bar is not None:
+            self._bar.show(progress)
         elif progress.total and time.monotonic() - self._last_print >= _PROGRESS_INTERVAL:
-            self._print(f"{progress.phase:<12}{100 * progress.done // progress.total:7} %")
+            self._print(progress_line(progress))
 
     def end(self) -> None:
         """Prints that the present part is done."""
+        if self._bar is not None:
+            self._bar.end()
         if self._phase:
             self._print(f"{self._phase:<12}{time.monotonic() - self._phase_started:7.2f} s")
             self._phase = ""

@@ -33,7 +33,7 @@ def run_here(options: Options, settings: Settings, sources: Mapping[str, str]) -
     console = Console(stderr=True)
     # A line for each request is what the file of results is.
     configure_logging("warning" if sources["log_level"] == "default" else settings.log_level, settings.log_format)
-    phases = Phases(lambda line: tell(console, line) if console.is_terminal else None)
+    phases = Phases(lambda line: tell(console, line) if console.is_terminal else None, console)
     try:
         with Batch(options) as batch:
             code = DONE

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from app.keys import ApiKey, distinct, read_key_file
 from app.serve.banner import Banner, Phases
@@ -36,7 +37,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     # Until the HTTP server takes signals over. As a container's first process, it would not be ended by default.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    phases = Phases()
+    phases = Phases(console=Console(stderr=True))
     try:
         keys = _api_keys(settings)
         with listen(settings.host, settings.port) as sock:

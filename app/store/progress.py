@@ -9,7 +9,16 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 Advance = Callable[[int], None]
 """Called with the bytes done since the last call."""
@@ -50,7 +59,7 @@ class TerminalProgress:
     def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
         columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False)]
         if total is not None:
-            columns += [BarColumn(), DownloadColumn()]
+            columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
         with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
             task = progress.add_task(description, total=total)
             yield lambda size: progress.advance(task, size)

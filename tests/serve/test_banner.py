@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from typing import Any
 
 import msgspec
+import pytest
+from rich.console import Console
 
-from app.serve.banner import Banner
+from app.contract.frames import LoadProgress
+from app.serve.banner import Banner, Phases
+from app.serve.loading_bar import progress_line
 from tests.fakes import fake_info, kv_group
 
 PLAIN: dict[str, Any] = {"needs_key": False, "sampling": {"temperature": 0.6, "top_k": 40}, "is_recommended": False}
@@ -38,3 +43,27 @@ def test_the_ready_line_tells_how_answers_are_sampled() -> None:
     assert "temperature 0.6, top_k 40 where a request does not say (by --default-sampling" in last()
     assert "(as the model recommends)" in last(is_recommended=True)
     assert "temperature 1 " in last(sampling={})
+
+
+@pytest.mark.parametrize(
+    ("phase", "done", "said"),
+    [
+        ("weights", 25_000_000, "weights          25 %, 12.5 MB/s, 6 s left"),
+        ("warmup", 50_000_000, "warmup           50 %, 2 s left"),
+        ("weights", 0, "weights           0 %"),
+    ],
+)
+def test_a_long_load_says_its_rate_and_what_is_left(phase: str, done: int, said: str) -> None:
+    assert progress_line(LoadProgress(phase=phase, done=done, total=100_000_000, seconds=2.0)) == said
+
+
+def test_a_bar_on_a_terminal_leaves_only_the_lines_of_phases() -> None:
+    drawn, lines = io.StringIO(), list[str]()
+    phases = Phases(lines.append, Console(file=drawn, force_terminal=True, width=100))
+    for done in (0, 30_000_000, 60_000_000):
+        phases.engine_progress(LoadProgress(phase="weights", done=done, total=60_000_000))
+    phases.engine_progress(LoadProgress(phase="warmup"))
+    phases.end()
+    assert "60.0/60.0 MB" in drawn.getvalue()
+    assert [line.split()[0] for line in lines] == ["weights", "warmup"]
+    assert all(line.endswith(" s") for line in lines)

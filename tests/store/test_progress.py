@@ -29,6 +29,7 @@ def test_bar_on_a_terminal(total: int | None) -> None:
     work(TerminalProgress(Console(file=out, force_terminal=True, width=100)), total)
     assert "Copying [x]" in out.getvalue()
     assert ("2.0/2.0 MB" in out.getvalue()) == (total is not None)
+    assert ("B/s" in out.getvalue()) == (total is not None)
 
 
 def test_failed_task_is_not_reported_as_done() -> None:
