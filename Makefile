@@ -9,13 +9,14 @@ PORT   ?=
 MODEL  ?=
 ARGS   ?=
 
-.PHONY: help serve test test-slow lint format fuzz fuzz-quick triton-3.6 race-check clean
+.PHONY: help serve test test-slow clients lint format fuzz fuzz-quick triton-3.6 race-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve [PORT=8000] [MODEL=smollm2-135m] [ARGS=...]   install, fetch the model, serve it"
 	@echo "make test                                                install what tests need, run them all but the slow ones"
 	@echo "make test-slow                                           those: more trained models, minutes each"
+	@echo "make clients                                             tests by the clients of LangChain, LiteLLM and others"
 	@echo "make lint                                                ruff, mypy, import-linter"
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
@@ -46,11 +47,26 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/tuili serve $(if $(HOST),--host "$(HOST)") $(if $(PORT),--port "$(PORT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not clients" $(ARGS)
 
 # Two at a time: some take gigabytes.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -o timeout=900 $(ARGS)
+
+# Apart from the server's own packages; npm's where there is npm.
+$(VENV)/clients/.installed: tests/integration/clients.txt $(VENV)/.test
+	@echo "installing clients into $(VENV)/clients ..."
+	@rm -rf $(VENV)/clients
+	@$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/clients -r $<
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/clients \
+	    ai@6 @ai-sdk/openai-compatible@2 zod@4; \
+	 else echo "skipped: npm's clients (no npm here)"; fi
+	@touch $@
+
+# Warnings of theirs are no errors of ours.
+clients: $(VENV)/clients/.installed
+	NODE_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -m clients -W default -o pythonpath=". $(VENV)/clients" \
+	    tests/integration $(ARGS)
 
 # Its interpreter uses what newer versions of numpy warn of, or no longer have.
 $(VENV)/triton-3.6: $(VENV)/.test

@@ -26,7 +26,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none; nothing else may skip."""
+    """Skips what needs a GPU where there is none; nothing else may skip but clients that `make clients` installs."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from app.answers.answers import Answers
 from app.answers.database import AnswersError, KeptAnswer
@@ -218,7 +219,7 @@ class ResponseWriter(AnswerWriter):
             metadata=dict(body.metadata or {}),
             safety_identifier=body.safety_identifier,
             prompt_cache_key=body.prompt_cache_key,
-            user=body.user,
+            user=UNSET if body.user is None else body.user,
         )
 
 

@@ -26,6 +26,7 @@ async def test_whole_answer() -> None:
     (choice,) = answer.choices
     assert (choice.index, choice.message.role, choice.message.content) == (0, "assistant", "Grüß dich!")
     assert (choice.finish_reason, choice.logprobs, choice.message.refusal) == ("stop", None, None)
+    assert choice.message.annotations == []
     assert answer.object == "chat.completion"
     assert answer.id.startswith("chatcmpl-")
     assert answer.model == MODEL

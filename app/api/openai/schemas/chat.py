@@ -191,6 +191,8 @@ class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str | None
     """Null where there is nothing but calls or thought."""
     refusal: None = None
+    annotations: list[Any] = msgspec.field(default_factory=list)
+    """Always empty: nothing is cited."""
     reasoning_content: str | UnsetType = UNSET
     """The model's thought, if there is any."""
     reasoning: str | UnsetType = UNSET

@@ -81,6 +81,8 @@ class InputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
     """Where input tokens came from."""
 
     cached_tokens: int
+    cache_write_tokens: int = 0
+    """Tokens that were written to a cache for a price of their own: always 0, as what is cached costs nothing."""
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +151,8 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     metadata: dict[str, str]
     safety_identifier: str | None
     prompt_cache_key: str | None
-    user: str | None
+    user: str | UnsetType = UNSET
+    """Only where it was given."""
 
 
 class ResponsesErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
