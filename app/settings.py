@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -26,6 +26,7 @@ from pydantic_settings import (
 from pydantic_settings.sources import NoDecode
 
 from app.contract.request import DEFAULT_SAMPLING
+from app.duration import read_duration
 from app.keys import ApiKey, parse_keys
 from app.nearest import did_you_mean
 from app.quant.formats import QUANTIZATIONS
@@ -48,6 +49,21 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 BatchSize = Annotated[int, Field(ge=1, le=1 << 18)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
+
+
+def _named_alone(given: Any) -> Any:
+    return {"model": given} if isinstance(given, str) else given
+
+
+ModelEntry = Annotated[dict[str, Any], BeforeValidator(_named_alone)]
+"""One of several models: its name, or that and settings of its own."""
+
+
+def _read_duration(given: Any) -> Any:
+    return read_duration(given) if isinstance(given, str | float | int) and not isinstance(given, bool) else given
+
+
+Duration = Annotated[float, BeforeValidator(_read_duration)]
 
 
 def _one_of_the_formats(value: str) -> str:
@@ -73,6 +89,22 @@ class Settings(BaseSettings):
 
     # Model
     model: str = Field("smollm2-135m", min_length=1, description="Built-in name, directory, .gguf file or hub id.")
+    models: Annotated[tuple[ModelEntry, ...], NoDecode] = Field(
+        (),
+        description="Several models, each loaded when it is asked for. May repeat. In YAML each is a name, or a "
+        "mapping of model and settings of its own.",
+    )
+    keep_alive: Duration | None = Field(
+        None,
+        description="How long a model stays loaded without work (300, 5m, 1h30m; 0; -1: for ever). Left out: for ever "
+        "where there is one, 5m where there are several.",
+    )
+    preload: bool | None = Field(None, description="Load a model at the start. Left out: of several the first alone.")
+    model_memory: Bytes | None = Field(
+        None,
+        description="Memory that loaded models may take together, e.g. 12GiB; else what the machine has. Those without "
+        "work go, least recently used first.",
+    )
     revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a hub id; or write ID@REVISION."
     )
@@ -191,7 +223,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 
-    @field_validator("served_model_name", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator("models", "served_model_name", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return _split(value)
@@ -321,12 +353,26 @@ def load(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[Set
     for source, layer in layers:
         for key, value in layer.items():
             values[key] = value
+            if key in _EXCLUSIVE:
+                _choose(key, layer, values, sources)
             suffix = {"flag": f" {flag_name(key)}", "environment": f" {ENV_PREFIX}{key.upper()}"}.get(source, "")
             sources[key] = source + suffix
     try:
         return Settings(**values), sources
     except ValidationError as e:
         raise SettingsError(_one_line(e, sources)) from None
+
+
+_EXCLUSIVE = {"model": "models", "models": "model"}
+
+
+def _choose(key: str, layer: Mapping[str, Any], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Has one model, or several, replace what a weaker source says. Raises :class:`SettingsError`."""
+    other = _EXCLUSIVE[key]
+    if other in layer:
+        raise SettingsError("model and models are both given: models names all that are served")
+    values.pop(other, None)
+    sources[other] = "default"
 
 
 def unknown_environment() -> dict[str, str]:

@@ -97,6 +97,10 @@ class ReadRequest:
     """Seconds after which the client gives up; the server may allow less."""
     unheeded: Sequence[str] = ()
     """Names of fields that the answer does without; they are named back."""
+    keep_alive: float | None = None
+    """Seconds that the model is to stay loaded without work, where models come and go."""
+    unload: Callable[[str], bytes] | None = None
+    """The request asks for nothing but that the model goes: body of the answer, given the model's name."""
 
 
 def _one_part(body: BaseModel) -> Iterable[BaseModel]:

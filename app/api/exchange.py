@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from app.api.service import Service
 from app.api.sse import EventStream
 from app.errors import RequestError
 from app.serving.generation import Completion, Generation
+from app.serving.resident import Resident
 from app.serving.served import Served
 from app.serving.types import ChoiceDelta
 
@@ -67,13 +68,22 @@ def _route(protocol: Protocol, endpoint: Endpoint[B], service: Service) -> Calla
         ignored = [name for part in endpoint.parts(body) for name in ignored_fields(part, strict=strict)]
         read = await endpoint.read_with(body, service)
         served = service.models.resolve(read.model)
-        ignored += [*read.unheeded, *unheeded(read.task.unread(served.generator), strict=strict)]
-        read.task.check(service.settings)
+        if read.unload is not None and served.resident is not None:
+            return _unload(served.resident, read, read.unload, protocol)
         return UntilDisconnect(
-            _Exchange(service, served, protocol, endpoint, request, read, ignored_header(ignored)).run
+            _Exchange(service, served, protocol, endpoint, request, read, ignored, strict=strict).run
         )
 
     return answer
+
+
+def _unload(resident: Resident, read: ReadRequest, body: Callable[[str], bytes], protocol: Protocol) -> Response:
+    """Has a model go once it has no work, and says so."""
+    resident.expire_soon()
+    said = body(read.model or resident.name)
+    if read.stream:
+        return Response(said + b"\n", 200, None, protocol.stream_type)
+    return Response(said, 200, None, "application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +96,45 @@ class _Exchange:
     endpoint: Endpoint[Any]
     request: Request
     read: ReadRequest
-    headers: Mapping[str, str]
-    """Headers of the answer that are known before it is made."""
+    ignored: Sequence[str]
+    """Names of fields that nobody knows."""
+    strict: bool
+    """They were refused, and others would be."""
 
     async def run(self, send: Send) -> None:
-        """Generates and sends; whatever the request holds is given back when this returns, or is cancelled."""
+        """Generates and sends; whatever the request holds is given back when this returns, or is cancelled.
+
+        Where models come and go it waits for its own first, which stays while it is used.
+        """
+        read, ends = self.read, self._ends()
+        async with self.served.in_use(ends, endpoint=self.endpoint.path, keep_alive=read.keep_alive):
+            headers = ignored_header([*self.ignored, *self._unheeded()])
+            read.task.check(self.service.settings)
+            await self._answer(send, headers, ends)
+
+    def _unheeded(self) -> Iterator[str]:
+        """Names of known fields that this model, or this server, does not heed. Raises :class:`RequestError` 400."""
+        read, strict = self.read, self.strict
+        yield from read.unheeded
+        if read.keep_alive is not None and self.served.resident is None:
+            yield from unheeded(["keep_alive"], strict=strict)
+        yield from unheeded(read.task.unread(self.served.generator), strict=strict)
+
+    def _ends(self) -> float | None:
+        return deadline(self.request.scope, self.read.timeout, self.service.settings.default_timeout)
+
+    async def _answer(self, send: Send, headers: Mapping[str, str], ends: float | None) -> None:
         leave_to_ledger(self.request.scope)
         http_id, answer_id = request_id(self.request.scope), self._answer_id()
-        writer, generations = await self._begin(answer_id)
+        writer, generations = await self._begin(answer_id, ends)
         alias = answer_id if self.endpoint.unique_ids else None
         live = self.service.live.track(http_id, generations, owner=owner(), answer_id=alias)
         async with live:  # closes the generations, too
             try:
                 if self.read.stream:
-                    await self._send_events(send, writer, generations)
+                    await self._send_events(send, headers, writer, generations)
                 else:
-                    await self._send_whole(send, writer, generations)
+                    await self._send_whole(send, headers, writer, generations)
             finally:
                 await writer.conclude(generations, error=_CLIENT_LEFT)
 
@@ -111,15 +144,14 @@ class _Exchange:
             return f"{endpoint.id_prefix}_{uuid.uuid4().hex}"
         return f"{endpoint.id_prefix}-{request_id(self.request.scope)}"
 
-    async def _begin(self, answer_id: str) -> tuple[AnswerWriter, list[Generation]]:
+    async def _begin(self, answer_id: str, ends: float | None) -> tuple[AnswerWriter, list[Generation]]:
         """Encodes the prompts, with the room that they need, and submits them.
 
         Raises:
             RequestError: the request was refused; nothing of it is left running.
         """
-        service, endpoint, task = self.service, self.endpoint, self.read.task
+        endpoint, task = self.endpoint, self.read.task
         generator = self.served.generator
-        ends = deadline(self.request.scope, self.read.timeout, service.settings.default_timeout)
         with generator.permit(answer_id, endpoint=endpoint.path, n=task.num_sequences) as permit:
             prompts = await task.encode(generator, ends)
             ids = [answer_id]
@@ -137,15 +169,19 @@ class _Exchange:
             writer = self.read.writer(head)
             return writer, generator.submit(permit, requests, endpoint=endpoint.path, stream=self.read.stream)
 
-    async def _send_whole(self, send: Send, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
+    async def _send_whole(
+        self, send: Send, headers: Mapping[str, str], writer: AnswerWriter, generations: Sequence[Generation]
+    ) -> None:
         completions = await _read_whole(generations)
         await writer.conclude(generations, completions=completions)
         body = writer.whole(completions, generations)
-        headers = {**self.headers, **writer.headers(generations)}
+        headers = {**headers, **writer.headers(generations)}
         await Response(body, 200, headers, "application/json")(self.request.scope, self.request.receive, send)
 
-    async def _send_events(self, send: Send, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
-        headers = {**self.headers, "content-type": self.protocol.stream_type}
+    async def _send_events(
+        self, send: Send, headers: Mapping[str, str], writer: AnswerWriter, generations: Sequence[Generation]
+    ) -> None:
+        headers = {**headers, "content-type": self.protocol.stream_type}
         events = EventStream(send, headers, comment=self.protocol.stream_comment)
 
         async def send_frames(frames: Iterable[bytes]) -> None:

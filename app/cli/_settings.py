@@ -44,8 +44,13 @@ def settings_verb(name: str, *own: click.Parameter) -> Callable[[Callable[..., N
     return decorate
 
 
-def load_settings(flags: dict[str, Any], config_file: Path | None) -> tuple[Settings, dict[str, str]]:
+def load_settings(
+    flags: dict[str, Any], config_file: Path | None, *, several: bool = False
+) -> tuple[Settings, dict[str, str]]:
     """The settings and where each value comes from (:func:`app.settings.load`).
+
+    Args:
+        several: the verb takes several models.
 
     A setting that cannot be used ends the program, a variable of the environment that is none is warned of.
     """
@@ -56,6 +61,8 @@ def load_settings(flags: dict[str, Any], config_file: Path | None) -> tuple[Sett
         loaded = settings.load(given, config_file)
     except settings.SettingsError as e:
         fail(str(e))
+    if loaded[0].models and not several:
+        fail("models: this command is about one model; name it (--model)")
     for name, hint in settings.unknown_environment().items():
         click.echo(f"tuili: warning: {name} is no setting{hint}; ignored", err=True)
     return loaded

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @settings_verb("config")
 def verb(config_file: Path | None, **flags: Any) -> None:
     """Print every setting, its value and where it comes from."""
-    settings, sources = load_settings(flags, config_file)
+    settings, sources = load_settings(flags, config_file, several=True)
     width = max(len(name) for name in sources)
     for name, source in sources.items():
         click.echo(f"{name:<{width}}  {_shown(settings, name)}  ({source})")

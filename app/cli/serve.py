@@ -17,10 +17,20 @@ _API_KEY = click.Option(
 )
 
 
-@settings_verb("serve", click.Argument(["model_name"], required=False, metavar="[NAME|PATH]"), _API_KEY)
-def verb(config_file: Path | None, model_name: str | None, **flags: Any) -> None:
-    """Serve a model over HTTP (OpenAI API, SSE, Prometheus metrics)."""
-    settings, _ = load_settings({**flags, "model": model_name or flags["model"]}, config_file)
+@settings_verb("serve", click.Argument(["model_names"], nargs=-1, metavar="[NAME|PATH]..."), _API_KEY)
+def verb(config_file: Path | None, model_names: tuple[str, ...], **flags: Any) -> None:
+    """Serve models over HTTP (OpenAI API, SSE, Prometheus metrics).
+
+    Of several the first is loaded at the start, each other when a request asks for it.
+    """
+    settings, _ = load_settings({**flags, **_named(model_names)}, config_file, several=True)
     from app.serve.start import serve
 
     raise SystemExit(serve(settings))
+
+
+def _named(model_names: tuple[str, ...]) -> dict[str, Any]:
+    """The setting that the arguments are."""
+    if len(model_names) > 1:
+        return {"models": model_names, "model": None}
+    return {"model": model_names[0], "models": None} if model_names else {}

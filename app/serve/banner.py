@@ -91,12 +91,9 @@ class Banner:
         Args:
             seconds: time that the start took.
         """
-        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
-        # The shell puts the key in: it must not end up in a log.
-        key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if self.needs_key else ""
         return (
             f"ready: {self.url} serves {self.model} ({_formats(info)}) after {seconds:.2f} s. Try:\n"
-            f"  curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+            f"  {try_it(self.url, self.model, needs_key=self.needs_key)}\n"
             f"  {self._sampling()}"
         )
 
@@ -104,6 +101,14 @@ class Banner:
         fields = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "temperature 1"
         source = "as the model recommends" if self.is_recommended else "by --default-sampling, as it recommends nothing"
         return f"Sampled with {fields} where a request does not say ({source})."
+
+
+def try_it(url: str, model: str, *, needs_key: bool) -> str:
+    """A command that asks a model something."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
+    # The shell puts the key in: it must not end up in a log.
+    key = ' -H "Authorization: Bearer $TUILI_API_KEY"' if needs_key else ""
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _formats(info: RunnerInfo) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,11 +13,14 @@ from app.keys import ApiKey
 from app.serve.banner import Phases
 from app.serve.errors import StartError
 from app.serve.supervised import Supervised
-from app.serving.generator import Generator
+from app.serve.text_side import text_side
 from app.serving.ledger import Ledger
+from app.serving.residency import Residency
+from app.serving.resident import Resident
 from app.serving.served import Served, ServedModels
 from app.settings import ANY_NAME, Settings
 from app.store import ModelFiles
+from app.telemetry.metrics import Metrics
 
 _BODIES_AT_ONCE = 4
 """Bodies of the largest size that are under way at most; small ones do not count."""
@@ -64,18 +67,32 @@ def open_answers(settings: Settings) -> Answers:
 def compose(settings: Settings, api: ApiSettings, files: ModelFiles, engine: Supervised, phases: Phases) -> Service:
     """Makes what serves the model in ``files``; to be called on the event loop. Raises :class:`StartError`."""
     with phases.timed("tokenizer"):
-        generator = Generator.for_model(
-            files,
-            engine.client,
-            Ledger(engine.metrics),
-            max_num_seqs=settings.max_num_seqs,
-            max_queue=settings.max_queue,
-            chat_template=settings.chat_template_name,
-            tool_format=settings.tool_format,
-            reasoning_format=settings.reasoning_format,
-            default_sampling=settings.default_sampling,
-        )
+        generator = text_side(settings, files, engine.client, Ledger(engine.metrics))
     client = engine.client
     served = Served(engine.names, generator, client, client.progress_age, engine.supervisor.stall_limit)
     models = ServedModels([served], any_name=engine.any_name)
     return Service(models, engine.metrics, api, answers=open_answers(settings))
+
+
+def compose_several(
+    settings: Settings,
+    api: ApiSettings,
+    residents: Iterable[tuple[tuple[str, ...], Resident]],
+    residency: Residency,
+    metrics: Metrics,
+    *,
+    any_name: bool,
+) -> Service:
+    """Makes what serves models that come and go.
+
+    Args:
+        residents: names and resident of each model; the first is the default one.
+        metrics: those of the first, whose page shows all.
+        any_name: the first takes all names that no model has.
+
+    Raises:
+        StartError: what the settings say cannot be used.
+    """
+    served = [Served.coming_and_going(names, resident) for names, resident in residents]
+    models = ServedModels(served, any_name=any_name, residency=residency)
+    return Service(models, metrics, api, answers=open_answers(settings))

@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 from types import FrameType
+from typing import Protocol
 
 import click
 import uvicorn
@@ -15,7 +16,6 @@ import uvicorn
 from app.api.app import create_app
 from app.api.protocol import HttpProtocol
 from app.api.service import Service
-from app.serving.supervisor import Supervisor
 from app.settings import Settings
 
 _KEEP_ALIVE = 75
@@ -41,16 +41,23 @@ def uvicorn_config(service: Service, settings: Settings) -> uvicorn.Config:
     )
 
 
+class Engines(Protocol):
+    """What runs the engine, or all of them."""
+
+    async def stop(self) -> None:
+        """Ends them; what they work on is answered with errors."""
+
+
 class DrainingServer(uvicorn.Server):
     """uvicorn that drains: readiness turns 503 first, the listener closes later, streams get time to finish.
 
     Streams that outlast ``drain_timeout`` lose the engine, so that each ends with an error event instead of a cut.
     """
 
-    def __init__(self, service: Service, supervisor: Supervisor, settings: Settings) -> None:
+    def __init__(self, service: Service, engines: Engines, settings: Settings) -> None:
         super().__init__(uvicorn_config(service, settings))
         self._service = service
-        self._supervisor = supervisor
+        self._engines = engines
         self._drain_delay = settings.drain_delay
         self._drain_timeout = settings.drain_timeout
         self._drain: asyncio.Task[None] | None = None
@@ -83,7 +90,7 @@ class DrainingServer(uvicorn.Server):
         self._service.models.drain()
         self.should_exit = True
         await asyncio.sleep(self._drain_timeout)
-        await self._supervisor.stop()
+        await self._engines.stop()
 
 
 def drain_line(requests: int, seconds: float, *, by_terminal: bool) -> str:

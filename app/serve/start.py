@@ -17,12 +17,13 @@ import click
 from rich.console import Console
 
 from app.keys import ApiKey, distinct, read_key_file
+from app.per_model import come_and_go, per_model
 from app.serve.banner import Banner, Phases
 from app.serve.errors import StartError
 from app.serve.sockets import is_loopback, listen, url_of
 from app.serve.supervised import Supervised, supervised_engine
 from app.serving.engine_client import EngineFailedError
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.store import ModelFiles, Store, StoreError, TerminalProgress, at_revision, pull, resolve
 from app.telemetry.logs import configure_logging
 
@@ -46,9 +47,14 @@ def serve(settings: Settings) -> int:
                     f"{settings.host} can be reached from other machines and no API key is set: set TUILI_API_KEYS or "
                     "--api-key-file (tuili keys new makes a key), or say --insecure"
                 )
-            files = model_files(settings, phases)
-            return asyncio.run(_run(settings, keys, sock, files, phases))
-    except (StartError, StoreError, EngineFailedError, ValueError) as e:
+            models = per_model(settings)
+            if come_and_go(settings):
+                from app.serve.several import run_several  # the start of a single model does without
+
+                return asyncio.run(run_several(settings, models, keys, sock))
+            files = model_files(models[0], phases)
+            return asyncio.run(_run(models[0], keys, sock, files, phases))
+    except (SettingsError, StartError, StoreError, EngineFailedError, ValueError) as e:
         click.echo(f"tuili: error: {e}", err=True)
         return EXIT_FAILURE
     except KeyboardInterrupt:

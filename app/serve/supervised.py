@@ -7,6 +7,7 @@ are imported.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.serve.banner import Phases
@@ -45,13 +46,20 @@ def supervised_engine(settings: Settings, files: ModelFiles, phases: Phases) -> 
     metrics = Metrics(names[0], version=__version__)
     client = EngineClient(metrics, on_progress=phases.engine_progress)
     gave_up = asyncio.Event()
-    supervisor = Supervisor(
+    supervisor = new_supervisor(settings, files, client, metrics, lambda _: gave_up.set())
+    any_name = ANY_NAME in settings.served_model_name
+    return Supervised(names, any_name, metrics, client, supervisor, gave_up)
+
+
+def new_supervisor(
+    settings: Settings, files: ModelFiles, client: EngineClient, metrics: Metrics, on_give_up: Callable[[str], None]
+) -> Supervisor:
+    """The supervisor of an engine that runs the model in ``files``; it has not been started."""
+    return Supervisor(
         client,
         engine_config(settings, files.directory, files.weights, files.eos_token_ids),
         engine_command(settings),
         metrics=metrics,
-        on_give_up=lambda _: gave_up.set(),
+        on_give_up=on_give_up,
         policy=RestartPolicy(stall_timeout=settings.stall_timeout),
     )
-    any_name = ANY_NAME in settings.served_model_name
-    return Supervised(names, any_name, metrics, client, supervisor, gave_up)

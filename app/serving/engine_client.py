@@ -51,6 +51,8 @@ class EngineState(enum.StrEnum):
     READY = "ready"
     DRAINING = "draining"
     DEAD = "dead"
+    IDLE = "idle"
+    """There is none, and none is starting; one may be started again."""
 
 
 class EngineFailedError(Exception):
@@ -175,6 +177,11 @@ class EngineClient:
     def fail(self, reason: str) -> None:
         """There will be no engine any more."""
         self._change(EngineState.DEAD, reason)
+
+    def retire(self) -> None:
+        """There is no engine from here on, until the next connection is served."""
+        self.ready = self.progress = self.slowest_token = None
+        self._change(EngineState.IDLE, "the model is not loaded")
 
     async def wait_ready(self) -> EngineReady:
         """Waits for the engine to come up. Raises :class:`EngineFailedError` when it never will."""
@@ -352,7 +359,7 @@ class EngineClient:
 
     def _change(self, state: EngineState, reason: str) -> None:
         self._state, self._reason = state, reason
-        if state is EngineState.LOADING:
+        if state in (EngineState.LOADING, EngineState.IDLE):
             self._settled.clear()
         else:
             self._settled.set()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Self
 
 from app.contract.info import RunnerInfo
 from app.errors import RequestError
 from app.nearest import did_you_mean
-from app.serving.engine_client import EngineClient, EngineState
+from app.serving.engine_client import EngineClient
 from app.serving.generator import Generator
+from app.serving.residency import Residency
+from app.serving.resident import Resident
+from app.serving.states import OF_ENGINE, ModelState
 from app.version import __version__
 
 LATEST = ":latest"
@@ -21,40 +26,14 @@ _LONGEST_NAME = 128
 """Characters of an unknown name that an error repeats, and of one that may be any."""
 
 
-class ModelState(enum.StrEnum):
-    """Where a served model stands."""
-
-    ABSENT = "absent"
-    """Its files are not on this machine."""
-    PULLING = "pulling"
-    """Its files are being fetched."""
-    LOADING = "loading"
-    """Its engine starts, for the first time or again."""
-    READY = "ready"
-    """Its engine takes requests."""
-    IDLE = "idle"
-    """Its files are here and it has no engine; a request starts one."""
-    UNLOADING = "unloading"
-    """Its engine takes no more requests and ends with the last one."""
-    FAILED = "failed"
-    """It has no engine, and gets none any more."""
-
-
-_OF_ENGINE = {
-    EngineState.LOADING: ModelState.LOADING,
-    EngineState.READY: ModelState.READY,
-    EngineState.DRAINING: ModelState.UNLOADING,
-    EngineState.DEAD: ModelState.FAILED,
-}
-
-
 @dataclass(slots=True, eq=False)
 class Served:
     """One model that is served."""
 
     names: tuple[str, ...]
     """Names that clients use; the first is the model's own, which labels metrics and log."""
-    generator: Generator
+    text_side: Generator | None
+    """None: the resident's."""
     client: EngineClient
     progress_age: Callable[[], float]
     """Seconds for which the engine had work and showed no progress."""
@@ -62,6 +41,49 @@ class Served:
     """Seconds without progress after which the supervisor starts the engine again; 0 for never."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time from which it is served."""
+    resident: Resident | None = None
+    """What loads and unloads the model; None: its engine is always there."""
+
+    @classmethod
+    def coming_and_going(cls, names: tuple[str, ...], resident: Resident) -> Self:
+        """A model that is loaded when it is asked for."""
+        life = resident.life
+        return cls(names, None, life.client, life.client.progress_age, life.stall_limit, resident=resident)
+
+    @property
+    def generator(self) -> Generator:
+        """The text side. Raises :class:`RequestError` 503 before it is there."""
+        generator = self.known_generator
+        if generator is None:
+            raise self.client.unavailable() or RequestError("The model is not available.", status=503)
+        return generator
+
+    @property
+    def known_generator(self) -> Generator | None:
+        """The text side; None before it is there."""
+        return self.resident.life.generator if self.resident is not None else self.text_side
+
+    def in_use(
+        self, ends: float | None, *, endpoint: str, keep_alive: float | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Keeps the model loaded while the block runs; where models come and go, it waits for it first.
+
+        Args:
+            ends: instant of ``time.monotonic`` at which the wait is given up.
+            endpoint: the route's template, for metrics.
+            keep_alive: seconds that the model then stays without work; None: as its settings say.
+
+        Raises:
+            RequestError: 503 (cannot be loaded, draining), 429 (too many wait for it), 504 (``ends``).
+        """
+        if self.resident is None:
+            return contextlib.nullcontext()
+        return self.resident.in_use(ends, endpoint=endpoint, keep_alive=keep_alive)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it has an engine, or one that is being restarted; where all stay it always has."""
+        return self.resident is None or self.resident.life.is_loaded
 
     @property
     def name(self) -> str:
@@ -71,7 +93,7 @@ class Served:
     @property
     def state(self) -> ModelState:
         """Where the model stands; :meth:`EngineClient.readiness` says why it is not ready."""
-        return _OF_ENGINE[self.client.state]
+        return OF_ENGINE[self.client.state] if self.resident is None else self.resident.life.state
 
     def info(self) -> RunnerInfo:
         """Facts about the loaded model. Raises :class:`RequestError` 503 before its engine's first start."""
@@ -97,12 +119,13 @@ class ServedModels:
     Args:
         models: at least one; the first answers requests that name none.
         any_name: names that no model has mean the first one, too.
+        residency: where they come and go; None: all stay.
 
     Raises:
         ValueError: there is no model, or two have a name in common.
     """
 
-    def __init__(self, models: Sequence[Served], *, any_name: bool = False) -> None:
+    def __init__(self, models: Sequence[Served], *, any_name: bool = False, residency: Residency | None = None) -> None:
         if not models:
             raise ValueError("there is no model to serve")
         self._by_name: dict[str, Served] = {}
@@ -112,6 +135,7 @@ class ServedModels:
                     raise ValueError(f"two models are served as {name!r}")
         self._models = list(models)
         self._any_name = any_name
+        self._residency = residency
 
     def __iter__(self) -> Iterator[Served]:
         """The models, the default one first."""
@@ -121,6 +145,11 @@ class ServedModels:
     def default(self) -> Served:
         """The model of requests that name none."""
         return self._models[0]
+
+    @property
+    def come_and_go(self) -> bool:
+        """Whether models are loaded as they are asked for, each in a state of its own."""
+        return self._residency is not None
 
     @property
     def names(self) -> list[str]:
@@ -145,6 +174,8 @@ class ServedModels:
         return self._by_name[name]
 
     def drain(self) -> None:
-        """Refuses new requests for every model; requests in flight go on."""
+        """Refuses new requests for every model, and those that wait for one; requests in flight go on."""
+        if self._residency is not None:
+            self._residency.drain()
         for served in self:
             served.client.drain()

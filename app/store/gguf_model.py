@@ -76,7 +76,7 @@ def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFile
         parts = parts_of(path)
     except WeightError as e:
         raise StoreError(str(e)) from None
-    first, name = parts[0], _model_name(path)
+    first, name = parts[0], model_name(path)
     entry = _entry_name(name, parts)
 
     def build(directory: Path) -> Manifest:
@@ -93,7 +93,8 @@ def open_gguf(path: Path, store: Store, progress: ProgressReporter) -> ModelFile
     return read_model(name, found[0], parts)
 
 
-def _model_name(path: Path) -> str:
+def model_name(path: Path) -> str:
+    """The name that a model in a GGUF file has by itself; any file of one that is split."""
     split = split_name(path)
     if split is not None:
         return split.stem

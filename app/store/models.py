@@ -77,6 +77,25 @@ def locate_config(name_or_path: str, store: Store, *, via: str | None = None) ->
     return files.name, files.directory
 
 
+def own_name(name_or_path: str) -> str:
+    """The name that a model has by itself, here or not: :attr:`ModelFiles.name`.
+
+    Raises:
+        StoreError: there can be no such model.
+    """
+    path = None if name_or_path in CATALOG else _local_path(name_or_path)
+    if path is not None and path.is_file():
+        from app.store.gguf_model import model_name  # brings numpy
+
+        return model_name(path)
+    if name_or_path in CATALOG or path is not None:
+        return name_or_path if path is None else path.name
+    hub_id = hub.parse_hub_id(name_or_path)
+    if hub_id is None:
+        raise _unknown(name_or_path)
+    return str(hub_id)
+
+
 def _pull(name_or_path: str, store: Store, progress: ProgressReporter, via: str | None) -> ModelFiles:
     _refuse_gguf(name_or_path, via)
     if name_or_path in CATALOG:

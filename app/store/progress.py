@@ -42,6 +42,34 @@ class SilentProgress:
         yield lambda _: None
 
 
+class RecordedProgress:
+    """Notes how far the present piece of work is, for those who ask from another thread."""
+
+    def __init__(self, shown: ProgressReporter | None = None) -> None:
+        self._shown = shown or SilentProgress()
+        self.description = ""
+        """What is being done; empty when nothing is."""
+        self.done = 0
+        """Bytes done."""
+        self.total: int | None = None
+        """Bytes in all; None where that is not known."""
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """See :class:`ProgressReporter`."""
+        self.description, self.done, self.total = description, 0, total
+
+        def advance(size: int) -> None:
+            self.done += size
+            shown(size)
+
+        try:
+            with self._shown.task(description, total) as shown:
+                yield advance
+        finally:
+            self.description, self.done, self.total = "", 0, None
+
+
 class TerminalProgress:
     """Bars on a terminal; one line at the start and one at the end of a task anywhere else."""
 

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from app.contract.frames import EngineReady, EngineStats, StepRecord
 from app.contract.request import FinishReason
 from app.telemetry.aliases import ALIASES, Aliases
+from app.telemetry.pages import OnePage
 from app.telemetry.per_request import REQUEST_SECONDS, TOKEN_SECONDS, PerRequest, RequestFigures
 from app.telemetry.tallies import Spread, Tally
 
@@ -50,18 +51,21 @@ class Metrics:
     Args:
         model_name: value of the label ``model_name`` on every series but those of HTTP and of the process.
         version: of the program, for ``tuili_build_info``.
+        beside: collectors of a model that is served beside, and of HTTP and the process: these are not made again, and
+            its page has the series of both.
     """
 
-    def __init__(self, model_name: str, *, version: str = "") -> None:
+    def __init__(self, model_name: str, *, version: str = "", beside: Metrics | None = None) -> None:
         self.registry = CollectorRegistry()
         self.model_name = model_name
         self._aliased: list[tuple[str, Collector]] = []
         self._last = EngineStats()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        Gauge("tuili_build_info", "Version of the server.", ["version"], registry=self.registry).labels(version).set(1)
-        self._make_http()
+        self._page: list[CollectorRegistry] = [self.registry] if beside is None else beside._page
+        if beside is None:
+            self._make_process(version)
+            self._make_http()
+        else:
+            self._page.append(self.registry)
         self._make_engine()
         self._make_requests()
         self.registry.register(Aliases(self._aliased))
@@ -86,6 +90,12 @@ class Metrics:
     def _alias(self, name: str, metric: M) -> M:
         self._aliased += [(alias, metric) for alias in ALIASES.get(name, ())]
         return metric
+
+    def _make_process(self, version: str) -> None:
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        Gauge("tuili_build_info", "Version of the server.", ["version"], registry=self.registry).labels(version).set(1)
 
     def _make_http(self) -> None:
         self._http_requests = Counter(
@@ -223,9 +233,12 @@ class Metrics:
     # -- engine --------------------------------------------------------------------------------------------------
 
     def observe_state(self, state: str) -> None:
-        """Shows one of :data:`ENGINE_STATES` as the present one."""
+        """Shows one of :data:`ENGINE_STATES` as the present one; any other: there is no engine."""
         for known in ENGINE_STATES:
             self._state.labels(self.model_name, known).set(known == state)
+        if state not in ENGINE_STATES:
+            self._cache_config.clear()
+            self._formats.clear()
         self._awake.clear()
         if state in ("ready", "draining"):
             for sleep_state in _SLEEP_STATES:
@@ -303,6 +316,10 @@ class Metrics:
         self._prompt_by_source["local_compute"].inc(max(0, figures.prompt_tokens - figures.cached_tokens))
         self._per_request.observe(figures)
 
+    def show(self, registry: CollectorRegistry) -> None:
+        """Has the page show what another registry collects."""
+        self._page.append(registry)
+
     def render(self) -> tuple[bytes, str]:
-        """The page that Prometheus scrapes and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE
+        """The page that Prometheus scrapes, with the series of all models, and its content type."""
+        return generate_latest(self.registry if len(self._page) == 1 else OnePage(self._page)), CONTENT_TYPE

@@ -314,3 +314,17 @@ def test_process_and_build_are_described() -> None:
 def test_two_servers_in_one_process_do_not_share_counters() -> None:
     filled()
     assert page(Metrics("m"))["vllm:generation_tokens_total"][0][1] == 0
+
+
+def test_models_that_are_served_together_share_a_page() -> None:
+    first = Metrics("a", version="1")
+    second = Metrics("b", beside=first)
+    first.observe_tokens(generated=3, delivered=3)
+    second.observe_tokens(generated=5, delivered=5)
+    text = first.render()[0].decode()
+    assert text.count("# TYPE tuili_generated_tokens_total counter") == 1
+    assert text.count("tuili_build_info{") == 1
+    for model, count in (("a", 3.0), ("b", 5.0)):
+        assert f'tuili_generated_tokens_total{{model_name="{model}"}} {count}' in text
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{model}"}} {count}' in text
+    assert "tuili_build_info{" in second.render()[0].decode()

@@ -48,11 +48,13 @@ def router(service: Service) -> APIRouter:
         ignored = ignored_fields(body, strict=strict, generates=False)
         reply = reply_options(body)
         reply.check()
-        generator = service.models.resolve(body.model).generator
-        prompt = with_reply(read_conversation(body), reply, generator)
-        ignored += unheeded(unread_variables(prompt, generator), strict=strict)
+        served = service.models.resolve(body.model)
         ends = deadline(request.scope, None, service.settings.default_timeout)
-        encoded = await prompt.encode(generator, max(_MAX_TOKENS, generator.max_model_len), ends)
+        async with served.in_use(ends, endpoint=PATH):
+            generator = served.generator
+            prompt = with_reply(read_conversation(body), reply, generator)
+            ignored += unheeded(unread_variables(prompt, generator), strict=strict)
+            encoded = await prompt.encode(generator, max(_MAX_TOKENS, generator.max_model_len), ends)
         return json_response(TokenCount(len(encoded.token_ids)), headers=ignored_header(ignored))
 
     return routes

@@ -54,12 +54,14 @@ def router(service: Service) -> APIRouter:
         ignored = ignored_fields(body, strict=strict, generates=False)
         prompt = _read(body)
         ignored += _of_conversations(body, strict=strict)
-        generator = service.models.resolve(body.model).generator
-        prompt = with_reply(prompt, _reply(body), generator)
-        ignored += unheeded(unread_variables(prompt, generator), strict=strict)
-        max_tokens = max(_MAX_TOKENS, generator.max_model_len)
-        tokens = (await prompt.encode(generator, max_tokens, _deadline(request, service))).token_ids
-        answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=generator.max_model_len)
+        served, ends = service.models.resolve(body.model), _deadline(request, service)
+        async with served.in_use(ends, endpoint="/tokenize"):
+            generator = served.generator
+            prompt = with_reply(prompt, _reply(body), generator)
+            ignored += unheeded(unread_variables(prompt, generator), strict=strict)
+            max_tokens = max(_MAX_TOKENS, generator.max_model_len)
+            tokens = (await prompt.encode(generator, max_tokens, ends)).token_ids
+            answer = Tokenized(tokens=tokens, count=len(tokens), max_model_len=generator.max_model_len)
         return json_response(answer, headers=ignored_header(ignored))
 
     @routes.post(
@@ -73,11 +75,11 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, DetokenizeBody)
         strict = is_strict(request, default=service.settings.strict_params)
         ignored = ignored_fields(body, strict=strict, generates=False)
-        tokenizer = service.models.resolve(body.model).generator.tokenizer
-        check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
-        text = await tokenizer.decode_async(
-            body.tokens, skip_special_tokens=False, deadline=_deadline(request, service)
-        )
+        served, ends = service.models.resolve(body.model), _deadline(request, service)
+        async with served.in_use(ends, endpoint="/detokenize"):
+            tokenizer = served.generator.tokenizer
+            check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
+            text = await tokenizer.decode_async(body.tokens, skip_special_tokens=False, deadline=ends)
         return json_response(Detokenized(prompt=text), headers=ignored_header(ignored))
 
     @routes.get(
@@ -86,6 +88,8 @@ def router(service: Service) -> APIRouter:
     async def tokenizer_info() -> Response:
         """What a client needs to build prompts of its own."""
         served = service.models.default
+        if served.resident is not None:
+            await served.resident.life.read_text_side()
         tokenizer = served.generator.tokenizer
         return json_response(
             TokenizerInfo(

@@ -8,7 +8,7 @@ from typing import Any
 from app.api.endpoint import Endpoint, ReadRequest
 from app.api.ollama.conversation import read_turns
 from app.api.ollama.openapi import ollama_answers
-from app.api.ollama.options import ID_PREFIX, load_task, read_task, template_variables
+from app.api.ollama.options import ID_PREFIX, load_task, read_keep_alive, read_task, template_variables
 from app.api.ollama.schemas.answers import OllamaChat
 from app.api.ollama.schemas.bodies import OllamaChatBody
 from app.api.ollama.writer import ChatWriter, LoadWriter
@@ -26,8 +26,16 @@ _EXAMPLES: dict[str, Any] = {
 def read_chat(body: OllamaChatBody) -> ReadRequest:
     """What a body asks for. Raises :class:`RequestError` 400."""
     stream = body.stream is not False
+    keep_alive = read_keep_alive(body)
     if not body.messages:
-        return ReadRequest(task=load_task(), writer=partial(LoadWriter, ChatWriter), stream=stream, model=body.model)
+        return ReadRequest(
+            task=load_task(),
+            writer=partial(LoadWriter, ChatWriter),
+            stream=stream,
+            model=body.model,
+            keep_alive=keep_alive,
+            unload=ChatWriter.unloaded if keep_alive == 0 else None,
+        )
     turns = read_turns(body.messages)
     continues = turns[-1]["role"] == "assistant" and bool(turns[-1]["content"]) and "tool_calls" not in turns[-1]
     conversation = Conversation(
@@ -41,6 +49,7 @@ def read_chat(body: OllamaChatBody) -> ReadRequest:
         writer=partial(ChatWriter, with_logprobs=bool(body.logprobs)),
         stream=stream,
         model=body.model,
+        keep_alive=keep_alive,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.api.endpoint import Endpoint, ReadRequest
 from app.api.ollama.openapi import ollama_answers
-from app.api.ollama.options import ID_PREFIX, load_task, read_task, template_variables
+from app.api.ollama.options import ID_PREFIX, load_task, read_keep_alive, read_task, template_variables
 from app.api.ollama.schemas.answers import OllamaGenerated
 from app.api.ollama.schemas.bodies import OllamaGenerateBody
 from app.api.ollama.writer import GenerateWriter, LoadWriter
@@ -30,15 +30,22 @@ def read_generate(body: OllamaGenerateBody) -> ReadRequest:
     for name in _REFUSED:
         if (body.model_extra or {}).get(name):
             raise RequestError(f"{name} is not supported by this server.", code="unsupported_parameter", param=name)
+    keep_alive = read_keep_alive(body)
     if not body.prompt:
         return ReadRequest(
-            task=load_task(), writer=partial(LoadWriter, GenerateWriter), stream=stream, model=body.model
+            task=load_task(),
+            writer=partial(LoadWriter, GenerateWriter),
+            stream=stream,
+            model=body.model,
+            keep_alive=keep_alive,
+            unload=GenerateWriter.unloaded if keep_alive == 0 else None,
         )
     return ReadRequest(
         task=read_task(body, _prompt(body, body.prompt), "prompt"),
         writer=partial(GenerateWriter, with_logprobs=bool(body.logprobs)),
         stream=stream,
         model=body.model,
+        keep_alive=keep_alive,
     )
 
 

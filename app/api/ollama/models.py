@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from app.api.ollama.schemas.answers import (
 from app.api.ollama.schemas.bodies import OllamaShowBody
 from app.api.openapi import takes
 from app.api.service import Service
+from app.duration import FOREVER
 from app.errors import RequestError
 from app.serving.generator import Generator
 from app.serving.served import LATEST, Served
@@ -36,6 +38,8 @@ PROTOCOL_VERSION = "0.13.0"
 _FAMILY = "tuili"
 """Stands for the model's family, which the API process does not know."""
 _FOREVER = "9999-12-31T23:59:59Z"
+_FAR = 1e9
+"""Seconds from which on that is said."""
 
 
 def router(service: Service) -> APIRouter:
@@ -62,7 +66,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/api/ps", summary="Models that are loaded", responses=ollama_answers(OllamaProcesses))
     async def processes() -> Response:
         """Those of the served models whose engines are up."""
-        loaded = [served for served in service.models if served.client.ready is not None]
+        loaded = [served for served in service.models if served.client.ready is not None and served.is_loaded]
         return json_response(OllamaProcesses([_running(served) for served in loaded]))
 
     @routes.post(
@@ -76,6 +80,8 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, OllamaShowBody)
         ignored = ignored_fields(body, strict=is_strict(request, default=service.settings.strict_params))
         served = service.models.resolve(body.model or body.name)
+        if served.resident is not None:
+            await served.resident.life.read_text_side()
         return json_response(_shown(served), headers=ignored_header(ignored))
 
     @routes.post("/api/embed", include_in_schema=False)
@@ -108,27 +114,31 @@ def _running(served: Served) -> OllamaRunning:
         size=_size(served),
         digest=_digest(served),
         details=_details(served),
-        expires_at=_FOREVER,
+        expires_at=_expiry(served),
         size_vram=0 if info.device == "cpu" else info.weight_bytes + info.kv_cache_bytes,
         context_length=served.generator.max_model_len,
     )
 
 
 def _shown(served: Served) -> OllamaShown:
-    info, generator = served.info(), served.generator
-    template = generator.chat_template.source or ""
+    """Raises :class:`RequestError` 503 while nothing is known of a model that stays."""
+    facts = served.info() if served.resident is None or served.client.ready is not None else None
+    generator = served.known_generator
+    model_info: dict[str, Any] = {"general.architecture": _FAMILY}
+    if facts is not None:
+        model_info |= {
+            "general.parameter_count": facts.num_parameters,
+            f"{_FAMILY}.context_length": served.generator.max_model_len,
+            f"{_FAMILY}.vocab_size": facts.vocab_size,
+        }
+    sampling = {} if generator is None else generator.default_params
     return OllamaShown(
         modelfile=f"FROM {served.name}\n",
-        parameters="\n".join(f"{name} {value}" for name, value in generator.default_params.items()),
-        template=template,
+        parameters="\n".join(f"{name} {value}" for name, value in sampling.items()),
+        template="" if generator is None else generator.chat_template.source or "",
         details=_details(served),
-        model_info={
-            "general.architecture": _FAMILY,
-            "general.parameter_count": info.num_parameters,
-            f"{_FAMILY}.context_length": generator.max_model_len,
-            f"{_FAMILY}.vocab_size": info.vocab_size,
-        },
-        capabilities=_capabilities(generator),
+        model_info=model_info,
+        capabilities=["completion"] if generator is None else _capabilities(generator),
         modified_at=_time(served),
     )
 
@@ -168,6 +178,14 @@ def _parameters(count: int) -> str:
     if count >= 10**9:
         return f"{count / 10**9:.1f}B"
     return f"{count / 10**6:.0f}M" if count >= 10**6 else f"{count / 10**3:.0f}K"
+
+
+def _expiry(served: Served) -> str:
+    """When a model goes, if nothing asks for it until then."""
+    seconds = FOREVER if served.resident is None else served.resident.expires_in
+    if seconds > _FAR:
+        return _FOREVER
+    return (datetime.now(UTC) + timedelta(seconds=max(0.0, seconds))).isoformat().replace("+00:00", "Z")
 
 
 def _tagged(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from app.api.forms import format_form, only_form
 from app.api.ollama.schemas.bodies import OllamaBody, OllamaOptions, OllamaTool
+from app.duration import read_duration
 from app.errors import RequestError
 from app.tasks.generate import GenerateTask, SamplingOptions
 from app.tasks.prompts import Conversation, Prompt, TokenPrompt
@@ -60,6 +61,16 @@ def load_task() -> GenerateTask:
     return GenerateTask(
         prompts=[TokenPrompt(token_ids=[0])], sampling=SamplingOptions(temperature=0.0, ignore_eos=True), max_tokens=0
     )
+
+
+def read_keep_alive(body: OllamaBody) -> float | None:
+    """Seconds that the model is to stay loaded. Raises :class:`RequestError` 400."""
+    if body.keep_alive is None or body.keep_alive == "":
+        return None
+    try:
+        return read_duration(body.keep_alive)
+    except ValueError as error:
+        raise RequestError(f"keep_alive: {error}.", code="invalid_value", param="keep_alive") from None
 
 
 def template_variables(body: OllamaBody) -> TemplateVariables:

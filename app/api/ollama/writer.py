@@ -44,9 +44,16 @@ class OllamaWriter(AnswerWriter):
         self._pieces = PieceWriter()
         self._reason = FinishReason.STOP
 
+    @staticmethod
     @abstractmethod
-    def line(self, reply: LineReply, fields: Mapping[str, Any]) -> msgspec.Struct:
+    def line(reply: LineReply, fields: Mapping[str, Any]) -> msgspec.Struct:
         """A line, or the whole answer, that has ``fields`` besides what it says."""
+
+    @classmethod
+    def unloaded(cls, model: str) -> bytes:
+        """JSON that says that a model goes."""
+        fields = {"model": model, "created_at": _now(), "done": True, "done_reason": "unload"}
+        return encode(cls.line(LineReply(), fields))
 
     def headers(self, generations: Sequence[Generation]) -> Mapping[str, str]:
         """Where the time went."""
@@ -109,7 +116,8 @@ class OllamaWriter(AnswerWriter):
 class ChatWriter(OllamaWriter):
     """Writes an answer of ``/api/chat``."""
 
-    def line(self, reply: LineReply, fields: Mapping[str, Any]) -> OllamaChat:
+    @staticmethod
+    def line(reply: LineReply, fields: Mapping[str, Any]) -> OllamaChat:
         """The reply is a message."""
         calls: list[OllamaToolCall] | UnsetType = reply.calls or UNSET
         message = OllamaReply(content=reply.content, thinking=reply.thinking or UNSET, tool_calls=calls)
@@ -119,7 +127,8 @@ class ChatWriter(OllamaWriter):
 class GenerateWriter(OllamaWriter):
     """Writes an answer of ``/api/generate``."""
 
-    def line(self, reply: LineReply, fields: Mapping[str, Any]) -> OllamaGenerated:
+    @staticmethod
+    def line(reply: LineReply, fields: Mapping[str, Any]) -> OllamaGenerated:
         """The reply is a text, and the thought before it."""
         return OllamaGenerated(response=reply.content, thinking=reply.thinking or UNSET, **fields)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.json import json_response
 from app.api.openai.openapi import answers
-from app.api.openai.schemas.models import ModelCard, ModelList
+from app.api.openai.schemas.models import ModelCard, ModelList, ModelProgress
 from app.api.service import Service
+from app.serving.resident import Resident
 
 OWNER = "tuili"
 _MODEL_IN_PATH = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
@@ -41,13 +44,25 @@ def _listed(service: Service) -> Response:
 
 def _card(service: Service, name: str) -> ModelCard:
     served = service.models.resolve(name)
-    ready = served.client.ready
-    return ModelCard(
+    ready, generator = served.client.ready, served.known_generator
+    card = ModelCard(
         id=name,
         created=served.created,
         owned_by=OWNER,
         root=served.name,
         max_model_len=None if ready is None else ready.info.max_model_len,
-        default_sampling=served.generator.default_params,
+        default_sampling={} if generator is None else generator.default_params,
         via=None if ready is None else ready.info.via,
+    )
+    return card if served.resident is None else _with_state(card, served.resident)
+
+
+def _with_state(card: ModelCard, resident: Resident) -> ModelCard:
+    life = resident.life
+    far = life.how_far
+    return msgspec.structs.replace(
+        card,
+        state=life.state.value,
+        reason=life.reason or UNSET,
+        progress=UNSET if far is None else ModelProgress(phase=far.phase, done=far.done, total=far.total or None),
     )

@@ -29,6 +29,7 @@ from app.errors import RequestError
 
 TAG = "Responses"
 _PATH = CREATE.path + "/{response_id}"
+_INPUT_TOKENS = CREATE.path + "/input_tokens"
 _PAGE, _MAX_PAGE = 20, 100
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -100,7 +101,7 @@ def router(service: Service) -> APIRouter:
         return _shown(msgspec.json.encode(msgspec.json.decode(body) | {"status": "cancelled"}))
 
     @routes.post(
-        CREATE.path + "/input_tokens",
+        _INPUT_TOKENS,
         summary="Count a request's tokens",
         responses=answers(InputTokens),
         openapi_extra=takes(ResponsesBody, {}),
@@ -110,10 +111,12 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, ResponsesBody)
         ignored = ignored_fields(body, strict=is_strict(request, default=service.settings.strict_params))
         read = await read_response(body, service)
-        generator = service.models.resolve(read.model).generator
-        read.task.check(service.settings)
+        served = service.models.resolve(read.model)
         ends = deadline(request.scope, read.timeout, service.settings.default_timeout)
-        prompts = await read.task.encode(generator, ends)
+        async with served.in_use(ends, endpoint=_INPUT_TOKENS):
+            generator = served.generator
+            read.task.check(service.settings)
+            prompts = await read.task.encode(generator, ends)
         tokens = InputTokens(input_tokens=sum(len(prompt.token_ids) for prompt in prompts))
         return json_response(tokens, headers=ignored_header([*ignored, *read.unheeded]))
 

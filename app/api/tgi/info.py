@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.json import json_response
+from app.api.scope import deadline
 from app.api.service import Service
 from app.api.tgi.openapi import flat_answers
 from app.api.tgi.schemas import Info
@@ -19,9 +21,11 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=[TAG])
 
     @routes.get("/info", summary="Model and limits", responses=flat_answers(Info, errors=(503,)))
-    async def info() -> Response:
+    async def info(request: Request) -> Response:
         """What a client of text-generation-inference asks before it sends anything."""
-        return json_response(_info(service))
+        ends = deadline(request.scope, None, service.settings.default_timeout)
+        async with service.models.default.in_use(ends, endpoint="/info"):
+            return json_response(_info(service))
 
     return routes
 

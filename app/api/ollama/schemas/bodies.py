@@ -57,6 +57,11 @@ class OllamaBody(Body):
     )
     logprobs: bool | None = Field(None, description="Report the log-probability of each token.")
     top_logprobs: Annotated[int, Field(ge=0)] | None = Field(None, description="Alternatives reported for each token.")
+    keep_alive: Annotated[str, Field(max_length=64)] | float | None = Field(
+        None,
+        description="How long the model stays loaded without work: seconds, or a text such as `5m`; -1 is for ever. "
+        "Where models always stay, it is named back.",
+    )
 
 
 class OllamaFunction(Part):

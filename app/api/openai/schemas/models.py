@@ -5,6 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class ModelProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a pull or a load has come."""
+
+    phase: str
+    done: int
+    """Bytes, or steps of the phase."""
+    total: int | None
+    """All of them; null where that is not known."""
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +34,13 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """How answers are sampled where a request does not say: as the model recommends, or else the server's setting."""
     via: str | None = None
     """The library that computes the model, slowly: `transformers`; null: the server itself does, or loads yet."""
+
+    state: str | UnsetType = UNSET
+    """Where models come and go: `absent`, `pulling`, `loading`, `ready`, `idle`, `unloading` or `failed`."""
+    reason: str | UnsetType = UNSET
+    """Why the model is not ready, and how far it is."""
+    progress: ModelProgress | UnsetType = UNSET
+    """How far its files or its weights are."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
