@@ -6,7 +6,7 @@ import enum
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.contract.info import RunnerInfo
 from app.errors import RequestError
@@ -61,6 +61,8 @@ class Served:
     """Seconds without progress after which the supervisor starts the engine again; 0 for never."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time from which it is served."""
+    adapter: str = ""
+    """Name of the adapter that answers in its place; empty: the model itself does."""
 
     @property
     def name(self) -> str:
@@ -86,7 +88,9 @@ class Served:
         """
         info = self.info()
         parts = (__version__, self.name, info.num_parameters, info.dtype, info.kv_cache_dtype)
-        text = "|".join(map(str, (*parts, info.device, info.quantization, info.kernels, *filter(None, [info.via]))))
+        text = "|".join(
+            map(str, (*parts, info.device, info.quantization, info.kernels, *filter(None, [info.via, self.adapter])))
+        )
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -98,7 +102,7 @@ class ServedModels:
         any_name: names that no model has mean the first one, too.
 
     Raises:
-        ValueError: there is no model, or two have a name in common.
+        ValueError: there is no model, or two have a name in common, or a model and an adapter.
     """
 
     def __init__(self, models: Sequence[Served], *, any_name: bool = False) -> None:
@@ -109,6 +113,9 @@ class ServedModels:
             for name in served.names:
                 if self._by_name.setdefault(name, served) is not served:
                     raise ValueError(f"two models are served as {name!r}")
+        for name in (name for served in models for name in served.client.adapters.names):
+            if name in self._by_name:
+                raise ValueError(f"a model and an adapter are served as {name!r}")
         self._models = list(models)
         self._any_name = any_name
 
@@ -123,18 +130,24 @@ class ServedModels:
 
     @property
     def names(self) -> list[str]:
-        """All names of all models."""
-        return list(self._by_name)
+        """All names of all models, and of their adapters."""
+        return [*self._by_name, *(name for served in self for name in served.client.adapters.names)]
+
+    def _adapted(self, name: str) -> Served | None:
+        """The model of an adapter, which answers in its place; None where there is no such adapter."""
+        return next((replace(served, adapter=name) for served in self if name in served.client.adapters), None)
 
     def resolve(self, name: str | None) -> Served:
-        """The model of a name, :data:`LATEST` behind it or not; the default one for None, and for unknown names if any
-        may be used.
+        """The model of a name, or of an adapter's, :data:`LATEST` behind it or not; the default one for None, and for
+        unknown names if any may be used.
 
         Raises:
             RequestError: 404, no model is served under that name.
         """
         if name is not None and name not in self._by_name:
-            name = name.removesuffix(LATEST)
+            given, name = name, name.removesuffix(LATEST)
+            if name not in self._by_name and (adapted := self._adapted(given) or self._adapted(name)) is not None:
+                return adapted
         if name is None or (self._any_name and name not in self._by_name and len(name) <= _LONGEST_NAME):
             return self.default
         if name not in self._by_name:
