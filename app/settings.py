@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.sources import NoDecode
 
+from app.contract.config import ADAPTER_NAME
 from app.contract.request import DEFAULT_SAMPLING
 from app.duration import read_duration
 from app.keys import ApiKey, parse_keys
@@ -127,6 +128,17 @@ class Settings(BaseSettings):
         DEFAULT_SAMPLING,
         description="How a model samples by default that recommends nothing itself (generation_config.json, GGUF), "
         "e.g. temperature=0.7,top_p=0.9; none: at temperature 1.",
+    )
+    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="NAME=PATH of an adapter (LoRA) that requests may name as their model: a directory with "
+        "adapter_config.json and adapter_model.safetensors. May repeat.",
+    )
+    max_adapters: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        None, description="Adapters that there is room for at once, to load some at run time; else those of --adapter."
+    )
+    max_adapter_rank: Annotated[int, Field(ge=1, le=512)] | None = Field(
+        None, description="Greatest rank of an adapter; that of those of --adapter when absent, 16 at least."
     )
     home: Path | None = Field(None, description="Directory of pulled models; the platform's cache when absent.")
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights from the config.")
@@ -236,6 +248,22 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is SCHEME://HOST[:PORT] and nothing behind it, or *")
         return value
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _adapters_of_a_file(cls, value: Any) -> Any:
+        return tuple(f"{name}={path}" for name, path in value.items()) if isinstance(value, dict) else _split(value)
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [entry.partition("=")[0] for entry in value]
+        for entry, name in zip(value, names, strict=True):
+            if not entry.partition("=")[2] or not re.fullmatch(ADAPTER_NAME, name):
+                raise ValueError("an adapter is NAME=PATH, the name of letters, digits and any of . _ - / : @ +")
+        if len(set(names)) < len(names):
+            raise ValueError("two adapters have the same name")
+        return value
+
     @field_validator("default_sampling", mode="before")
     @classmethod
     def _sampling_from_text(cls, value: Any) -> Any:
@@ -285,6 +313,8 @@ class Settings(BaseSettings):
                 f"max_num_seqs ({self.max_num_seqs}) may not exceed max_num_batched_tokens "
                 f"({self.max_num_batched_tokens}): every running sequence needs a token a step"
             )
+        if self.max_adapters is not None and self.max_adapters < len(self.adapter):
+            raise ValueError(f"max_adapters ({self.max_adapters}) is less than the {len(self.adapter)} of --adapter")
         if self.max_num_seqs > self.max_logit_rows:
             raise ValueError(
                 f"max_num_seqs ({self.max_num_seqs}) may not exceed max_logit_rows ({self.max_logit_rows})"

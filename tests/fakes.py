@@ -81,6 +81,7 @@ def fake_request(
     client_index: int = 0,
     arrival_time: float = 0.0,
     cache_salt: str = "",
+    adapter: str = "",
     **sampling: object,
 ) -> GenerateRequest:
     """A greedy request."""
@@ -95,6 +96,7 @@ def fake_request(
         client_index=client_index,
         arrival_time=arrival_time,
         cache_salt=cache_salt,
+        adapter=adapter,
     )
 
 

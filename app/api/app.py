@@ -19,7 +19,8 @@ from app.api.middleware import (
     RequestIdMiddleware,
     VersionMiddleware,
 )
-from app.api.native import health, metrics, requests, tokenize
+from app.api.native import adapters, health, metrics, requests, tokenize
+from app.api.native.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
 from app.api.native.schemas.health import Health
 from app.api.native.schemas.live import LiveRequest
 from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
@@ -57,6 +58,7 @@ def create_app(service: Service) -> FastAPI:
     for room in (tokenize, requests):
         app.include_router(room.router(service), dependencies=infer)
     app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
+    app.include_router(adapters.router(service), dependencies=[needs(KeyScope.ADMIN)])
     app.include_router(health.router(service))
     _document(app, keys=bool(service.settings.api_keys))
     install_error_handlers(app)
@@ -87,7 +89,14 @@ def _document(app: FastAPI, *, keys: bool) -> None:
     answers = [answer for protocol in PROTOCOLS for answer in (*protocol.answers, protocol.error_schema)]
     install_openapi(
         app,
-        bodies=[*dict.fromkeys(endpoint.schema for endpoint in endpoints), *others, TokenizeBody, DetokenizeBody],
+        bodies=[
+            *dict.fromkeys(endpoint.schema for endpoint in endpoints),
+            *others,
+            TokenizeBody,
+            DetokenizeBody,
+            LoadAdapterBody,
+            UnloadAdapterBody,
+        ],
         answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, Health],
         error_schema=lambda path: protocol_of(path).error_schema,
         open_paths=OPEN_PATHS if keys else None,

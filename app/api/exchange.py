@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -158,6 +158,8 @@ class _Exchange:
             if endpoint.numbers_prompts:
                 ids = [f"{answer_id}-{index}" for index in range(len(prompts))]
             requests = task.requests(generator, prompts, ids, ends, cache_salt=tenant_salt(task.cache_salt))
+            if self.served.adapter:
+                requests = [replace(each, adapter=self.served.adapter) for each in requests]
             head = AnswerHead(
                 id=answer_id,
                 created=int(time.time()),

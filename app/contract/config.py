@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import msgspec
 
+ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}"
+"""Pattern of an adapter's name."""
+
+
+class AdapterSource(msgspec.Struct, frozen=True):
+    """An adapter that requests may ask for."""
+
+    name: str
+    path: str
+    """Its directory, absolute."""
+    required: bool = True
+    """Whether an engine that cannot load it does not start; otherwise it starts without."""
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that an engine process needs to know; the first frame that it is sent."""
@@ -61,6 +74,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which kernels run: ``auto``, ``reference`` (plain torch) or ``strict`` (the device's fast ones or an error)."""
     seed: int = 0
     """Seed of dummy weights."""
+    adapters: tuple[AdapterSource, ...] = ()
+    """Adapters that are loaded at the start."""
+    max_adapters: int = 0
+    """Adapters that there is room for at once; 0: none are served, and steps have nothing of them."""
+    max_adapter_rank: int | None = None
+    """Greatest rank of an adapter; None: that of those which are loaded at the start, 16 at least."""
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end a request, unless it ignores them."""
     integrity_checks: bool = False

@@ -34,7 +34,21 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag="vocabulary"):
     """The ``tokenizer.json`` by which forced text becomes tokens, as the model was trained on it."""
 
 
-ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | Shutdown
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Load an adapter while requests go on; answered by an :class:`AdapterOutcome`."""
+
+    name: str
+    path: str
+    """Its directory, absolute."""
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Take no more requests for an adapter, and free its room when the last one ends; answered likewise."""
+
+    name: str
+
+
+ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | LoadAdapter | UnloadAdapter | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -52,8 +66,8 @@ class EngineError(msgspec.Struct, frozen=True, array_like=True):
     """Why a request ended in :attr:`FinishReason.ERROR`."""
 
     code: str
-    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``invalid_constraint``, ``overloaded``,
-    ``engine_error``, ``engine_restarted``.
+    """``context_length_exceeded``, ``deadline_exceeded``, ``invalid_request``, ``invalid_constraint``,
+    ``adapter_not_found``, ``overloaded``, ``engine_error``, ``engine_restarted``.
     """
     message: str
 
@@ -190,6 +204,16 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     max_kv_tokens: int
     """Tokens of the longest sequence that the whole KV cache holds."""
     pid: int
+    adapters: list[str] = []
+    """Names of the adapters that are loaded."""
+
+
+class AdapterOutcome(msgspec.Struct, frozen=True, kw_only=True, tag="adapter"):
+    """The answer to a :class:`LoadAdapter` or an :class:`UnloadAdapter`."""
+
+    name: str
+    error: str | None = None
+    """Why it was not done, one line; None: it was."""
 
 
 class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
@@ -199,4 +223,4 @@ class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Why; one line that a person can act on."""
 
 
-EngineFrame = OutputFrame | LoadProgress | EngineReady | EngineFatal
+EngineFrame = OutputFrame | LoadProgress | EngineReady | AdapterOutcome | EngineFatal

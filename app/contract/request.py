@@ -99,6 +99,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """Instant after which the request is answered with an error instead of more work."""
     cache_salt: str = ""
     """Requests share cached prefixes only under the same salt."""
+    adapter: str = ""
+    """Name of the adapter that answers; empty: the model itself."""
     constraint: str = ""
     """Grammar that the generated tokens' bytes have to match, as llguidance reads it; empty: none."""
 

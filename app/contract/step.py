@@ -50,6 +50,8 @@ class SlotInit(msgspec.Struct, frozen=True, kw_only=True):
     """Every id that ends the request (EOS included unless ignored): masked out below ``min_tokens``."""
     prompt_token_ids: list[int] = []
     """Tokens of the prompt; empty unless a penalty counts them."""
+    adapter: int = -1
+    """The slot of the request's adapter; -1 for none."""
     output_token_ids: list[int] = []
     """Tokens that a preempted request had generated so far; empty unless a penalty counts them."""
 

@@ -20,6 +20,7 @@ from app.contract.frames import (
 )
 from app.contract.request import EncodeRequest, GenerateRequest
 from app.contract.step import EncodeResult, StepResult
+from app.engine.adapters import AdapterTable, LoadedAdapter
 from app.engine.admission import Limits, check
 from app.engine.answers import Answers
 from app.engine.constraints.desk import ConstraintDesk
@@ -69,7 +70,7 @@ class EngineCore:
             on_news: called from another thread when :attr:`has_work` may have become true without a call of ours.
 
         Raises:
-            ValueError: a configuration that cannot work.
+            ValueError: a configuration that cannot work, or an adapter that cannot be loaded.
         """
         info = runner.info
         self._depth = info.pipeline_depth if config.pipeline_depth is None else config.pipeline_depth
@@ -83,9 +84,8 @@ class EngineCore:
         self._runner = runner
         self._config = config
         self._clock = clock
-        adapter = ""
         cache_dtypes = (group.dtype for group in info.kv_cache.groups)
-        identity = (config.model_dir, *config.weights, info.dtype, adapter, *cache_dtypes)
+        identity = (config.model_dir, *config.weights, info.dtype, *cache_dtypes)
         self._kv = KVManager(
             info.kv_cache, config, max_model_len=info.max_model_len, pipeline_depth=self._depth, identity=identity
         )
@@ -97,6 +97,7 @@ class EngineCore:
         self._under_way: deque[_UnderWay] = deque()
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
         self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < info.vocab_size]
+        self.adapters = AdapterTable(runner, config, on_news)
         self._desk = ConstraintDesk(info.vocab_size, self._eos_token_ids, on_news)
         self._num_received = 0
         self._deadlines = Deadlines()
@@ -152,7 +153,13 @@ class EngineCore:
         if error is not None:
             self.reject(source.request_id, source.client_index, error)
             return
-        request = Request(source, self._num_received, self._eos_token_ids)
+        adapter: LoadedAdapter | EngineError | None = None
+        if source.adapter:
+            adapter = self.adapters.find(source.adapter)
+            if isinstance(adapter, EngineError):
+                self.reject(source.request_id, source.client_index, adapter)
+                return
+        request = Request(source, self._num_received, self._eos_token_ids, adapter)
         self._num_received += 1
         self._registry.add(request, source.constraint)
 

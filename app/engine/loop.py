@@ -25,8 +25,10 @@ from app.contract.frames import (
     EngineOutput,
     EngineReady,
     EngineStats,
+    LoadAdapter,
     LoadProgress,
     OutputFrame,
+    UnloadAdapter,
     Vocabulary,
 )
 from app.contract.request import EncodeRequest, GenerateRequest
@@ -111,6 +113,9 @@ class EngineLoop:
                     return
             if core.longest_pause is not None:
                 core.tend()
+            if core.adapters.has_outcomes:
+                for outcome in core.adapters.take_outcomes():
+                    port.send(outcome)
             if core.has_work and not port.congested:
                 self._mark(has_work=True)
                 try:
@@ -135,6 +140,10 @@ class EngineLoop:
                     self._reject(frame.request_id, frame.client_index, error, encodes=isinstance(frame, EncodeRequest))
             case AbortRequests():
                 self._core.abort(frame.request_ids)
+            case LoadAdapter():
+                self._core.adapters.load(frame.name, frame.path)
+            case UnloadAdapter():
+                self._core.adapters.unload(frame.name)
             case Vocabulary():
                 self._core.set_vocabulary(frame)
             case BadFrame():
@@ -221,7 +230,9 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
         raise
     except _LOAD_ERRORS as error:
         return _die(port, _one_line(error))
-    port.send(EngineReady(info=runner.info, max_kv_tokens=core.max_kv_tokens, pid=os.getpid()))
+    port.send(
+        EngineReady(info=runner.info, max_kv_tokens=core.max_kv_tokens, pid=os.getpid(), adapters=core.adapters.names)
+    )
     EngineLoop(core, port, stamp).run()
     port.flush(_FLUSH_SECONDS)
     return 0

@@ -47,6 +47,8 @@ class Registry:
     def add(self, request: Request, constraint: str) -> None:
         """Takes a request: the scheduler's next, or one that waits for its grammar first."""
         self._requests[request.request_id] = request
+        if request.adapter is not None:
+            request.adapter.num_requests += 1
         if request.deadline is not None:
             self._deadlines.watch(request.request_id, request.deadline)
         if not request.is_constrained:
@@ -158,5 +160,7 @@ class Registry:
         if not (request.is_constrained and self._desk.drop(request)):
             self._scheduler.remove(request)
         del self._requests[request.request_id]
+        if request.adapter is not None:
+            request.adapter.num_requests -= 1
         self._deadlines.forget(request.request_id)
         request.finished = self._clock()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from app.contract.frames import RequestTimings, TokenLogprobs
 from app.contract.request import FinishReason, GenerateRequest, RequestStatus
+from app.engine.adapters import LoadedAdapter
 from app.engine.constraints.base import TokenConstraint
 from app.engine.kv.table import BlockTable
 
@@ -17,11 +18,18 @@ class Request:
     ``num_tokens``, the known tokens plus the ``num_pending`` ones that steps in flight are sampling.
     """
 
-    def __init__(self, source: GenerateRequest, number: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        source: GenerateRequest,
+        number: int,
+        eos_token_ids: Collection[int],
+        adapter: LoadedAdapter | None = None,
+    ) -> None:
         """
         Args:
             number: requests that the engine took before this one.
             eos_token_ids: tokens that end the request, unless it ignores them.
+            adapter: the adapter that answers it; None: the model itself does.
         """
         self.request_id = source.request_id
         self.client_index = source.client_index
@@ -31,6 +39,7 @@ class Request:
         self.priority = source.priority
         self.deadline = source.deadline
         self.cache_salt = source.cache_salt
+        self.adapter = adapter
         self.arrival_time = source.arrival_time
         self.order = (source.priority, source.arrival_time, number)
         """Sorts requests by who goes first; a preempted request keeps its place."""

@@ -294,6 +294,7 @@ def _slot_init(request: Request, slot: int) -> SlotInit:
         seed=request.seed,
         sample_index=request.sample_index,
         prompt_len=request.num_prompt_tokens,
+        adapter=-1 if request.adapter is None else request.adapter.slot,
         # What a mask says of them is enough, and knows where nothing else can come.
         stop_token_ids=[] if request.is_constrained else sorted(request.stop_token_ids),
         prompt_token_ids=request.token_ids[: request.num_prompt_tokens] if counts_prompt else [],

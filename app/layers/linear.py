@@ -10,6 +10,7 @@ from torch import Tensor
 from app.kernels.collective import Ranks, all_reduce
 from app.kernels.linear import Activation, linear, scratch_width
 from app.kernels.types import Act, ActFormat
+from app.quant.adapters import AdaptableRows
 from app.quant.destination import Destination, Elsewhere, Extent, Part, Scaled
 from app.quant.placement import Placement
 
@@ -68,6 +69,8 @@ class Linear:
             gate_up=activation.gated,
         )
         self.weight = self._new.weight
+        room = placement.adapters
+        self._adapters = None if room is None else room.new_layer(list(self._parts.values()), self.in_features)
 
     @property
     def act_format(self) -> ActFormat:
@@ -76,7 +79,7 @@ class Linear:
 
     def scratch_width(self, out_format: ActFormat) -> int:
         """Elements a token of the scratch that a call with such an ``out`` needs; 0 if none."""
-        return scratch_width(self.weight, out_format, self._activation)
+        return scratch_width(self.weight, out_format, self._activation, adapted=self._adapters is not None)
 
     def __call__(self, x: Act, out: Act, *, scratch: Tensor | None = None, add: bool = False) -> None:
         """``x`` [T, K]; ``out`` [T, N], or [T, N/2] with a gate; ``scratch`` [T, :meth:`scratch_width`].
@@ -86,7 +89,16 @@ class Linear:
         """
         # One rank's sum has what was there, which all of them hold.
         residual = out.values if add and not (self._sums and self._ranks.rank) else None
-        linear(x, self.weight, out, residual=residual, activation=self._activation, scratch=scratch)
+        adapters = None if self._adapters is None else self._adapters.of_tokens(x.values.shape[0])
+        linear(
+            x,
+            self.weight,
+            out,
+            residual=residual,
+            activation=self._activation,
+            scratch=scratch,
+            low_rank=adapters,
+        )
         if self._sums:
             all_reduce(out.values, self._ranks)
 
@@ -107,7 +119,10 @@ class Linear:
         return {part: self._rows(part, sum(sizes[:i]), size) for i, (part, size) in enumerate(self._parts.items())}
 
     def _rows(self, part: str, start: int, size: int) -> Destination:
-        rows = self._scaled(part, self._new.rows(start, start + size))
+        rows = self._new.rows(start, start + size)
+        if self._adapters is not None:
+            rows = AdaptableRows(rows, self._adapters, list(self._parts).index(part))
+        rows = self._scaled(part, rows)
         return rank_share(rows, 1 if self._split is Split.INPUTS else 0, self._ranks)
 
     def _bias(self, part: str, start: int, size: int) -> Destination:

@@ -8,6 +8,7 @@ import torch
 
 from app.kernels.collective import ONE_RANK, Ranks
 from app.kernels.types import SplitKWorkspace
+from app.quant.adapters import AdapterLimits, AdapterRoom
 from app.quant.experts import ExpertsBias
 from app.quant.formats import WeightFormat
 from app.quant.formats.base import NewExperts, NewWeight, Storage
@@ -27,6 +28,10 @@ class Placement:
     """Of the model that is being built."""
     ranks: Ranks = ONE_RANK
     """That share the model; this process holds the share of one."""
+    adapter_limits: AdapterLimits | None = None
+    """What the model's linear layers have room for; None: no adapters are served."""
+    adapters: AdapterRoom | None = None
+    """That room, of the model that is being built."""
 
     @property
     def _storage(self) -> Storage:
@@ -34,7 +39,11 @@ class Placement:
 
     def for_model(self) -> Placement:
         """For the constructor of a model to hand on: with the memory that its layers share."""
-        return replace(self, workspace=SplitKWorkspace.new(self.device)) if self._storage.split_k else self
+        placed = replace(self, workspace=SplitKWorkspace.new(self.device)) if self._storage.split_k else self
+        if self.adapter_limits is None:
+            return placed
+        room = AdapterRoom(self.adapter_limits, self.table_dtype, self.device, huge=self.packed)
+        return replace(placed, adapters=room)
 
     def floating(self) -> Placement:
         """For layers that stay floating whatever the format is; their inputs are of :attr:`table_dtype`."""

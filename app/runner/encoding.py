@@ -34,6 +34,7 @@ from app.models.architectures import find
 from app.models.base import Encoder
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
+from app.runner.adapters import refuse_adapters
 from app.runner.device import choose_device, choose_threads, runs_ahead, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
@@ -213,6 +214,7 @@ def make_encoding_runner(config: EngineConfig, progress: Callable[[LoadProgress]
     """
     if config.tensor_parallel_size > 1:
         raise RunnerError(f"tensor_parallel_size = {config.tensor_parallel_size}: an encoder runs on one rank")
+    refuse_adapters(config, "an encoder")
     phases = Phases(progress)
     phases.begin("config")
     model_config = read_model_config(Path(config.model_dir), [Path(file) for file in config.weights])

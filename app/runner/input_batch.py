@@ -22,6 +22,7 @@ from app.kernels.types import AttentionMetadata, StepRows, StepTokens
 from app.runner.block_tables import BlockTables
 from app.runner.errors import RunnerError
 from app.runner.execution.buckets import Bucket
+from app.runner.row_adapters import RowAdapters
 from app.runner.staging import StagedPack
 
 
@@ -60,6 +61,7 @@ class InputBatch:
         device: torch.device,
         split_workspace: Tensor | None = None,
         trash: bool = False,
+        adapters: bool = False,
     ) -> None:
         """
         Args:
@@ -68,6 +70,7 @@ class InputBatch:
             max_model_len: tokens of the longest sequence.
             split_workspace: what :meth:`app.kernels.backend.Backend.split_workspace` made.
             trash: each group has one block more, the last, which rows that only pad a step write to.
+            adapters: rows may have adapters.
         """
         self._split_workspace = split_workspace
         self._num_slots = num_slots
@@ -77,12 +80,15 @@ class InputBatch:
         self._max_logit_rows = max_logit_rows
         max_blocks = -(-max_model_len // block_size)
         lengths = [*(num_slots,) * 3, *(num_slots + 1,) * 2, *(num_slots, num_slots + 1) * len(groups)]
+        lengths += [max_tokens] if adapters else []
         lengths.append(max_tokens + num_slots * max_blocks * len(groups))
         self._pack = StagedPack([(length, torch.int32) for length in lengths], device)
         self._slots, self._carried, self._seq_lens, self._logit_start_loc, self._query_start_loc, *buffers = (
             self._pack.buffers
         )
-        *of_groups, self._feed = buffers
+        *buffers, self._feed = buffers
+        self._adapters = RowAdapters(buffers.pop(), num_slots) if adapters else None
+        of_groups = buffers
         self._groups = [
             BlockTables(
                 index,
@@ -112,6 +118,11 @@ class InputBatch:
         extent = self.fill(step)
         self.upload()
         return self.views(step.num_tokens, len(step.rows), step.num_logit_rows, extent)
+
+    @property
+    def token_adapters(self) -> Tensor | None:
+        """[max_tokens] int32: the slot of the adapter of each token of a step, -1 for none; None without adapters."""
+        return None if self._adapters is None else self._adapters.of_tokens.whole
 
     def upload(self) -> None:
         """Copies what was filled in to the device."""
@@ -194,6 +205,8 @@ class InputBatch:
         extent = self._fill_decode(rows) if step.is_decode else self._fill_rows(rows, step.num_logit_rows)
         if bucket:
             self._pad(step, bucket)
+        if self._adapters is not None:
+            self._adapters.fill(step, bucket.tokens if bucket else step.num_tokens)
         return extent
 
     def _check_size(self, step: StepPlan) -> None:

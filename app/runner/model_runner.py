@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from app.checkpoints.adapter import load_adapter, room_of
 from app.contract.config import EngineConfig
 from app.contract.info import RunnerInfo
 from app.contract.step import EncodeBatch, Plan, RowOutput, StepResult, TokenMasks
@@ -66,6 +68,7 @@ class ModelRunner:
         self._config = config
         self._plan = plan
         self._backend = backend
+        self._adapters = None if config.max_adapters == 0 else room_of(model.destinations())
         self._vocab_size, self._keepers = model_config.vocab_size, model_config.keepers
         groups, device = plan.spec.groups, backend.device
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
@@ -96,7 +99,10 @@ class ModelRunner:
             device=device,
             split_workspace=backend.split_workspace(config.max_num_seqs, shapes),
             trash=backend.pads_steps,
+            adapters=self._adapters is not None,
         )
+        if self._adapters is not None and self._batch.token_adapters is not None:
+            self._adapters.token_slots = self._batch.token_adapters
         self._executor: Executor = choose_executor(
             self._step_kernels(self._arena),
             backend.recorder(model.lm_head.weight),
@@ -175,6 +181,14 @@ class ModelRunner:
     def collect(self, handle: StepHandle) -> StepResult:
         """Waits for a step's result, one output a row."""
         return handle.result()
+
+    def load_adapter(self, slot: int, path: str) -> None:
+        """Reads an adapter's directory into a slot that no row of a step has. Any thread may call it.
+
+        Raises:
+            AdapterError: it does not fit the model, asks for what is not served, or cannot be read.
+        """
+        load_adapter(Path(path), self._model.destinations(), self._model.twins(), slot)
 
     def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
         """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.

@@ -20,6 +20,7 @@ from app.kernels.backend import choose_backend
 from app.kernels.collective import ONE_RANK, Ranks
 from app.models.config import ModelConfig
 from app.quant.placement import Placement
+from app.runner.adapters import adapter_limits
 from app.runner.device import META, available_memory, choose_device, choose_threads, has_own_memory, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
@@ -98,7 +99,7 @@ def _settle(
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
     config, placement = choose_formats(config, choose_backend(device), model_config)
-    placement = replace(placement, ranks=ranks)
+    placement = replace(placement, ranks=ranks, adapter_limits=adapter_limits(config))
     if has_own_memory(device) and config.num_blocks is None:
         budget = Budget(memory=available_memory(device), reserve=MARGIN_BYTES)
         made = plan_for_gpu(model_config, config, placement, budget)
@@ -125,7 +126,8 @@ def plan_for_gpu(model_config: ModelConfig, config: EngineConfig, placement: Pla
 
     def measure(config: EngineConfig, placement: Placement) -> Footprint:
         longest = config.max_model_len or model_config.context_length
-        model = build_model(model_config, longest, replace(placement, device=META, ranks=ranks))
+        limits = adapter_limits(config)
+        model = build_model(model_config, longest, replace(placement, device=META, ranks=ranks, adapter_limits=limits))
         sizes = Sizes(model_config, config)
         spec = sizes.plan((1,) * len(sizes.groups)).spec
         return ModelRunner(model, model_config, KVCachePlan(spec, longest), config, choose_backend(META)).footprint()

@@ -23,7 +23,7 @@ log_late(sys.argv[1], sys.argv[2])
 from app.worker import main
 sys.exit(main(*map(int, sys.argv[3:])))"""
 
-OF_THE_MODEL = frozenset({"model_dir", "weights", "eos_token_ids", "packed_cache"})
+OF_THE_MODEL = frozenset({"model_dir", "weights", "eos_token_ids", "packed_cache", "adapters"})
 """Fields of an :class:`EngineConfig` that depend on the model and on where models lie."""
 NO_SETTINGS = frozenset({"block_size", "num_blocks", "max_queued_encode_tokens"})
 """Fields of an :class:`EngineConfig` that a server leaves at their defaults."""
@@ -48,5 +48,10 @@ def engine_config(
         "weights": [str(path) for path in weights],
         "eos_token_ids": list(eos_token_ids),
         "packed_cache": str(Store(settings.home).packed),
+        "adapters": [
+            {"name": name, "path": str(Path(path).expanduser().absolute())}
+            for name, _, path in (entry.partition("=") for entry in settings.adapter)
+        ],
+        "max_adapters": len(settings.adapter) if settings.max_adapters is None else settings.max_adapters,
     }
     return msgspec.convert(shared | of_the_model, EngineConfig)

@@ -27,6 +27,7 @@ nothing: what they asked for no longer counts as under way, but is still in memo
 _STATUS = {
     "invalid_request": 400,
     "invalid_constraint": 400,
+    "adapter_not_found": 404,
     "context_length_exceeded": 400,
     "overloaded": 429,
     "slow_consumer": 408,
@@ -202,6 +203,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
             arrival_time=arrival,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
+            adapter=request.adapter,
             constraint=request.constraint,
         )
         for index in range(request.n)

@@ -18,6 +18,7 @@ import msgspec
 
 from app.contract.frames import (
     AbortRequests,
+    AdapterOutcome,
     ClientFrame,
     EncodeOutput,
     EngineError,
@@ -32,6 +33,7 @@ from app.contract.frames import (
 from app.contract.request import EncodeRequest, GenerateRequest
 from app.errors import RequestError
 from app.ipc import ChannelClosedError, ProgressStamp
+from app.serving.adapters import ServedAdapters
 from app.serving.connection import EngineConnection
 from app.serving.mailbox import Mailbox
 from app.serving.progress import ProgressWatch
@@ -92,6 +94,8 @@ class EngineClient:
         self._routes: dict[str, Mailbox[Any]] = {}
         self.vocabulary = VocabularyGate(self._queue, self._end, lambda request_id: request_id in self._routes)
         """Goes before constrained requests."""
+        self.adapters = ServedAdapters(self._queue)
+        """Adapters that requests may ask for."""
         self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
         self._settled = asyncio.Event()
         self._ends: deque[float] = deque(maxlen=64)
@@ -281,6 +285,8 @@ class EngineClient:
                     self._note_progress(frame)
                 case EngineReady():
                     self._note_ready(frame)
+                case AdapterOutcome():
+                    self.adapters.settle(frame)
                 case EngineFatal(message):
                     last_words = message
 
@@ -342,6 +348,7 @@ class EngineClient:
 
     def _note_ready(self, ready: EngineReady) -> None:
         self.ready = ready
+        self.adapters.note_ready(ready.adapters)
         self.progress = None
         self._load_seconds = time.monotonic() - self._watch.started
         self._metrics.observe_ready(ready, self._load_seconds)
@@ -349,6 +356,7 @@ class EngineClient:
 
     def _lose_engine(self) -> None:
         self._watch.end()
+        self.adapters.lose()
         self.stats = EngineStats()
         self._metrics.observe_engine_lost()
         if self._state is EngineState.READY:

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from app.contract.info import RunnerInfo
@@ -43,6 +43,8 @@ class Served:
     """Unix time from which it is served."""
     resident: Resident | None = None
     """What loads and unloads the model; None: its engine is always there."""
+    adapter: str = ""
+    """Name of the adapter that answers in its place; empty: the model itself does."""
 
     @classmethod
     def coming_and_going(cls, names: tuple[str, ...], resident: Resident) -> Self:
@@ -109,7 +111,9 @@ class Served:
         """
         info = self.info()
         parts = (__version__, self.name, info.num_parameters, info.dtype, info.kv_cache_dtype)
-        text = "|".join(map(str, (*parts, info.device, info.quantization, info.kernels, *filter(None, [info.via]))))
+        text = "|".join(
+            map(str, (*parts, info.device, info.quantization, info.kernels, *filter(None, [info.via, self.adapter])))
+        )
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -122,7 +126,7 @@ class ServedModels:
         residency: where they come and go; None: all stay.
 
     Raises:
-        ValueError: there is no model, or two have a name in common.
+        ValueError: there is no model, or two have a name in common, or a model and an adapter.
     """
 
     def __init__(self, models: Sequence[Served], *, any_name: bool = False, residency: Residency | None = None) -> None:
@@ -133,6 +137,9 @@ class ServedModels:
             for name in served.names:
                 if self._by_name.setdefault(name, served) is not served:
                     raise ValueError(f"two models are served as {name!r}")
+        for name in (name for served in models for name in served.client.adapters.names):
+            if name in self._by_name:
+                raise ValueError(f"a model and an adapter are served as {name!r}")
         self._models = list(models)
         self._any_name = any_name
         self._residency = residency
@@ -153,18 +160,24 @@ class ServedModels:
 
     @property
     def names(self) -> list[str]:
-        """All names of all models."""
-        return list(self._by_name)
+        """All names of all models, and of their adapters."""
+        return [*self._by_name, *(name for served in self for name in served.client.adapters.names)]
+
+    def _adapted(self, name: str) -> Served | None:
+        """The model of an adapter, which answers in its place; None where there is no such adapter."""
+        return next((replace(served, adapter=name) for served in self if name in served.client.adapters), None)
 
     def resolve(self, name: str | None) -> Served:
-        """The model of a name, :data:`LATEST` behind it or not; the default one for None, and for unknown names if any
-        may be used.
+        """The model of a name, or of an adapter's, :data:`LATEST` behind it or not; the default one for None, and for
+        unknown names if any may be used.
 
         Raises:
             RequestError: 404, no model is served under that name.
         """
         if name is not None and name not in self._by_name:
-            name = name.removesuffix(LATEST)
+            given, name = name, name.removesuffix(LATEST)
+            if name not in self._by_name and (adapted := self._adapted(given) or self._adapted(name)) is not None:
+                return adapted
         if name is None or (self._any_name and name not in self._by_name and len(name) <= _LONGEST_NAME):
             return self.default
         if name not in self._by_name:

@@ -113,6 +113,7 @@ class Supervisor:
     ) -> None:
         self._client = client
         self._config = config
+        client.adapters.begin(config.adapters)
         self._command = list(command)
         self._metrics = metrics
         self._on_give_up = on_give_up
@@ -233,7 +234,8 @@ class Supervisor:
             await asyncio.gather(serving, exited, stalled, return_exceptions=True)
 
     async def _serve(self, sock: socket.socket, stamp: ProgressStamp) -> str | None:
-        return await self._client.serve(await SocketConnection.open(sock, self._config), stamp)
+        config = self._client.adapters.config(self._config)
+        return await self._client.serve(await SocketConnection.open(sock, config), stamp)
 
     async def _stalled(self) -> _End:
         """Waits until the engine has shown no progress for too long."""

@@ -22,6 +22,8 @@ class GenerationRequest:
     deadline: float | None = None
     """Instant of ``time.monotonic`` at which the request is given up."""
     cache_salt: str = ""
+    adapter: str = ""
+    """Name of the adapter that answers; empty: the model itself."""
     constraint: str = ""
     """What binds the answers to a form (:meth:`app.text.grammars.grammar.Grammar.source`); empty: nothing does."""
     constraint_name: str | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from app.kernels.gather_lm_head import gather_lm_head
 from app.kernels.gpu.launch import Launch, collecting
 from app.kernels.linear import Activation, linear, scratch_width
+from app.kernels.lora import LowRank, LowRankWeight
 from app.kernels.types import Act, ActFormat, LinearWeight, SplitKWorkspace
 from tests.aot import compiling
 
@@ -51,8 +52,33 @@ def call(weight: LinearWeight, activation: Activation, tokens: int) -> None:
     linear(act(tokens, k, weight.act_format), weight, out, activation=activation, scratch=scratch)
 
 
+def adapters(tokens: int, n: int, k: int, parts: int) -> LowRank:
+    slots, rank = 16, 16
+    weight = LowRankWeight(
+        empty(slots, parts, rank, k),
+        empty(slots, rank, n),
+        empty(slots, parts, dtype=torch.int32),
+        empty(parts, dtype=torch.int32),
+    )
+    scratch = empty(tokens * weight.scratch_width, dtype=torch.float32)
+    return LowRank(weight, empty(tokens, dtype=torch.int32), scratch)
+
+
+def adapted(weight: LinearWeight, activation: Activation, tokens: int) -> None:
+    n, k = weight.values.shape
+    width = scratch_width(weight, ActFormat.FLOAT, activation, adapted=True)
+    out = act(tokens, n // 2 if activation.gated else n, ActFormat.FLOAT)
+    low_rank = adapters(tokens, n, k, 2 if activation.gated else 3)
+    scratch = empty(tokens, width) if width else None
+    x = act(tokens, k, weight.act_format)
+    linear(x, weight, out, activation=activation, scratch=scratch, low_rank=low_rank)
+
+
 def launches() -> list[Launch]:
     with collecting() as collected:
+        for n, k, activation in LAYERS:
+            for weight in weights(n, k):
+                adapted(weight, activation, 64)
         for tokens in ROWS:
             for n, k, activation in LAYERS + (OTHERS if tokens in (1, 64) else []):
                 for weight in weights(n, k):

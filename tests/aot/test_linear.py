@@ -29,7 +29,14 @@ def test_tiles_of_64_rows_multiply_in_warp_groups(rows: list[dict[str, Any]]) ->
 
 
 def test_every_kernel_and_kind_of_product_is_among_them(rows: list[dict[str, Any]]) -> None:
-    assert {row["name"] for row in rows} == {"_gemm", "_gemv", "_quantize", "_activate"}
+    assert {row["name"] for row in rows} == {
+        "_gemm",
+        "_gemv",
+        "_quantize",
+        "_activate",
+        "_lora_shrink",
+        "_lora_expand",
+    }
     products = [row["constants"] for row in rows if row["name"] == "_gemm"]
     assert {constants["GATED"] for constants in products} == {True, False}
     assert len({constants["SPLIT_K"] for constants in products}) > 1

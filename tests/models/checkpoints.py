@@ -56,10 +56,10 @@ def expected_logprobs(directory: Path) -> Tensor:
     return torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(TOKENS[1:])[:, None])[:, 0]
 
 
-def served_logprobs(runner: ModelRunner) -> Tensor:
+def served_logprobs(runner: ModelRunner, *, adapter: int = -1) -> Tensor:
     """Likewise by a runner, which prefills in chunks."""
     params = SamplingParams(temperature=0.0, prompt_logprobs=0)
-    request = Request(slot=0, prompt=TOKENS, blocks=list(range(8)), params=params)
+    request = Request(slot=0, prompt=TOKENS, blocks=list(range(8)), params=params, adapter=adapter)
     run(runner, [request], 1, chunk=23)
     assert request.error is None
     return torch.tensor([entry.logprob for entry in request.prompt_logprobs])

@@ -50,6 +50,7 @@ class Request:
     params: SamplingParams = GREEDY
     seed: int = 0
     block_size: int = 16
+    adapter: int = -1
     outputs: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -67,7 +68,9 @@ class Request:
         if self.bound:
             return []
         self.bound = True
-        return [slot_of(self.slot, self.prompt, self.params, seed=self.seed, outputs=self.outputs)]
+        return [
+            slot_of(self.slot, self.prompt, self.params, seed=self.seed, outputs=self.outputs, adapter=self.adapter)
+        ]
 
     def preempt(self, slot: int, blocks: Sequence[int]) -> None:
         """Goes on from nothing in another slot and in other blocks."""

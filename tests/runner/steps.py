@@ -11,7 +11,13 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def slot_of(
-    slot: int, prompt: Sequence[int], params: SamplingParams = GREEDY, *, seed: int = 0, outputs: Sequence[int] = ()
+    slot: int,
+    prompt: Sequence[int],
+    params: SamplingParams = GREEDY,
+    *,
+    seed: int = 0,
+    outputs: Sequence[int] = (),
+    adapter: int = -1,
 ) -> SlotInit:
     """Binds ``slot`` to a request, which had generated ``outputs`` before it was preempted."""
     return SlotInit(
@@ -23,6 +29,7 @@ def slot_of(
         stop_token_ids=[],
         prompt_token_ids=list(prompt),
         output_token_ids=list(outputs),
+        adapter=adapter,
     )
 
 

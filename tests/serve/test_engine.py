@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
-from app.contract.config import EngineConfig
+from app.contract.config import AdapterSource, EngineConfig
 from app.serve.engine import NO_SETTINGS, OF_THE_MODEL, engine_config
 from app.settings import Settings
 
@@ -35,6 +36,8 @@ OTHERS: dict[str, Any] = {
     "kernels": "strict",
     "seed": (1 << 64) - 1,
     "integrity_checks": True,
+    "max_adapters": 5,
+    "max_adapter_rank": 24,
 }
 
 
@@ -56,6 +59,22 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)}
     assert {name: getattr(config, name) for name in NO_SETTINGS} == {name: defaults[name] for name in NO_SETTINGS}
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config
+
+
+def test_adapters_are_named_with_their_directories(tmp_path: Path) -> None:
+    def config(**fields: Any) -> EngineConfig:
+        return engine_config(Settings.model_validate(fields), tmp_path / "model")
+
+    assert (config().adapters, config().max_adapters) == ((), 0)
+    given = config(adapter=f"a={tmp_path}/a,org/b=b=c")
+    assert given.adapters == (AdapterSource("a", f"{tmp_path}/a"), AdapterSource("org/b", str(Path("b=c").absolute())))
+    assert given.max_adapters == 2
+    assert config(adapter={"a": "/a"}, max_adapters=3).max_adapters == 3
+    for wrong in ("a", "a b=/a", "a=/a,a=/b"):
+        with pytest.raises(ValueError, match="adapter"):
+            config(adapter=wrong)
+    with pytest.raises(ValueError, match="max_adapters"):
+        config(adapter="a=/a", max_adapters=0)
 
 
 def test_a_memory_plan_imports_no_web_framework() -> None:

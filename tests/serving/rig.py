@@ -141,10 +141,12 @@ async def running(
     max_num_seqs: int = 8,
     max_queue: int = 32,
     max_backlog: int = 4096,
+    kind: type[FakeRunner] = FakeRunner,
+    max_adapters: int = 0,
 ) -> AsyncIterator[Rig]:
     """A text side over a live engine; afterwards the engine must hold nothing."""
     rig = make_rig(max_num_seqs=max_num_seqs, max_queue=max_queue, max_backlog=max_backlog)
-    runner = FakeRunner(
+    runner = kind(
         num_blocks=num_blocks,
         vocab_size=VOCAB_SIZE,
         max_model_len=max_model_len,
@@ -157,7 +159,13 @@ async def running(
         progress(LoadProgress(phase="weights", done=1, total=1))
         return runner
 
-    config = EngineConfig(model_dir="fake", max_num_seqs=max_num_seqs, eos_token_ids=(EOS_ID,), integrity_checks=True)
+    config = EngineConfig(
+        model_dir="fake",
+        max_num_seqs=max_num_seqs,
+        eos_token_ids=(EOS_ID,),
+        integrity_checks=True,
+        max_adapters=max_adapters,
+    )
     serving = asyncio.create_task(rig.client.serve(InprocConnection(config, make_runner)))
     try:
         await rig.client.wait_ready()

@@ -50,6 +50,7 @@ def _card(service: Service, name: str) -> ModelCard:
         created=served.created,
         owned_by=OWNER,
         root=served.name,
+        parent=served.name if served.adapter else None,
         max_model_len=None if ready is None else ready.info.max_model_len,
         default_sampling={} if generator is None else generator.default_params,
         via=None if ready is None else ready.info.via,

@@ -16,7 +16,7 @@ class PrefixChain:
 
     Args:
         block_size: tokens of a block.
-        identity: names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes.
+        identity: names everything that KV contents depend on besides a request's tokens and adapter: model, KV dtypes.
     """
 
     def __init__(self, block_size: int, identity: Sequence[str]) -> None:
@@ -37,4 +37,5 @@ class PrefixChain:
         return hashes[index]
 
     def _root(self, request: Request) -> bytes:
-        return hashlib.sha256(msgspec.msgpack.encode([request.cache_salt, *self._identity])).digest()
+        adapter = [] if request.adapter is None else [request.adapter.identity]
+        return hashlib.sha256(msgspec.msgpack.encode([request.cache_salt, *self._identity, *adapter])).digest()

@@ -66,7 +66,7 @@ class KVManager:
     ) -> None:
         """
         Args:
-            identity: names everything besides the tokens that KV contents depend on: model, adapter, KV dtypes.
+            identity: as of :class:`~app.engine.kv.chain.PrefixChain`.
 
         Raises:
             ValueError: there is a group that the engine does not know.

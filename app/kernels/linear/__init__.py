@@ -10,6 +10,7 @@ from app.kernels.check import FLOATING, check_act, check_group_scale, check_tens
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
+from app.kernels.lora import LowRank, check_low_rank
 from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
 
 __all__ = ["Activation", "linear", "scratch_width"]
@@ -17,13 +18,19 @@ __all__ = ["Activation", "linear", "scratch_width"]
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
 
-def scratch_width(weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation) -> int:
-    """Elements of the scratch for each token that :func:`linear` needs for such a layer; 0: it needs none."""
+def scratch_width(
+    weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation, *, adapted: bool = False
+) -> int:
+    """Elements of the scratch for each token that :func:`linear` needs for such a layer; 0: it needs none.
+
+    Args:
+        adapted: whether it is called with adapters.
+    """
     if isinstance(weight, PackedWeight):
         features = weight.out_features
     elif runs_triton(weight.values):
         features = weight.values.shape[0]
-        if activation.gated and weight.scale is None:
+        if activation.gated and (weight.scale is None or adapted):
             return features
     else:
         return 0
@@ -40,8 +47,10 @@ def linear(
     residual: Tensor | None = None,
     activation: Activation = Activation.NONE,
     scratch: Tensor | None = None,
+    low_rank: LowRank | None = None,
 ) -> None:
     """``y = x @ weight.T + bias``, then ``out`` is ``y + residual``, ``activation(y)`` or ``activation(gate) * up``.
+    What adapters add (:func:`app.kernels.lora.lora`) is added to ``y`` first.
 
     Accumulates in fp32 (int8: exactly, in int32). For int8 inputs, and for bf16 inputs without an epilogue, the result
     is rounded once, to ``out``. An int8 ``out`` is quantised by groups or, with one scale a token, by tokens (Triton
@@ -56,12 +65,14 @@ def linear(
         residual: [T, N] floating, not with an activation; may be the very tensor ``out.values``.
         scratch: [T, :func:`scratch_width`] floating (a packed weight takes fp32 or bf16), for what is between two
             kernels: the product that becomes an int8 ``out``, or a gate's and an up projection's. None where that is 0.
+        low_rank: adapters of the layer, and which of them each token has; a gate's outputs come before an up
+            projection's.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
     if isinstance(weight, PackedWeight):
-        _linear_packed(x, weight, out, residual, activation, scratch)
+        _linear_packed(x, weight, out, residual, activation, scratch, low_rank)
         return
     tokens, (features, width) = x.values.shape[0], weight.values.shape
     check_act("linear", "x", x, (tokens, width))
@@ -79,20 +90,28 @@ def linear(
     check_act("linear", "out", out, (tokens, features // 2 if activation.gated else features))
     if residual is not None:
         check_tensor("linear", "residual", residual, (tokens, features), *FLOATING)
+    if low_rank is not None:
+        check_low_rank("linear", x, low_rank, features)
     if runs_triton(x.values):
         check_token_scale("linear", x)
         check_token_scale("linear", out)
-        _check_scratch(weight, out, activation, scratch, *FLOATING)
+        _check_scratch(weight, out, activation, scratch, *FLOATING, adapted=low_rank is not None)
         from app.kernels.linear.triton import linear_triton  # only a GPU needs Triton
 
-        linear_triton(x, weight, out, residual, activation, scratch)
+        linear_triton(x, weight, out, residual, activation, scratch, low_rank)
         return
     fall_back("linear", "its weight is not packed")
-    linear_reference(x, weight, out, residual, activation)
+    linear_reference(x, weight, out, residual, activation, low_rank)
 
 
 def _linear_packed(
-    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
+    x: Act,
+    weight: PackedWeight,
+    out: Act,
+    residual: Tensor | None,
+    activation: Activation,
+    scratch: Tensor | None,
+    low_rank: LowRank | None,
 ) -> None:
     tokens = x.values.shape[0]
     check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.data.dtype)
@@ -110,7 +129,10 @@ def _linear_packed(
     _check_scratch(weight, out, activation, scratch, *_NATIVE_FLOATING)
     if residual is not None:
         check_tensor("linear", "residual", residual, shape, *_NATIVE_FLOATING)
-    linear_cpu(x, weight, out, residual, activation, scratch)
+    if low_rank is not None:
+        check_low_rank("linear", x, low_rank, weight.out_features)
+        check_tensor("linear", "up", low_rank.weight.up, tuple(low_rank.weight.up.shape), *_NATIVE_FLOATING)
+    linear_cpu(x, weight, out, residual, activation, scratch, low_rank)
 
 
 def _check_activation(activation: Activation, residual: Tensor | None) -> None:
@@ -124,8 +146,10 @@ def _check_scratch(
     activation: Activation,
     scratch: Tensor | None,
     *dtypes: torch.dtype,
+    adapted: bool = False,
 ) -> None:
-    width = scratch_width(weight, ActFormat.FLOAT if out.scale is None else ActFormat.INT8, activation)
+    out_format = ActFormat.FLOAT if out.scale is None else ActFormat.INT8
+    width = scratch_width(weight, out_format, activation, adapted=adapted)
     if width == 0:
         return
     if scratch is None:

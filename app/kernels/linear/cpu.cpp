@@ -72,10 +72,38 @@ static __attribute__((noinline)) void activate_row(const TuiliLinearArgs& a, con
     }
 }
 
+// One row of a tile to which an adapter adds, ahead of all that follows the sums.
+template <typename Out>
+static __attribute__((noinline)) void adapt_row(const TuiliLinearArgs& a, const float* c, int64_t row, int64_t tile) {
+    const int64_t first = tile * kTile;
+    const int width = a.gate_up ? a.n / 2 : a.n, columns = a.gate_up ? kTile / 2 : (int)kTile;
+    const int begin = (int)(a.gate_up ? first / 2 : first);
+    const float* delta = TUILI_ROW(const float, a.delta, row, a.n);
+    Out* out = TUILI_ROW(Out, a.out, row, width);
+    for (int i = 0; i < columns && begin + i < width; i += W) {
+        const int column = begin + i;
+        F y = add(finished_sum(a, c + i, first + i), load_at(delta, column, width));
+        if (a.activation != TUILI_NONE) y = activate(a.activation, y);
+        if (a.gate_up) {
+            const int64_t up = first + i + kTile / 2;
+            y = mul(y, add(finished_sum(a, c + i + kTile / 2, up), load_at(delta + width, column, width)));
+        }
+        if (a.residual != nullptr) {
+            TUILI_WITH_FLOAT(a.residual_dtype, T,
+                             y = add(y, load_at(TUILI_ROW(const T, a.residual, row, a.n), column, a.n)));
+        }
+        store_at(out, column, width, y);
+    }
+}
+
 // One row of a tile: from sums to `out`.
 template <typename Out>
 TUILI_INLINE void finish_row(const TuiliLinearArgs& a, const float* c, int64_t row, int64_t tile) {
     const int64_t first = tile * kTile;
+    if (a.delta != nullptr && a.delta_slots[row] >= 0) {
+        adapt_row<Out>(a, c, row, tile);
+        return;
+    }
     if (a.activation > TUILI_SILU || (a.activation != TUILI_NONE) != (a.gate_up != 0)) {
         activate_row<Out>(a, c, row, tile);
         return;

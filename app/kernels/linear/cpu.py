@@ -6,6 +6,8 @@ from torch import Tensor
 
 from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim, emit
+from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.cpu import lora_call
 from app.kernels.native.abi import ACTIVATIONS
 from app.kernels.native.program import dtype_code
 from app.kernels.quantize.cpu import quantize_call
@@ -13,19 +15,41 @@ from app.kernels.types import Act, PackedWeight
 
 
 def linear_cpu(
-    x: Act, weight: PackedWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
+    x: Act,
+    weight: PackedWeight,
+    out: Act,
+    residual: Tensor | None,
+    activation: Activation,
+    scratch: Tensor | None,
+    low_rank: LowRank | None,
 ) -> None:
     floating = out.values if scratch is None or out.scale is None else scratch
-    calls = [linear_call(x, weight, floating, residual, activation, Dim.TOKENS)]
+    calls, delta = list[Call](), None
+    if low_rank is not None:
+        tokens = x.values.shape[0]
+        delta = low_rank.scratch[: tokens * weight.out_features].view(tokens, weight.out_features)
+        calls.append(lora_call(x, low_rank, delta, add=False))
+    calls.append(linear_call(x, weight, floating, residual, activation, Dim.TOKENS, delta, low_rank))
     if out.scale is not None:
         calls.append(quantize_call(floating, out, Dim.TOKENS))
     emit(calls, tokens=x.values.shape[0])
 
 
 def linear_call(
-    x: Act, weight: PackedWeight, out: Tensor, residual: Tensor | None, activation: Activation, dim: Dim
+    x: Act,
+    weight: PackedWeight,
+    out: Tensor,
+    residual: Tensor | None,
+    activation: Activation,
+    dim: Dim,
+    delta: Tensor | None = None,
+    low_rank: LowRank | None = None,
 ) -> Call:
-    """The native ``linear`` alone, into a floating ``out``."""
+    """The native ``linear`` alone, into a floating ``out``.
+
+    Args:
+        delta: [T, N] fp32, what ``low_rank`` adds.
+    """
     return Call(
         "linear",
         dim,
@@ -35,6 +59,8 @@ def linear_call(
         w_scale=weight.scale,
         bias=weight.bias,
         residual=residual,
+        delta=delta,
+        delta_slots=None if low_rank is None else low_rank.slots,
         out=out,
         x_dtype=dtype_code(x.values),
         out_dtype=dtype_code(out),

@@ -8,11 +8,23 @@ from torch import Tensor
 
 from app.kernels.activation import Activation
 from app.kernels.int8 import store_act
+from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.reference import delta_reference
 from app.kernels.types import ACT_GROUP, Act, LinearWeight
 
 
-def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, activation: Activation) -> None:
-    if weight.scale is None and activation is Activation.NONE and _matmul_into(x.values, weight, out, residual):
+def linear_reference(
+    x: Act,
+    weight: LinearWeight,
+    out: Act,
+    residual: Tensor | None,
+    activation: Activation,
+    low_rank: LowRank | None = None,
+) -> None:
+    if low_rank is not None and bool((low_rank.slots < 0).all()):
+        low_rank = None
+    plain = weight.scale is None and activation is Activation.NONE and low_rank is None
+    if plain and _matmul_into(x.values, weight, out, residual):
         return
     if weight.scale is None and out.values.dtype is torch.float32:
         # A product of bf16 would be rounded to bf16 before it is widened.
@@ -21,6 +33,8 @@ def linear_reference(x: Act, weight: LinearWeight, out: Act, residual: Tensor | 
         y_TN = matmul_fp32(x, weight)
     if weight.bias is not None:
         y_TN = y_TN + weight.bias.float()
+    if low_rank is not None:
+        y_TN = y_TN + delta_reference(x, low_rank)
     if activation.gated:
         gate, up = y_TN.chunk(2, dim=-1)
         y_TN = _activated(gate, activation) * up

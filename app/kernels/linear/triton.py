@@ -13,14 +13,25 @@ from app.kernels.activation import Activation
 from app.kernels.activation.triton import activate_triton
 from app.kernels.gemm.triton import gemm_triton
 from app.kernels.gemv.triton import gemv_triton, takes_gemv
+from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.triton import lora_triton
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, LinearWeight
 
 
 def linear_triton(
-    x: Act, weight: LinearWeight, out: Act, residual: Tensor | None, activation: Activation, scratch: Tensor | None
+    x: Act,
+    weight: LinearWeight,
+    out: Act,
+    residual: Tensor | None,
+    activation: Activation,
+    scratch: Tensor | None,
+    low_rank: LowRank | None = None,
 ) -> None:
     """As the public ``linear``; int8 activations have one scale a token."""
+    if low_rank is not None:
+        _adapted(x, weight, out, residual, activation, scratch, low_rank)
+        return
     target = out.values if out.scale is None else _first(scratch, out.values.shape)
     if takes_gemv(x):
         gemv_triton(x, weight, target, residual, activation)
@@ -35,6 +46,32 @@ def linear_triton(
         _floating_product(x, weight, target, residual)
     if out.scale is not None:
         quantize_triton(target, out)
+
+
+def _adapted(
+    x: Act,
+    weight: LinearWeight,
+    out: Act,
+    residual: Tensor | None,
+    activation: Activation,
+    scratch: Tensor | None,
+    low_rank: LowRank,
+) -> None:
+    """The product, what adapters add to it, and only then what follows."""
+    product = out.values
+    if activation.gated or out.scale is not None:
+        product = _first(scratch, (x.values.shape[0], weight.values.shape[0]))
+    if takes_gemv(x):
+        gemv_triton(x, weight, product, residual, Activation.NONE)
+    elif weight.scale is not None:
+        gemm_triton(x, weight, product, residual=residual)
+    else:
+        _floating_product(x, weight, product, residual)
+    lora_triton(x, low_rank, product)
+    if activation is not Activation.NONE:
+        activate_triton(product, out, activation)
+    elif out.scale is not None:
+        quantize_triton(product, out)
 
 
 def _first(scratch: Tensor | None, shape: tuple[int, ...]) -> Tensor:

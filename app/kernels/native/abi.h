@@ -156,6 +156,8 @@ typedef struct {
     const float* w_scale;  // I8 only
     const float* bias;     // or NULL
     const void* residual;  // or NULL; [rows, n]; may be out itself
+    const float* delta;    // or NULL; [rows, n], added before anything else, where a row of `delta_slots` is not negative
+    const int32_t* delta_slots;  // [rows]
     void* out;
     int32_t x_dtype;         // BF16 or I8; also the weight's
     int32_t out_dtype;       // F32 or BF16
@@ -166,6 +168,25 @@ typedef struct {
     int32_t gate_up;      // whether it is that of a gate
     int32_t dim_of_rows;  // TuiliDim
 } TuiliLinearArgs;
+
+// See app/kernels/lora. Counted by TOKENS.
+#define TUILI_MAX_RANK 512
+#define TUILI_MAX_LORA_WIDTH (1 << 16)  // of K
+typedef struct {
+    const void* x;         // [T, k]
+    const float* x_scale;  // [T, groups], I8 only
+    const void* down;      // [S, parts, rank, k]
+    const void* up;        // [S, rank, n]
+    const int32_t* ranks;  // [S, parts]
+    const int32_t* ends;   // [parts]
+    const int32_t* slots;  // [T], -1 for none
+    void* out;             // [T, n]
+    int32_t x_dtype;       // F32, BF16 or I8
+    int32_t weight_dtype;  // F32 or BF16
+    int32_t out_dtype;     // F32 or BF16
+    int32_t k, n, parts, rank;
+    int32_t add;  // whether to what is there; otherwise rows that have a slot are overwritten
+} TuiliLoraArgs;
 
 // See app/kernels/route: the k experts of each token and what they count. Row-wise.
 enum TuiliScoring : int32_t { TUILI_SOFTMAX = 0, TUILI_SOFTMAX_CHOSEN = 1, TUILI_SIGMOID = 2 };

@@ -116,8 +116,16 @@ class LinearArgs(ctypes.Structure):
     """TuiliLinearArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale weight w_scale bias residual out",
+        "x x_scale weight w_scale bias residual delta delta_slots out",
         "x_dtype out_dtype residual_dtype k n activation gate_up dim_of_rows",
+    )
+
+
+class LoraArgs(ctypes.Structure):
+    """TuiliLoraArgs."""
+
+    _fields_: ClassVar[list[Any]] = _args(
+        "x x_scale down up ranks ends slots out", "x_dtype weight_dtype out_dtype k n parts rank add"
     )
 
 
@@ -349,6 +357,7 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "quantize": QuantizeArgs,
     "gather": GatherArgs,
     "linear": LinearArgs,
+    "lora": LoraArgs,
     "route": RouteArgs,
     "group_slots": GroupSlotsArgs,
     "experts_gate_up": ExpertsGateUpArgs,

@@ -19,6 +19,7 @@ from app.contract.info import RunnerInfo
 from app.contract.step import EncodeBatch, Plan, ScheduledRow, StepResult, TokenMasks
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
+from app.runner.adapters import refuse_adapters
 from app.runner.device import META, available_memory, choose_device, choose_dtype, choose_threads, set_threads
 from app.runner.errors import RunnerError
 from app.runner.foreign.library import read_config
@@ -169,6 +170,7 @@ def settle(config: EngineConfig, device: torch.device | None = None) -> tuple[En
     Raises:
         RunnerError: a setting is not for models of transformers.
     """
+    refuse_adapters(config, f"a model via {TRANSFORMERS}")
     if config.via != TRANSFORMERS:
         raise RunnerError(f"via = {config.via!r} is not supported; use {TRANSFORMERS!r}")
     if any(file.endswith(".gguf") for file in config.weights):

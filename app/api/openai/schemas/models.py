@@ -26,8 +26,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str
     root: str
-    """The first of the served names."""
+    """The first of the model's served names."""
     parent: str | None = None
+    """The model beside which this adapter is served; null: it is no adapter."""
     max_model_len: int | None
     """Most tokens of prompt and answer together; null until the engine has loaded."""
     default_sampling: dict[str, float]
