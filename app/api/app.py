@@ -18,7 +18,8 @@ from app.api.middleware import (
     RequestIdMiddleware,
     VersionMiddleware,
 )
-from app.api.native import health, metrics, requests, tokenize
+from app.api.native import engine, health, metrics, requests, tokenize
+from app.api.native.schemas.engine import EngineView
 from app.api.native.schemas.health import Health
 from app.api.native.schemas.live import LiveRequest
 from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
@@ -56,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
     for protocol in PROTOCOLS:
         app.include_router(exchange.router(protocol, service), dependencies=infer)
         app.include_router(protocol.routes(service), dependencies=infer)
-    for room in (tokenize, requests):
+    for room in (tokenize, requests, engine):
         app.include_router(room.router(service), dependencies=infer)
     app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
     app.include_router(health.router(service))
@@ -90,7 +91,7 @@ def _document(app: FastAPI, *, keys: bool) -> None:
     install_openapi(
         app,
         bodies=[*dict.fromkeys(endpoint.schema for endpoint in endpoints), *others, TokenizeBody, DetokenizeBody],
-        answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, Health],
+        answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, EngineView, Health],
         error_schema=lambda path: protocol_of(path).error_schema,
         open_paths=OPEN_PATHS if keys else None,
     )

@@ -42,9 +42,7 @@ def needs(scope: KeyScope) -> Any:
 class AuthMiddleware:
     """Lets through what brings one of ``keys``, asks a probe, or ``is_open`` by its scope."""
 
-    def __init__(
-        self, app: ASGIApp, keys: Sequence[ApiKey], is_open: Callable[[Scope], bool] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[ApiKey], is_open: Callable[[Scope], bool] | None = None) -> None:
         self._app = app
         self._keys = keys
         self._is_open = is_open

@@ -34,7 +34,11 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, tag="vocabulary"):
     """The ``tokenizer.json`` by which forced text becomes tokens, as the model was trained on it."""
 
 
-ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | Shutdown
+class Survey(msgspec.Struct, frozen=True, tag="survey"):
+    """Asks who holds the KV cache. Answered by one :class:`Holdings`, between two steps."""
+
+
+ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | Survey | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -170,6 +174,29 @@ class OutputFrame(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """Records of the steps since the frame before."""
 
 
+class Holding(msgspec.Struct, frozen=True, array_like=True):
+    """What one running sequence holds of the KV cache."""
+
+    request_id: str
+    blocks: int
+    """Blocks that the sequence holds."""
+    shared_blocks: int
+    """Those of them that other sequences hold too: a common prefix."""
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True, tag="holdings"):
+    """Who holds the blocks of the fullest KV cache group at one moment."""
+
+    total: int
+    """Blocks that there are."""
+    held: int
+    """Blocks that sequences hold, each counted once."""
+    cached: int
+    """Blocks that no sequence holds and that the prefix cache could give to one."""
+    sequences: list[Holding]
+    """Those that hold blocks."""
+
+
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """How far start-up has come."""
 
@@ -199,4 +226,4 @@ class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Why; one line that a person can act on."""
 
 
-EngineFrame = OutputFrame | LoadProgress | EngineReady | EngineFatal
+EngineFrame = OutputFrame | Holdings | LoadProgress | EngineReady | EngineFatal

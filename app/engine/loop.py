@@ -27,6 +27,7 @@ from app.contract.frames import (
     EngineStats,
     LoadProgress,
     OutputFrame,
+    Survey,
     Vocabulary,
 )
 from app.contract.request import EncodeRequest, GenerateRequest
@@ -135,6 +136,8 @@ class EngineLoop:
                     self._reject(frame.request_id, frame.client_index, error, encodes=isinstance(frame, EncodeRequest))
             case AbortRequests():
                 self._core.abort(frame.request_ids)
+            case Survey():
+                self._port.send(self._core.survey())
             case Vocabulary():
                 self._core.set_vocabulary(frame)
             case BadFrame():

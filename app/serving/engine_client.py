@@ -25,6 +25,7 @@ from app.contract.frames import (
     EngineOutput,
     EngineReady,
     EngineStats,
+    Holdings,
     LoadProgress,
     OutputFrame,
     Shutdown,
@@ -35,6 +36,7 @@ from app.ipc import ChannelClosedError, ProgressStamp
 from app.serving.connection import EngineConnection
 from app.serving.mailbox import Mailbox
 from app.serving.progress import ProgressWatch
+from app.serving.surveys import Surveys
 from app.serving.vocabulary import VocabularyGate
 from app.telemetry.metrics import Metrics
 
@@ -90,6 +92,8 @@ class EngineClient:
         self._routes: dict[str, Mailbox[Any]] = {}
         self.vocabulary = VocabularyGate(self._queue, self._end, lambda request_id: request_id in self._routes)
         """Goes before constrained requests."""
+        self.surveys = Surveys(self._queue)
+        """Asks the engine who holds its KV cache."""
         self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
         self._settled = asyncio.Event()
         self._ends: deque[float] = deque(maxlen=64)
@@ -234,6 +238,7 @@ class EngineClient:
         """
         self._outbox = asyncio.Queue()
         self.vocabulary.reset()
+        self.surveys.reset()
         self._watch.begin(stamp)
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
         reader = asyncio.create_task(self._read(connection))
@@ -270,6 +275,8 @@ class EngineClient:
                     # before it waits again, unless its client's socket is full.
                     await asyncio.sleep(0)
                     self._metrics.observe_delivery(time.perf_counter() - started)
+                case Holdings():
+                    self.surveys.take(frame)
                 case LoadProgress():
                     self._note_progress(frame)
                 case EngineReady():
@@ -342,6 +349,7 @@ class EngineClient:
 
     def _lose_engine(self) -> None:
         self._watch.end()
+        self.surveys.reset()
         self.stats = EngineStats()
         self._metrics.observe_engine_lost()
         if self._state is EngineState.READY:

@@ -1,1 +1,1 @@
-"""What people see in a browser: the chat at ``/`` and the API's page at ``/docs``, as files that nothing is built from."""
+"""What browsers show: the chat at ``/`` and the API at ``/docs``, as files that nothing is built from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 _DIRECTORY = Path(__file__).parent / "static"
@@ -29,12 +29,10 @@ class Asset:
 
 def names() -> frozenset[str]:
     """Names of all files, with a slash between directories. What is of no known type is no asset."""
-    return frozenset(
-        path.relative_to(_DIRECTORY).as_posix() for path in _DIRECTORY.rglob("*") if path.suffix in _TYPES
-    )
+    return frozenset(path.relative_to(_DIRECTORY).as_posix() for path in _DIRECTORY.rglob("*") if path.suffix in _TYPES)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Asset:
     """One of the files that :func:`names` lists, read at its first use."""
     path = _DIRECTORY / name
