@@ -23,7 +23,7 @@ import {
 } from "./tree.js";
 
 const SAVE_EVERY = 1000;
-const TITLE_LENGTH = 60;
+const TITLE_LENGTH = 120;
 const FOR_ONE_CONVERSATION = ["system", "form", "schema", "tools", "tool_choice"];
 
 export class Chat extends EventTarget {

@@ -155,4 +155,11 @@ export default {
   "eng.queued": "排队中",
   "eng.row": "读 {prompt}，写 {generated}",
   "eng.blocks": "{count} 块",
+  "docs.filter": "查找接口",
+  "docs.chat": "聊天",
+  "docs.parameters": "参数",
+  "docs.body": "请求体",
+  "docs.answers": "响应",
+  "docs.try": "试一试",
+  "docs.stopped": "已停止。",
 };

@@ -21,15 +21,18 @@ export function enginePanel(chat, signal) {
     status.textContent = error?.status ? error.message : t("eng.lost");
   };
   let closing = null;
+  let model = null;
   const start = () => {
     closing?.abort();
+    model = chat.model()?.id ?? null;
     // Nothing is asked of the server for a page that nobody sees.
     if (document.hidden || signal.aborted) return;
     closing = new AbortController();
-    follow(chat.model()?.id ?? null, onView, onLost, closing.signal);
+    follow(model, onView, onLost, closing.signal);
   };
   document.addEventListener("visibilitychange", start, { signal });
   chat.addEventListener("models", start, { signal });
+  chat.addEventListener("settings", () => chat.model()?.id !== model && start(), { signal });
   signal.addEventListener("abort", () => closing?.abort());
   start();
   return [status, box];

@@ -18,6 +18,7 @@ export function thread(chat, signal) {
   let views = new Map();
   let follows = true;
   let frame = null;
+  let wasRunning = chat.isRunning();
   const changed = new Set();
 
   function toEnd(behavior = "instant") {
@@ -63,7 +64,9 @@ export function thread(chat, signal) {
   chat.addEventListener(
     "status",
     () => {
-      status.textContent = chat.isRunning() ? "" : t("answer.done");
+      // Told to who cannot see it; of an answer that was there before there is nothing to tell.
+      status.textContent = wasRunning && !chat.isRunning() ? t("answer.done") : "";
+      wasRunning = chat.isRunning();
       for (const view of views.values()) view.draw();
     },
     { signal },

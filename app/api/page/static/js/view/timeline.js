@@ -30,7 +30,7 @@ export function timeline(turn) {
   return el(
     "details",
     { class: "timeline" },
-    el("summary", { "aria-label": t("timeline"), title: t("timeline") }, summary),
+    el("summary", { title: t("timeline") }, summary),
     el("dl", {}, rows(turn, timing, usage)),
   );
 }
