@@ -172,11 +172,11 @@ async def test_tokens_and_times_are_told(browser: Browser) -> None:
         await page.locator(".timeline summary").click()
         names = await page.locator(".timeline dt").all_inner_texts()
         assert [name.strip() for name in names[:4]] == ["Queue", "Prefill", "Decode", "Other"]
-        assert "of 7" in (await page.locator(".timeline dd").all_inner_texts())[-1]
+        assert "0 of 59 tokens" in (await page.locator(".timeline dd").all_inner_texts())[-1]
         await page.click("[data-action=again]")
         await page.locator(".branches").wait_for()
         await page.locator(f".turn.assistant{DONE} .timeline summary").click()
-        assert "64 of 7" in (await page.locator(".timeline dd").all_inner_texts())[-1]
+        assert "48 of 59 tokens" in (await page.locator(".timeline dd").all_inner_texts())[-1]
 
 
 async def test_schema_and_settings_are_sent(browser: Browser) -> None:

@@ -160,7 +160,11 @@ export function codeBlock(children, text, lang) {
 export class MarkdownView {
   #drawn = []; // { raw, key, node }
 
-  constructor() {
+  #breaks;
+
+  /** @param {boolean} [options.breaks] whether a line of the source is a line of the text, as in conversations */
+  constructor({ breaks = true } = {}) {
+    this.#breaks = breaks;
     this.node = el("div", { class: "markdown" });
   }
 
@@ -171,7 +175,7 @@ export class MarkdownView {
    */
   draw(source, spans, tokens) {
     const text = source.replace(/\r\n?/g, "\n");
-    const blocks = new Lexer({ gfm: true, breaks: true }).lex(text);
+    const blocks = new Lexer({ gfm: true, breaks: this.#breaks }).lex(text);
     let at = 0;
     const drawn = blocks.map((block, index) => {
       const start = Math.max(at, text.indexOf(block.raw, at));

@@ -69,7 +69,7 @@ function draw() {
 }
 
 function head() {
-  const text = new MarkdownView();
+  const text = new MarkdownView({ breaks: false });
   text.draw(api.info.description ?? "", [], []);
   return el(
     "header",

@@ -45,7 +45,7 @@ function heading(text) {
 }
 
 function markdown(source) {
-  const view = new MarkdownView();
+  const view = new MarkdownView({ breaks: false });
   view.draw(source, [], []);
   return view.node;
 }

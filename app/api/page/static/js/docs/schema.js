@@ -46,12 +46,15 @@ export function schemaView(api, schema) {
 
 function fields(api, schema, named) {
   const required = new Set(schema.required ?? []);
-  const rows = Object.entries(schema.properties).map(([name, field]) => fieldView(api, name, field, required.has(name)));
+  // What has to be there first, else in the schema's own order.
+  const all = Object.entries(schema.properties);
+  const sorted = [...all.filter(([name]) => required.has(name)), ...all.filter(([name]) => !required.has(name))];
+  const rows = sorted.map(([name, field]) => fieldView(api, name, field, required.has(name)));
   return [named ? el("p", { class: "schema-name" }, schema.title ?? "") : null, el("ul", { class: "fields" }, rows)];
 }
 
 function fieldView(api, name, field, isRequired) {
-  const text = new MarkdownView();
+  const text = new MarkdownView({ breaks: false });
   text.draw(field.description ?? "", [], []);
   const line = [
     el("code", { class: "name" }, name),
