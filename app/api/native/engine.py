@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ from app.api.native.schemas.engine import (
 from app.api.openai.openapi import answers
 from app.api.openai.schemas.errors import ErrorResponse
 from app.api.openapi import documented_answers
+from app.api.scope import deadline
 from app.api.service import Service
 from app.api.sse import DATA_EVENT, EventStream
 from app.contract.frames import Holding, Holdings
@@ -72,7 +74,7 @@ def router(service: Service) -> APIRouter:
         responses=documented_answers(ErrorResponse, _LIVE_ERRORS, whole=None, event=EngineView),
     )
     async def live(request: Request) -> Response:
-        """The same as server-sent events, until the client leaves or the server drains."""
+        """The same as server-sent events, until the client leaves, the server drains or the time of a request is up."""
         served = service.models.resolve(request.query_params.get("model"))
 
         async def send_views(send: Send) -> None:
@@ -82,7 +84,8 @@ def router(service: Service) -> APIRouter:
             watchers += 1
             try:
                 events = EventStream(send, _NO_STORE)
-                while not service.draining and served.client.state is not EngineState.DRAINING:
+                ends = deadline(request.scope, None, service.settings.default_timeout) or math.inf
+                while not _is_over(service, served) and time.monotonic() < ends:
                     await events.send(DATA_EVENT % encode(await _view(service, served)))
                     await asyncio.sleep(INTERVAL)
                 await events.end()
@@ -92,6 +95,10 @@ def router(service: Service) -> APIRouter:
         return UntilDisconnect(send_views)
 
     return routes
+
+
+def _is_over(service: Service, served: Served) -> bool:
+    return service.draining or served.client.state is EngineState.DRAINING
 
 
 def _too_many_watchers() -> RequestError:

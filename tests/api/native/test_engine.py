@@ -149,6 +149,12 @@ async def test_a_live_view_ends_when_the_server_drains(monkeypatch: pytest.Monke
             pass
 
 
+async def test_a_live_view_ends_with_the_time_of_a_request() -> None:
+    async with start_server(ApiSettings(default_timeout=0.05)) as server:
+        answer = await server.http.get("/v1/engine/live")
+    assert answer.text.count("data: ") == 1
+
+
 async def test_before_the_engine_is_up() -> None:
     async with start_server_without_engine() as server:
         seen = await view(server)

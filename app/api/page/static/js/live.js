@@ -13,10 +13,16 @@ const SAMPLES = 90;
  */
 export async function follow(model, onView, onLost, signal) {
   while (!signal.aborted) {
+    let seen = 0;
     try {
       const query = model ? `?model=${encodeURIComponent(model)}` : "";
       const response = await request(`v1/engine/live${query}`, { signal });
-      for await (const data of events(response, signal)) onView(parseEvent(data));
+      for await (const data of events(response, signal)) {
+        onView(parseEvent(data));
+        seen += 1;
+      }
+      // The server ends each view after a while; one that ends without having begun is shutting down.
+      if (seen > 0) continue;
       onLost(null);
     } catch (error) {
       if (signal.aborted) return;
