@@ -182,6 +182,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Name(s) by which clients may call a server that needs no key; * for any. May repeat."
     )
+    page: bool = Field(True, description="Show browsers a chat at / and the API's page at /docs.")
     strict_params: bool = Field(False, description="Refuse unknown request fields instead of naming them back.")
     keepalive_interval: Seconds = Field(15.0, description="Seconds of silence before a stream gets a comment line.")
     drain_delay: Seconds = Field(0.0, description="Seconds to keep accepting after SIGTERM, readiness being 503.")

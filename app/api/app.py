@@ -19,13 +19,15 @@ from app.api.middleware import (
     RequestIdMiddleware,
     VersionMiddleware,
 )
-from app.api.native import adapters, health, metrics, requests, tokenize
+from app.api.native import adapters, engine, health, metrics, requests, tokenize
 from app.api.native.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
+from app.api.native.schemas.engine import EngineView
 from app.api.native.schemas.health import Health
 from app.api.native.schemas.live import LiveRequest
 from app.api.native.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized, TokenizerInfo
 from app.api.openapi import install_openapi
 from app.api.origins import OriginMiddleware
+from app.api.page import routes as page
 from app.api.protocols import PROTOCOLS, protocol_of
 from app.api.service import Service
 from app.keys import KeyScope
@@ -47,15 +49,17 @@ def create_app(service: Service) -> FastAPI:
         summary="An inference-optimised model server.",
         description=_DESCRIPTION,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         default_response_class=Response,
     )
     infer = [needs(KeyScope.INFER)]
+    if service.settings.page:
+        app.routes.extend(page.routes())
     for protocol in PROTOCOLS:
         app.include_router(exchange.router(protocol, service), dependencies=infer)
         app.include_router(protocol.routes(service), dependencies=infer)
-    for room in (tokenize, requests):
+    for room in (tokenize, requests, engine):
         app.include_router(room.router(service), dependencies=infer)
     app.include_router(metrics.router(service), dependencies=[needs(KeyScope.METRICS)])
     app.include_router(adapters.router(service), dependencies=[needs(KeyScope.ADMIN)])
@@ -70,7 +74,8 @@ def create_app(service: Service) -> FastAPI:
         max_bytes_together=service.settings.max_body_bytes_together,
     )
     if service.settings.api_keys:
-        app.add_middleware(AuthMiddleware, keys=service.settings.api_keys)
+        is_open = page.is_page if service.settings.page else None
+        app.add_middleware(AuthMiddleware, keys=service.settings.api_keys, is_open=is_open)
     else:
         settings = service.settings
         app.add_middleware(OriginMiddleware, hosts=settings.allowed_hosts, origins=settings.cors_origins)
@@ -97,7 +102,7 @@ def _document(app: FastAPI, *, keys: bool) -> None:
             LoadAdapterBody,
             UnloadAdapterBody,
         ],
-        answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, Health],
+        answers=[*answers, Tokenized, Detokenized, TokenizerInfo, LiveRequest, EngineView, Health],
         error_schema=lambda path: protocol_of(path).error_schema,
         open_paths=OPEN_PATHS if keys else None,
     )

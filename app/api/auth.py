@@ -7,7 +7,7 @@ lead nowhere need one as well. Which scope it needs is said where a room's route
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import Depends
@@ -40,11 +40,12 @@ def needs(scope: KeyScope) -> Any:
 
 
 class AuthMiddleware:
-    """Lets through what brings one of ``keys``, or asks a probe."""
+    """Lets through what brings one of ``keys``, asks a probe, or ``is_open`` by its scope."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[ApiKey], is_open: Callable[[Scope], bool] | None = None) -> None:
         self._app = app
         self._keys = keys
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forwards, or answers 401 itself."""
@@ -55,7 +56,7 @@ class AuthMiddleware:
         if scope["path"] not in OPEN_PATHS:
             given = _given_key(scope)
             key = None if given is None else self._find(given)
-            if key is None:
+            if key is None and not (self._is_open and self._is_open(scope)):
                 await _unauthorised(scope, was_given=given is not None)(scope, receive, send)
                 return
         # Always set: a pipelined request inherits the context of the one before it.

@@ -39,6 +39,8 @@ class ApiSettings:
     """Origins whose pages may read answers in a browser."""
     allowed_hosts: tuple[str, ...] | None = None
     """Names by which clients may call a server without keys (:class:`OriginMiddleware`); None for any."""
+    page: bool = True
+    """Show browsers a chat at ``/`` and the API's page at ``/docs``."""
 
 
 @dataclass(slots=True)

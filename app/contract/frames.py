@@ -48,7 +48,13 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
     name: str
 
 
-ClientFrame = Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | LoadAdapter | UnloadAdapter | Shutdown
+class Survey(msgspec.Struct, frozen=True, tag="survey"):
+    """Asks who holds the KV cache. Answered by one :class:`Holdings`, between two steps."""
+
+
+ClientFrame = (
+    Vocabulary | GenerateRequest | EncodeRequest | AbortRequests | LoadAdapter | UnloadAdapter | Survey | Shutdown
+)
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -184,6 +190,29 @@ class OutputFrame(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """Records of the steps since the frame before."""
 
 
+class Holding(msgspec.Struct, frozen=True, array_like=True):
+    """What one running sequence holds of the KV cache."""
+
+    request_id: str
+    blocks: int
+    """Blocks that the sequence holds."""
+    shared_blocks: int
+    """Those of them that other sequences hold too: a common prefix."""
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True, tag="holdings"):
+    """Who holds the blocks of the fullest KV cache group at one moment."""
+
+    total: int
+    """Blocks that there are."""
+    held: int
+    """Blocks that sequences hold, each counted once."""
+    cached: int
+    """Blocks that no sequence holds and that the prefix cache could give to one."""
+    sequences: list[Holding]
+    """Those that hold blocks."""
+
+
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     """How far start-up has come."""
 
@@ -223,4 +252,4 @@ class EngineFatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Why; one line that a person can act on."""
 
 
-EngineFrame = OutputFrame | LoadProgress | EngineReady | AdapterOutcome | EngineFatal
+EngineFrame = OutputFrame | Holdings | LoadProgress | EngineReady | AdapterOutcome | EngineFatal

@@ -15,6 +15,7 @@ from app.contract.frames import (
     EngineError,
     EngineOutput,
     EngineStats,
+    Holdings,
     StepRecord,
     Vocabulary,
 )
@@ -334,6 +335,10 @@ class EngineCore:
             prefix_hit_tokens_total=scheduler.num_hit_tokens,
             encode_tokens_total=self._encoding.num_tokens,
         )
+
+    def survey(self) -> Holdings:
+        """Who holds the KV cache now."""
+        return self._kv.survey(self._scheduler.running)
 
     def check_integrity(self) -> None:
         """Raises :class:`~app.engine.kv.pool.IntegrityError` when the block allocator's books do not balance."""

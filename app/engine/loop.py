@@ -28,6 +28,7 @@ from app.contract.frames import (
     LoadAdapter,
     LoadProgress,
     OutputFrame,
+    Survey,
     UnloadAdapter,
     Vocabulary,
 )
@@ -144,6 +145,8 @@ class EngineLoop:
                 self._core.adapters.load(frame.name, frame.path)
             case UnloadAdapter():
                 self._core.adapters.unload(frame.name)
+            case Survey():
+                self._port.send(self._core.survey())
             case Vocabulary():
                 self._core.set_vocabulary(frame)
             case BadFrame():

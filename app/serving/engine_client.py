@@ -26,6 +26,7 @@ from app.contract.frames import (
     EngineOutput,
     EngineReady,
     EngineStats,
+    Holdings,
     LoadProgress,
     OutputFrame,
     Shutdown,
@@ -37,6 +38,7 @@ from app.serving.adapters import ServedAdapters
 from app.serving.connection import EngineConnection
 from app.serving.mailbox import Mailbox
 from app.serving.progress import ProgressWatch
+from app.serving.surveys import Surveys
 from app.serving.vocabulary import VocabularyGate
 from app.telemetry.metrics import Metrics
 
@@ -96,6 +98,8 @@ class EngineClient:
         """Goes before constrained requests."""
         self.adapters = ServedAdapters(self._queue)
         """Adapters that requests may ask for."""
+        self.surveys = Surveys(self._queue)
+        """Asks the engine who holds its KV cache."""
         self._outbox: asyncio.Queue[ClientFrame] = asyncio.Queue()
         self._settled = asyncio.Event()
         self._ends: deque[float] = deque(maxlen=64)
@@ -245,6 +249,7 @@ class EngineClient:
         """
         self._outbox = asyncio.Queue()
         self.vocabulary.reset()
+        self.surveys.reset()
         self._watch.begin(stamp)
         self._change(EngineState.LOADING, "the engine is loading" if self.ready is None else "the engine is restarting")
         reader = asyncio.create_task(self._read(connection))
@@ -281,6 +286,8 @@ class EngineClient:
                     # before it waits again, unless its client's socket is full.
                     await asyncio.sleep(0)
                     self._metrics.observe_delivery(time.perf_counter() - started)
+                case Holdings():
+                    self.surveys.take(frame)
                 case LoadProgress():
                     self._note_progress(frame)
                 case EngineReady():
@@ -357,6 +364,7 @@ class EngineClient:
     def _lose_engine(self) -> None:
         self._watch.end()
         self.adapters.lose()
+        self.surveys.reset()
         self.stats = EngineStats()
         self._metrics.observe_engine_lost()
         if self._state is EngineState.READY:

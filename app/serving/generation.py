@@ -106,6 +106,11 @@ class Generation:
         return self._entry.record
 
     @property
+    def sequence_ids(self) -> tuple[str, ...]:
+        """Ids by which the engine knows the choices."""
+        return tuple(self._choices)
+
+    @property
     def ended(self) -> bool:
         """Whether the generation was read to its end, or closed."""
         return self._entry.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -58,10 +59,26 @@ class RequestState:
     error_code: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A request that has not ended, for whoever may not know whose it is."""
+
+    number: int
+    """Tells it from others: the first request has 1."""
+    owner: str
+    """Name of the API key; empty without keys."""
+    model: str
+    """Own name of the served model."""
+    state: RequestState
+    sequence_ids: tuple[str, ...]
+    """Ids by which the engine knows its sequences."""
+
+
 class _LiveRequest:
     """A request under way."""
 
-    def __init__(self, request_id: str, generations: Sequence[Generation]) -> None:
+    def __init__(self, request_id: str, generations: Sequence[Generation], number: int) -> None:
+        self.number = number
         self._request_id = request_id
         self._generations = generations
         self._created = time.time()
@@ -93,6 +110,15 @@ class _LiveRequest:
             error_code=next((record.error_code for record in records if record.error_code is not None), None),
         )
 
+    def under_way(self, owner: str) -> UnderWay:
+        return UnderWay(
+            number=self.number,
+            owner=owner,
+            model=self._generations[0].record.model,
+            state=self.state(),
+            sequence_ids=tuple(each for generation in self._generations for each in generation.sequence_ids),
+        )
+
     def _status(self) -> LiveStatus:
         records = [generation.record for generation in self._generations]
         if any(generation.cancelled for generation in self._generations):
@@ -118,6 +144,7 @@ class LiveRequests:
         self._live: dict[tuple[str, str], list[_LiveRequest]] = {}
         self._ended: OrderedDict[tuple[str, str], RequestState] = OrderedDict()
         self._max_ended = max_ended
+        self._numbers = itertools.count(1)
 
     @contextlib.asynccontextmanager
     async def track(
@@ -128,7 +155,7 @@ class LiveRequests:
         Args:
             answer_id: another id by which it is found.
         """
-        live = _LiveRequest(request_id, generations)
+        live = _LiveRequest(request_id, generations, next(self._numbers))
         keys = dict.fromkeys((owner, each) for each in (request_id, answer_id) if each is not None)
         for key in keys:
             self._live.setdefault(key, []).append(live)
@@ -153,6 +180,11 @@ class LiveRequests:
         """Owners of the requests with this id, those of requests under way first."""
         known = dict.fromkeys([*reversed(self._live), *reversed(self._ended)])
         return [owner for owner, each in known if each == request_id]
+
+    def under_way(self) -> list[UnderWay]:
+        """The requests that have not ended, each once, the oldest first."""
+        known = {live.number: (live, owner) for (owner, _), same_id in self._live.items() for live in same_id}
+        return [live.under_way(owner) for _, (live, owner) in sorted(known.items())]
 
     def find(self, request_id: str, *, owner: str = "") -> RequestState | None:
         """The state of a request; None when its id is unknown, or its end long ago."""

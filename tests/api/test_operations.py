@@ -236,6 +236,8 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
         "/info",
         "/detokenize",
         "/tokenizer_info",
+        "/v1/engine",
+        "/v1/engine/live",
         "/metrics",
         *PROBES,
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from app.contract.config import EngineConfig
+from app.contract.frames import Holding, Holdings
 from app.contract.info import NO_BLOCK, KVCacheGroup, KVCacheSpec
 from app.engine.kv.chain import PrefixChain
 from app.engine.kv.counted import CountedPolicy
@@ -107,6 +108,18 @@ class KVManager:
         if len(self._pools) == 1:  # asked in every step
             return self._pools[0]
         return max(self._pools, key=lambda pool: pool.num_held / max(1, pool.num_blocks), default=BlockPool(0))
+
+    def survey(self, requests: Iterable[Request]) -> Holdings:
+        """Who of these requests holds how much of the fullest pool."""
+        pool = self.fullest()
+        group = next((index for index, each in enumerate(self._pools) if each is pool), None)
+        sequences = []
+        for request in requests:
+            blocks = request.tables[group].held() if group is not None and request.tables else []
+            if blocks:
+                shared = sum(map(pool.is_shared, blocks))
+                sequences.append(Holding(request.request_id, len(blocks), shared))
+        return Holdings(total=pool.num_blocks, held=pool.num_held, cached=pool.num_cached(), sequences=sequences)
 
     def covers(self, request: Request, end: int) -> bool:
         """Whether the request's tables reach to position ``end``: nothing is missing then."""

@@ -44,6 +44,10 @@ class BlockPool:
         """Blocks that requests hold."""
         return self.num_blocks - len(self._free)
 
+    def num_cached(self) -> int:
+        """Blocks that no request holds and whose contents are known. Looks at every published block."""
+        return sum(self._ref_counts[block_id] == 0 for block_id in self._published.values())
+
     # -- holds --------------------------------------------------------------------------------------------------
 
     def take(self) -> int:
@@ -56,6 +60,10 @@ class BlockPool:
     def is_idle(self, block_id: int) -> bool:
         """Whether no request holds a block: holding it takes it off the free list."""
         return self._ref_counts[block_id] == 0
+
+    def is_shared(self, block_id: int) -> bool:
+        """Whether more than one request holds a block."""
+        return self._ref_counts[block_id] > 1
 
     def hold(self, block_id: int) -> None:
         """Adds one hold on a published block."""
