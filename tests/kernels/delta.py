@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,16 @@ def native_isas() -> list[str]:
 
 
 IMPLEMENTATIONS = ["reference", *native_isas(), "triton"]
+
+
+def cases(names: str, many: Iterable[tuple[Any, ...]], few: Sequence[tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """``implementation`` and those parameters: many, of which Triton's interpreter, a second a case, is given few."""
+    everywhere = list(many)
+    return pytest.mark.parametrize(
+        ("implementation", *names.split(", ")),
+        [(i, *case) for i in IMPLEMENTATIONS for case in (few if i == "triton" else everywhere)],
+        indirect=["implementation"],
+    )
 
 
 @contextmanager
@@ -110,6 +121,8 @@ def make_rows(spans: Sequence[tuple[int, int]], *, checkpoints: bool = True, see
 
 SPANS = [(0, 1), (5, 3), (0, 0), (16, 1), (15, 1), (3, 15), (16, 16), (0, 17), (30, 63), (1, 64), (0, 65), (7, 65)]
 """Within a block, across one and several, up to a boundary and past it."""
+SHORT_SPANS = [(0, 1), (5, 3), (0, 0), (16, 1), (15, 1), (14, 4), (13, 3), (0, 17), (15, 18)]
+"""Likewise, of few tokens: Triton's interpreter takes each by itself."""
 DECODES = [(0, 1), (1, 1), (15, 1), (16, 1), (17, 1), (300, 1)]
 
 

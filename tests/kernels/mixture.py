@@ -11,7 +11,8 @@ from torch import Tensor
 from app.kernels.activation import Activation
 from app.kernels.experts import SILU, ExpertsScratch, ExpertsScratchLayout, Gate, experts
 from app.kernels.int8 import quantize
-from app.kernels.route import Groups, RoutingRule, Scoring, route
+from app.kernels.route import Groups, RoutingRule, Scoring
+from app.kernels.route.reference import route_reference
 from app.kernels.types import (
     Act,
     ActFormat,
@@ -54,10 +55,10 @@ def empty_routing(tokens: int, count: int, chosen: int) -> Routing:
 
 
 def routing_of(logits_TX: Tensor, chosen: int) -> Routing:
-    """The routing of these logits, with normalised weights."""
+    """The routing of these logits, with normalised weights, by the specification."""
     tokens, count = logits_TX.shape
     routing = empty_routing(tokens, count, chosen)
-    route(logits_TX, routing, RoutingRule(normalise=True))
+    route_reference(logits_TX, routing, RoutingRule(normalise=True), None, None)
     return routing
 
 

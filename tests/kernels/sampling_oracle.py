@@ -61,7 +61,8 @@ def penalised(logits: list[float], row: Row) -> list[float]:
 
 def kept(logits: list[float], row: Row) -> set[int]:
     """The tokens that may be sampled, from the penalised logits."""
-    weights = {v: math.exp((x - max(logits)) / row.temperature) for v, x in enumerate(logits)}
+    peak = max(logits)
+    weights = {v: math.exp((x - peak) / row.temperature) for v, x in enumerate(logits)}
     order = sorted(weights, key=lambda v: -weights[v])
     if row.top_k:
         order = order[: row.top_k]

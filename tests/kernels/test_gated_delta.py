@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ from tests.kernels.delta import (
     IMPLEMENTATIONS,
     SPANS,
     Rows,
+    cases,
     check_pages,
     make_rows,
     native_isas,
@@ -36,6 +38,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 Shape = tuple[int, int, int, int]
 """Key heads, value heads and their widths."""
 SHAPES: list[Shape] = [(1, 1, 16, 16), (2, 4, 20, 48), (1, 3, 64, 80), (2, 2, 128, 128)]
+FEW_HEADS: list[Shape] = [(1, 1, 16, 16), (2, 4, 20, 48), (1, 1, 64, 80), (1, 1, 128, 128)]
 SMALL: Shape = (1, 2, 20, 32)
 
 
@@ -112,17 +115,22 @@ class Case:
         check_pages(self.state.recurrent, self.before_pages, self.rows, states, 2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spans", [SPANS, DECODES[:-1]], ids=["mixed", "decodes"])
+@cases(
+    "dtype, spans",
+    itertools.product([torch.float32, torch.bfloat16], [SPANS, DECODES[:-1]]),
+    [
+        (torch.float32, [*(span for span in SPANS if span[1] < 63), SPANS[-1]]),
+        (torch.bfloat16, [(5, 3), (0, 0), (15, 1), (3, 35)]),
+        (torch.bfloat16, DECODES[:-1]),
+    ],
+)
 def test_against_fp64(implementation: str, dtype: torch.dtype, spans: list[tuple[int, int]]) -> None:
-    if implementation == "triton":
-        spans = [span for span in spans if span[1] < 64] + spans[-1:]
     case = Case(make_rows(spans), SMALL, dtype)
     case.run()
     case.check()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@cases("shape", [(shape,) for shape in SHAPES], [(shape,) for shape in FEW_HEADS])
 def test_heads_of_other_widths(implementation: str, shape: Shape) -> None:
     case = Case(make_rows([(0, 3), (15, 1), (14, 5), (0, 40)]), shape)
     case.run()
@@ -148,11 +156,12 @@ def test_a_boundary_without_a_block_is_left_out(implementation: str) -> None:
     case.check()
 
 
-@pytest.mark.parametrize("sizes", [[1] * 80, [3, 14, 1, 47, 15]], ids=["tokens", "pieces"])
+@cases("sizes", [([1] * 80,), ([3, 14, 1, 47, 15],)], [([3, 14, 1, 35, 1],)])
 def test_a_prompt_gives_the_same_however_it_is_cut(implementation: str, sizes: list[int]) -> None:
     """Natively the same bits. On a GPU rows of one token and of more are computed by different products, and the bits
     of plain torch hang on where in a tensor an element stands."""
-    whole = Case(make_rows([(0, 80)]), SMALL)
+    length = sum(sizes)
+    whole = Case(make_rows([(0, length)]), SMALL)
     whole.run()
     state = LayerState(torch.empty(0), poisoned(8, *whole.state.recurrent.shape[1:]), BLOCK)
     pieces, start = [], 0
@@ -164,13 +173,14 @@ def test_a_prompt_gives_the_same_however_it_is_cut(implementation: str, sizes: l
         gated_delta(whole.qkv[part], b, a, whole.a_log, whole.dt_bias, state, rows.meta, out)
         pieces.append(out)
         start += size
-    together, last = torch.cat(pieces), int(whole.rows.meta.block_tables[0, 4])
+    block = (length - 1) // BLOCK
+    together, last = torch.cat(pieces), int(whole.rows.meta.block_tables[0, block])
     if implementation in ("reference", "triton"):
         assert relative_error(together, whole.out) < 2e-6
-        assert relative_error(state.recurrent[4], whole.state.recurrent[last]) < 2e-6
+        assert relative_error(state.recurrent[block], whole.state.recurrent[last]) < 2e-6
     else:
         assert torch.equal(together, whole.out)
-        assert torch.equal(state.recurrent[4], whole.state.recurrent[last])
+        assert torch.equal(state.recurrent[block], whole.state.recurrent[last])
 
 
 def test_rows_do_not_see_each_other(implementation: str) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from app.kernels.head_linear import head_linear
-from tests.kernels.delta import IMPLEMENTATIONS, running
+from tests.kernels.delta import IMPLEMENTATIONS, cases, running
 from tests.kernels.util import TOLERANCE, poisoned, randn, relative_error
 
 SHAPES = [(1, 1, 1), (3, 16, 70), (2, 37, 300), (4, 128, 512)]
 """Heads, inputs and outputs of each."""
+DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+"""Of tokens and of weights."""
+INTERPRETED = [
+    (0, SHAPES[1], DTYPES[0]),
+    (1, SHAPES[0], DTYPES[1]),
+    (3, SHAPES[1], DTYPES[2]),
+    (9, SHAPES[1], DTYPES[0]),
+    (17, (2, 37, 70), DTYPES[0]),
+    (17, (1, 70, 130), DTYPES[1]),
+    (17, (2, 70, 130), DTYPES[2]),
+]
+"""Within a block and across several, of tokens, inputs and outputs."""
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -21,15 +34,11 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.mark.parametrize(
-    ("dtype", "weight_dtype"),
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
-)
-@pytest.mark.parametrize("tokens", [0, 1, 3, 9])
-@pytest.mark.parametrize(("heads", "k", "n"), SHAPES)
+@cases("tokens, shape, dtypes", itertools.product([0, 1, 3, 9], SHAPES, DTYPES), INTERPRETED)
 def test_against_fp64(
-    implementation: str, dtype: torch.dtype, weight_dtype: torch.dtype, tokens: int, heads: int, k: int, n: int
+    implementation: str, tokens: int, shape: tuple[int, int, int], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
+    (heads, k, n), (dtype, weight_dtype) = shape, dtypes
     x, out = randn(tokens, heads, k + 3, seed=1, dtype=dtype), poisoned(tokens, heads, n + 2, dtype=dtype)
     weight = randn(heads, k, n, seed=2, dtype=weight_dtype)
     head_linear(x[..., 3:], weight, out[..., :n])
@@ -40,8 +49,8 @@ def test_against_fp64(
 
 
 def test_a_token_does_not_see_the_others(implementation: str) -> None:
-    x, weight = randn(9, 2, 64, seed=1), randn(2, 64, 300, seed=2)
-    whole, alone = poisoned(9, 2, 300), poisoned(1, 2, 300)
+    x, weight = randn(9, 2, 64, seed=1), randn(2, 64, 100, seed=2)
+    whole, alone = poisoned(9, 2, 100), poisoned(1, 2, 100)
     head_linear(x, weight, whole)
     head_linear(x[4:5], weight, alone)
     if implementation == "reference":  # torch's product of several rows may sum in another order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,7 @@ from app.kernels.dispatch import FallbackError
 from app.kernels.native.program import Program
 from app.kernels.packed_attention import packed_attention
 from app.kernels.types import Act, PackedSequences
-from tests.kernels.delta import IMPLEMENTATIONS, native_isas, running
+from tests.kernels.delta import IMPLEMENTATIONS, cases, native_isas, running
 from tests.kernels.util import (
     INT8_TOLERANCE,
     TOLERANCE,
@@ -28,6 +29,8 @@ from tests.kernels.util import (
 
 HEADS = [(1, 1, 16), (4, 2, 64), (3, 3, 48), (6, 1, 128), (2, 2, 256)]
 """Query heads, KV heads, and their width."""
+WINDOWS = [None, 0, 5, 70, 1000]
+DTYPES = [torch.float32, torch.bfloat16]
 SCALE = 0.1
 LENGTHS = [1, 7, 64, 15, 130, 2, 65, 100]
 
@@ -76,12 +79,14 @@ def make_qkv(lengths: Sequence[int], heads: int, kv_heads: int, width: int, dtyp
     return randn(sum(lengths), (heads + 2 * kv_heads) * width, seed=1, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 0, 5, 70, 1000])
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), HEADS)
-def test_against_fp64(
-    implementation: str, dtype: torch.dtype, window: int | None, heads: int, kv_heads: int, width: int
-) -> None:
+# Triton's are all heads and all windows with both dtypes.
+@cases(
+    "dtype, window, shape",
+    itertools.product(DTYPES, WINDOWS, HEADS),
+    [(dtype, WINDOWS[(i + 2 * j) % 5], shape) for i, shape in enumerate(HEADS) for j, dtype in enumerate(DTYPES)],
+)
+def test_against_fp64(implementation: str, dtype: torch.dtype, window: int | None, shape: tuple[int, int, int]) -> None:
+    heads, kv_heads, width = shape
     lengths = LENGTHS if implementation != "triton" else LENGTHS[:4]
     qkv = make_qkv(lengths, heads, kv_heads, width, dtype)
     out = run(qkv, lengths, heads, kv_heads, window)
@@ -104,15 +109,19 @@ def test_int8_is_the_rounded_result(implementation: str) -> None:
         assert relative_error(dequantize(run(qkv, lengths, 4, 2, out=token_scales)), expected) < INT8_TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 9])
-def test_a_sequence_gives_the_same_bits_alone(implementation: str, dtype: torch.dtype, window: int | None) -> None:
-    lengths = [5, 70, 1, 129]
-    qkv = make_qkv(lengths, 4, 2, 32, dtype)
-    together = run(qkv, lengths, 4, 2, window).values
+@cases(
+    "dtype, window, lengths, heads",
+    itertools.product(DTYPES, [None, 9], [[5, 70, 1, 129]], [(4, 2)]),
+    [(torch.float32, None, [5, 70, 1], (2, 1)), (torch.bfloat16, 9, [5, 70, 1], (2, 1))],
+)
+def test_a_sequence_gives_the_same_bits_alone(
+    implementation: str, dtype: torch.dtype, window: int | None, lengths: list[int], heads: tuple[int, int]
+) -> None:
+    qkv = make_qkv(lengths, *heads, 32, dtype)
+    together = run(qkv, lengths, *heads, window).values
     start = 0
     for length in lengths:
-        alone = run(qkv[start : start + length].clone(), [length], 4, 2, window).values
+        alone = run(qkv[start : start + length].clone(), [length], *heads, window).values
         if implementation == "reference":  # whose products' bits hang on where in memory an element stands
             assert relative_error(alone, together[start : start + length]) < TOLERANCE[dtype]
         else:

@@ -23,15 +23,21 @@ def rope_table(rotary_dim: int, theta: float = 10000.0, length: int = 500) -> Te
 
 
 def head64(x: Tensor, position: int, rotary_dim: int, norm: Tensor | None, eps: float) -> Tensor:
-    """One head, element by element in fp64."""
+    """One head in fp64."""
     x = x.double()
     if norm is not None:
         x = x / (x.pow(2).mean() + eps).sqrt() * norm.double()
-    y, half = x.clone(), rotary_dim // 2
-    for i in range(half):
-        angle = position * 10000.0 ** (-2 * i / rotary_dim)
-        y[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        y[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+    return rotated64(x, position, rotary_dim, rotary_dim // 2)
+
+
+def rotated64(x: Tensor, position: int, rotary_dim: int, distance: int) -> Tensor:
+    """One head in fp64, of which pairs of elements ``distance`` apart are turned."""
+    pairs = rotary_dim // 2
+    y, low, high = x.clone(), x[:pairs], x[distance : distance + pairs]
+    angles = [position * 10000.0 ** (-2 * i / rotary_dim) for i in range(pairs)]
+    cos, sin = (torch.tensor([f(angle) for angle in angles], dtype=torch.float64) for f in (math.cos, math.sin))
+    y[:pairs] = low * cos - high * sin
+    y[distance : distance + pairs] = high * cos + low * sin
     return y
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from app.kernels.types import LayerKVCache
-from tests.kernels.delta import IMPLEMENTATIONS, native_isas, running
-from tests.kernels.test_qk_norm_rope_kv_write import POSITIONS, SLOTS, empty_cache, read_slot, rope_table
+from tests.kernels.delta import IMPLEMENTATIONS, cases, native_isas, running
+from tests.kernels.test_qk_norm_rope_kv_write import POSITIONS, SLOTS, empty_cache, read_slot, rope_table, rotated64
 from tests.kernels.util import INT8_TOLERANCE, TOLERANCE, poisoned, randn, relative_error, unpacked
 
 EPS = 1e-5
@@ -33,23 +33,23 @@ def normed64(head: Tensor, weight: Tensor | None) -> Tensor:
     return wide if weight is None else wide * weight.double()
 
 
-def rotated64(head: Tensor, position: int, rotary_dim: int, distance: int) -> Tensor:
-    turned = head.clone()
-    for i in range(rotary_dim // 2):
-        angle = position * 10000.0 ** (-2 * i / rotary_dim)
-        turned[i] = head[i] * math.cos(angle) - head[i + distance] * math.sin(angle)
-        turned[i + distance] = head[i + distance] * math.cos(angle) + head[i] * math.sin(angle)
-    return turned
+Formats = tuple[torch.dtype, torch.dtype, bool]
+FORMATS: list[Formats] = [
+    (torch.float32, torch.bfloat16, False),
+    (torch.float32, torch.int8, True),
+    (torch.bfloat16, torch.bfloat16, True),
+    (torch.bfloat16, torch.int8, False),
+]
+"""Of activations and of pages, and whether keys are values too: every pair of these."""
 
 
-@pytest.mark.parametrize("key_is_value", [False, True])
-@pytest.mark.parametrize("pages", [torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_against_fp64(
-    implementation: str, shape: tuple[int, ...], dtype: torch.dtype, pages: torch.dtype, key_is_value: bool
-) -> None:
-    heads, kv_heads, head_dim, rotary_dim, distance = shape
+@cases(
+    "shape, formats",
+    itertools.product(SHAPES, FORMATS),
+    [(shape, FORMATS[(i + j) % 4]) for i, shape in enumerate(SHAPES) for j in range(2)],
+)
+def test_against_fp64(implementation: str, shape: tuple[int, ...], formats: Formats) -> None:
+    (heads, kv_heads, head_dim, rotary_dim, distance), (dtype, pages, key_is_value) = shape, formats
     count = heads + (1 if key_is_value else 2) * kv_heads
     qkv = 3 * randn(len(POSITIONS), count * head_dim, dtype=dtype)
     norms = randn(head_dim, seed=1), randn(head_dim, seed=2)

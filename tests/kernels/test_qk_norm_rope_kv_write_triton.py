@@ -33,6 +33,7 @@ SHAPES = [
     (3, 3, 64, 0),
 ]
 """Heads, KV heads, width, and how much of it is rotated."""
+PAGES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 
 def write(
@@ -52,12 +53,13 @@ def write(
     )
 
 
-@pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim"), SHAPES)
-def test_against_fp64(
-    heads: int, kv_heads: int, head_dim: int, rotary_dim: int, cache_dtype: torch.dtype, normed: bool
-) -> None:
+# Every shape with and without norms, and every kind of pages so.
+@pytest.mark.parametrize(
+    ("shape", "cache_dtype", "normed"),
+    [(shape, PAGES[(i + j) % len(PAGES)], bool(j)) for i, shape in enumerate(SHAPES) for j in range(2)],
+)
+def test_against_fp64(shape: tuple[int, int, int, int], cache_dtype: torch.dtype, normed: bool) -> None:
+    heads, kv_heads, head_dim, rotary_dim = shape
     dtype = torch.float32 if cache_dtype is torch.int8 else cache_dtype
     qkv = randn(len(POSITIONS), (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     norms = (randn(head_dim, seed=1, dtype=dtype), randn(head_dim, seed=2, dtype=dtype)) if normed else None

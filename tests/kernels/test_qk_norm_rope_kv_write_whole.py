@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from app.kernels.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from app.kernels.types import LayerKVCache
-from tests.kernels.delta import IMPLEMENTATIONS, native_isas, running
+from tests.kernels.delta import IMPLEMENTATIONS, cases, native_isas, running
 from tests.kernels.test_qk_norm_rope_kv_write import POSITIONS, SLOTS, empty_cache, head64, read_slot, table_or_none
 from tests.kernels.util import INT8_TOLERANCE, TOLERANCE, poisoned, randn, relative_error, unpacked
 
@@ -65,9 +66,17 @@ def whole64(heads: Tensor, weight: Tensor, position: int, rotary_dim: int) -> Te
     return torch.stack([head64(head, position, rotary_dim, None, EPS) for head in normed.view_as(heads)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pages", [torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("shape", SHAPES)
+@cases(
+    "dtype, pages, shape",
+    itertools.product([torch.float32, torch.bfloat16], [torch.bfloat16, torch.int8], SHAPES),
+    [
+        (torch.bfloat16, torch.int8, SHAPES[0]),
+        (torch.float32, torch.bfloat16, SHAPES[1]),
+        (torch.bfloat16, torch.bfloat16, SHAPES[2]),
+        (torch.float32, torch.int8, SHAPES[3]),
+        (torch.bfloat16, torch.bfloat16, SHAPES[4]),
+    ],
+)
 def test_a_norm_over_all_heads_against_fp64(
     implementation: str, dtype: torch.dtype, pages: torch.dtype, shape: tuple[int, int, int, int]
 ) -> None:

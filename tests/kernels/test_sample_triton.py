@@ -59,8 +59,8 @@ def test_vocabularies_of_several_pieces(row: Row) -> None:
 @pytest.mark.parametrize("cut", [Row(top_k=900), Row(top_p=0.5), Row(top_p=0.999), Row(top_k=300, top_p=0.9)])
 def test_thresholds_of_flat_rows_and_of_steep_ones(spread: float, cut: Row) -> None:
     """Those among a piece's largest logits, and those that have to be looked for among all."""
-    logits = randn(1, 5001, seed=7) * spread
-    for seed in range(3):
+    logits = randn(1, 4100, seed=7) * spread
+    for seed in range(2):
         row = replace(cut, seed=seed)
         assert run(logits, [row]) == ([oracle.token(logits[0].tolist(), row)], [False])
 
