@@ -68,8 +68,8 @@ def reference_tokens(smollm2: ModelFiles, prompt_ids: dict[str, list[int]]) -> d
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """`tuili serve` with the real model on a free loopback port, in its own processes: fp32, as the references are."""
-    with start_server("--dtype", "float32") as running:
+    """`tuili serve` with the real model on a free loopback port, in its own processes, in the format it comes in."""
+    with start_server() as running:
         yield running
 
 

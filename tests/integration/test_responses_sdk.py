@@ -37,13 +37,13 @@ def test_a_stream_says_what_the_whole_answer_does(client: openai.OpenAI) -> None
 
 
 def test_a_conversation_is_kept_gone_on_from_and_deleted(client: openai.OpenAI) -> None:
-    first = client.responses.create(model=MODEL, input="My name is Alice.", temperature=0, max_output_tokens=24)
+    first = client.responses.create(model=MODEL, input="My name is Alice.", temperature=0, max_output_tokens=8)
     second = client.responses.create(
         model=MODEL,
         input=[{"role": "user", "content": "What is my name?"}],
         previous_response_id=first.id,
         temperature=0,
-        max_output_tokens=24,
+        max_output_tokens=8,
     )
     told = client.responses.create(
         model=MODEL,
@@ -53,7 +53,7 @@ def test_a_conversation_is_kept_gone_on_from_and_deleted(client: openai.OpenAI) 
             {"role": "user", "content": "What is my name?"},
         ],
         temperature=0,
-        max_output_tokens=24,
+        max_output_tokens=8,
         store=False,
     )
     assert second.output_text == told.output_text
