@@ -91,12 +91,14 @@ def test_parsed_answers_have_their_form(client: openai.OpenAI) -> None:
         )
 
 
-def test_a_file_of_responses_outlives_the_server(tmp_path: Path) -> None:
-    flags = ("--response-store", str(tmp_path / "responses.db"))
+def test_a_file_of_responses_outlives_the_server(tiny_chat: Path, tmp_path: Path) -> None:
+    flags = ("--model", str(tiny_chat), "--response-store", str(tmp_path / "responses.db"))
     with start_server(*flags) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-        made = client.responses.create(model=MODEL, input="Hello.", max_output_tokens=8)
+        made = client.responses.create(model=tiny_chat.name, input="Hello.", max_output_tokens=8)
         server.process.kill()
         server.process.wait()
     with start_server(*flags) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         assert client.responses.retrieve(made.id) == made
-        assert client.responses.create(model=MODEL, input="And?", previous_response_id=made.id, max_output_tokens=8)
+        assert client.responses.create(
+            model=tiny_chat.name, input="And?", previous_response_id=made.id, max_output_tokens=8
+        )
