@@ -444,7 +444,7 @@ PLAUSIBLE = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -143,7 +143,7 @@ state = st.builds(kv_group, st.just("state"), st.integers(3, 20))
     logit_rows=st.integers(1, 32),
     caching=st.sampled_from([True, True, True, False]),
 )
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_schedule_gives_the_same_text(
     scenario: list[Job],
     fault: Faults,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from app.kernels import dispatch
 from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
-from tests.byte_tokenizer import VOCAB_SIZE, write_byte_tokenizer
+from tests.byte_tokenizer import CHATML_TEMPLATE, VOCAB_SIZE, write_byte_tokenizer
 from tests.integration.prompts import PROMPTS, long_prompt
 from tests.integration.server import Server, start_server
 
@@ -68,8 +70,8 @@ def reference_tokens(smollm2: ModelFiles, prompt_ids: dict[str, list[int]]) -> d
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """`tuili serve` with the real model on a free loopback port, in its own processes: fp32, as the references are."""
-    with start_server("--dtype", "float32") as running:
+    """`tuili serve` with the real model on a free loopback port, in its own processes, in the format it comes in."""
+    with start_server() as running:
         yield running
 
 
@@ -92,4 +94,13 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     LlamaForCausalLM(config).save_pretrained(directory)
     write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model with a chat template."""
+    directory = tmp_path_factory.mktemp("chat") / "tiny-chat"
+    shutil.copytree(tiny_llama, directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML_TEMPLATE}))
     return directory

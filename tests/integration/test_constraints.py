@@ -22,7 +22,7 @@ PERSON = {
     "x-guidance": {"whitespace_flexible": False},
 }
 JSON = f"start: %json {json.dumps(PERSON)}"
-SEEDED = SamplingParams(temperature=1.0, seed=5, max_tokens=60)
+SEEDED = SamplingParams(temperature=1.0, seed=5, max_tokens=40)
 
 
 @pytest.fixture(scope="module")

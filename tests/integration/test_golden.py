@@ -16,7 +16,7 @@ from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
 from tests.integration.engines import make_engine, request, run
 from tests.integration.prompts import PROMPTS
-from tests.integration.server import Server
+from tests.integration.server import start_server
 
 pytestmark = pytest.mark.slow
 Tokens = dict[str, list[int]]
@@ -133,8 +133,9 @@ def test_a_short_request_that_joins_ends_before_the_long_one(engine: EngineCore,
     assert finished == ["short", "long"]
 
 
-def test_served_over_http(server: Server, tokenizer: Tokenizer, reference_tokens: Tokens) -> None:
+def test_served_over_http(tokenizer: Tokenizer, reference_tokens: Tokens) -> None:
     body = {"prompt": PROMPTS["story"], "max_tokens": 64, "temperature": 0, "ignore_eos": True}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
+    with start_server("--dtype", "float32") as server:
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
     assert answer["choices"][0]["text"] == tokenizer.decode(reference_tokens["story"])
     assert answer["usage"]["completion_tokens"] == 64

@@ -25,11 +25,11 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def test_chat_streams_what_it_answers_unstreamed(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=48, temperature=0)
+    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=16, temperature=0)
     with client.chat.completions.create(
         model=MODEL,
         messages=MESSAGES,
-        max_tokens=48,
+        max_tokens=16,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
@@ -50,7 +50,7 @@ def test_chat_streams_what_it_answers_unstreamed(client: openai.OpenAI) -> None:
 def test_seeded_sampling_repeats_and_unseeded_does_not(client: openai.OpenAI) -> None:
     def ask(seed: int | None) -> str:
         answer = client.completions.create(
-            model=MODEL, prompt="Dear diary, today", max_tokens=24, temperature=1.0, seed=seed
+            model=MODEL, prompt="Dear diary, today", max_tokens=12, temperature=1.0, seed=seed
         )
         return answer.choices[0].text
 
@@ -66,11 +66,11 @@ def test_n_choices_differ_and_are_counted(client: openai.OpenAI) -> None:
 
 def test_stop_string_never_leaks(client: openai.OpenAI) -> None:
     free = client.completions.create(
-        model=MODEL, prompt=PROMPTS["list"], max_tokens=48, temperature=0, extra_body={"ignore_eos": True}
+        model=MODEL, prompt=PROMPTS["list"], max_tokens=20, temperature=0, extra_body={"ignore_eos": True}
     ).choices[0]
     stop = free.text[20:26]
     stopped = client.completions.create(
-        model=MODEL, prompt=PROMPTS["list"], max_tokens=48, temperature=0, stop=stop, stream=True
+        model=MODEL, prompt=PROMPTS["list"], max_tokens=20, temperature=0, stop=stop, stream=True
     )
     chunks = [chunk.choices[0] for chunk in stopped if chunk.choices]
     assert "".join(chunk.text for chunk in chunks) == free.text[: free.text.index(stop)]

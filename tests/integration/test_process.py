@@ -64,9 +64,9 @@ def test_what_the_engine_logs_is_shown(tiny_llama: Path, tmp_path: Path) -> None
     assert any(logger == "app.engine.trace" and event.startswith("step ") for logger, event in shown)
 
 
-def test_with_keys_the_curl_takes_one_from_the_environment() -> None:
+def test_with_keys_the_curl_takes_one_from_the_environment(tiny_chat: Path) -> None:
     key = "sk-0123456789abcdef"
-    with start_server(env={"TUILI_API_KEYS": key}) as server:
+    with start_server("--model", str(tiny_chat), env={"TUILI_API_KEYS": key}) as server:
         (command,) = [line.strip() for line in server.lines if line.strip().startswith("curl ")]
         # What the shell makes of it.
         arguments = subprocess.run(
@@ -98,14 +98,24 @@ def test_prompts_are_not_logged(server: Server) -> None:
     assert not any("xyzzy" in line for line in server.lines)
 
 
-def test_sigterm_finishes_streams_and_exits_zero() -> None:
-    with start_server("--drain-delay", "0.2") as server, httpx.Client(base_url=server.url, timeout=60) as http:
+def test_sigterm_finishes_streams_and_exits_zero(tiny_llama: Path) -> None:
+    """And readiness flips before the listener closes."""
+    flags = ("--model", str(tiny_llama), "--drain-delay", "1.5")
+    with start_server(*flags) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        assert http.get("/readyz").status_code == 200
         engine = _engine(server)
-        body = {"prompt": "Once", "max_tokens": 40, "ignore_eos": True, "stream": True}
+        body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
             os.kill(server.pid, signal.SIGTERM)
+            for _ in range(20):
+                draining = http.get("/readyz")
+                if draining.status_code == 503:
+                    break
+                time.sleep(0.05)
+            assert draining.status_code == 503
+            assert http.get("/livez").status_code == 200
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert server.process.wait(30) == 0
@@ -140,23 +150,12 @@ def test_sigterm_while_a_model_is_fetched(tmp_path: Path) -> None:
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_readiness_flips_before_the_listener_closes() -> None:
-    with start_server("--drain-delay", "1.5") as server, httpx.Client(base_url=server.url) as http:
-        assert http.get("/readyz").status_code == 200
-        os.kill(server.pid, signal.SIGTERM)
-        for _ in range(20):
-            draining = http.get("/readyz")
-            if draining.status_code == 503:
-                break
-            time.sleep(0.05)
-        assert draining.status_code == 503
-        assert http.get("/livez").status_code == 200
-        assert server.process.wait(30) == 0
-
-
-def test_a_killed_engine_is_answered_for_and_replaced() -> None:
-    with start_server() as server, httpx.Client(base_url=server.url, timeout=60) as http:
-        body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+def test_a_killed_engine_is_answered_for_and_replaced(tiny_llama: Path) -> None:
+    with (
+        start_server("--model", str(tiny_llama), "--dtype", "float32") as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        body = {"prompt": "Once", "max_tokens": 450, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)

@@ -50,12 +50,11 @@ class Answer:
             self.finish = (output.finish_reason, output.error.message if output.error else None)
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen3_biases"])
-def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint; Mistral's layers see a window that ends within the second block."""
+def checkpoint(variant: str, directory: Path) -> Path:
+    """A random one; Mistral's layers see a window that ends within the second block."""
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    window = {"sliding_window": WINDOW} if request.param == "mistral" else {}
-    return save(make_reference(request.param, vocab_size=VOCAB, **shape, **window), tmp_path_factory.mktemp("model"))
+    window = {"sliding_window": WINDOW} if variant == "mistral" else {}
+    return save(make_reference(variant, vocab_size=VOCAB, **shape, **window), directory)
 
 
 def make_engine(model_dir: Path, formats: dict[str, str], **limits: Any) -> EngineCore:
@@ -138,8 +137,17 @@ def assert_same(got: Answer, alone: Answer, tolerance: float) -> None:
         assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
-@pytest.mark.parametrize("formats", FORMATS.values(), ids=FORMATS)
-def test_every_answer_is_the_one_that_the_request_gets_alone(model_dir: Path, formats: dict[str, str]) -> None:
+# Each format on full attention, on windows those whose pages differ, and biases in fp32 and int8.
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        *(("llama", name) for name in FORMATS),
+        *(("mistral", name) for name in ("float32", "int8", "bfloat16")),
+        *(("qwen3_biases", name) for name in ("float32", "int8, bf16 pages")),
+    ],
+)
+def test_every_answer_is_the_one_that_the_request_gets_alone(variant: str, name: str, tmp_path: Path) -> None:
+    model_dir, formats = checkpoint(variant, tmp_path), FORMATS[name]
     native = formats["kernels"] == "strict"
     if native and not isas():
         pytest.skip("no native kernels here")

@@ -37,13 +37,13 @@ def test_a_stream_says_what_the_whole_answer_does(client: openai.OpenAI) -> None
 
 
 def test_a_conversation_is_kept_gone_on_from_and_deleted(client: openai.OpenAI) -> None:
-    first = client.responses.create(model=MODEL, input="My name is Alice.", temperature=0, max_output_tokens=24)
+    first = client.responses.create(model=MODEL, input="My name is Alice.", temperature=0, max_output_tokens=8)
     second = client.responses.create(
         model=MODEL,
         input=[{"role": "user", "content": "What is my name?"}],
         previous_response_id=first.id,
         temperature=0,
-        max_output_tokens=24,
+        max_output_tokens=8,
     )
     told = client.responses.create(
         model=MODEL,
@@ -53,7 +53,7 @@ def test_a_conversation_is_kept_gone_on_from_and_deleted(client: openai.OpenAI) 
             {"role": "user", "content": "What is my name?"},
         ],
         temperature=0,
-        max_output_tokens=24,
+        max_output_tokens=8,
         store=False,
     )
     assert second.output_text == told.output_text
@@ -91,12 +91,14 @@ def test_parsed_answers_have_their_form(client: openai.OpenAI) -> None:
         )
 
 
-def test_a_file_of_responses_outlives_the_server(tmp_path: Path) -> None:
-    flags = ("--response-store", str(tmp_path / "responses.db"))
+def test_a_file_of_responses_outlives_the_server(tiny_chat: Path, tmp_path: Path) -> None:
+    flags = ("--model", str(tiny_chat), "--response-store", str(tmp_path / "responses.db"))
     with start_server(*flags) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-        made = client.responses.create(model=MODEL, input="Hello.", max_output_tokens=8)
+        made = client.responses.create(model=tiny_chat.name, input="Hello.", max_output_tokens=8)
         server.process.kill()
         server.process.wait()
     with start_server(*flags) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         assert client.responses.retrieve(made.id) == made
-        assert client.responses.create(model=MODEL, input="And?", previous_response_id=made.id, max_output_tokens=8)
+        assert client.responses.create(
+            model=tiny_chat.name, input="And?", previous_response_id=made.id, max_output_tokens=8
+        )

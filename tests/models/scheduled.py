@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,24 @@ def answers(engine: EngineCore, prompts: list[list[int]], num_tokens: int = NUM_
     return tokens
 
 
-def greedy(reference: PreTrainedModel, prompt: list[int], num_tokens: int = NUM_TOKENS) -> list[int]:
-    """transformers' tokens."""
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        tokens.append(int(reference_logits(reference, tokens)[-1].argmax()))
-    return tokens[len(prompt) :]
+def greedy(
+    reference: PreTrainedModel, prompt: list[int], num_tokens: int = NUM_TOKENS, draft: Sequence[int] = ()
+) -> list[int]:
+    """transformers' tokens.
+
+    Args:
+        draft: tokens that are likely right: transformers' model then runs once for all of them up to the first that is
+            wrong, not once for each. It changes nothing but the time that it takes.
+    """
+    chosen: list[int] = []
+    while len(chosen) < num_tokens:
+        guess = list(draft[len(chosen) :]) if chosen == list(draft[: len(chosen)]) else []
+        logits = reference_logits(reference, [*prompt, *chosen, *guess])[len(prompt) + len(chosen) - 1 :]
+        for token, guessed in itertools.zip_longest(logits.argmax(-1).tolist(), guess):
+            chosen.append(token)
+            if token != guessed:
+                break
+    return chosen[:num_tokens]
 
 
 def gives_transformers_tokens(reference: PreTrainedModel, checkpoint: Path, short: int | tuple[int, ...]) -> None:
@@ -53,8 +67,9 @@ def gives_transformers_tokens(reference: PreTrainedModel, checkpoint: Path, shor
     Args:
         short: blocks of the KV cache, or of each of its groups, that are too few for all requests at once.
     """
-    expected = [greedy(reference, prompt) for prompt in PROMPTS]
-    assert answers(engine_of(checkpoint, max_num_batched_tokens=128), PROMPTS) == expected, "batched"
+    batched = answers(engine_of(checkpoint, max_num_batched_tokens=128), PROMPTS)
+    expected = [greedy(reference, prompt, draft=answer) for prompt, answer in zip(PROMPTS, batched, strict=True)]
+    assert batched == expected, "batched"
     chunked = engine_of(checkpoint, max_num_batched_tokens=20)
     assert answers(chunked, PROMPTS) == expected
     assert answers(chunked, PROMPTS) == expected, "behind prefixes"

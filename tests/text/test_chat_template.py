@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -235,6 +235,7 @@ class TestEncode:
         assert ChatTemplate("{{ messages[0].content }}").encode(user("the"), tokenizer).count(1) == 0
 
     @pytest.mark.parametrize("template", [CHATML_TEMPLATE, THINKING_TEMPLATE, PARTS_TEMPLATE])
+    @settings(max_examples=40)
     @given(
         contents=st.lists(
             st.lists(

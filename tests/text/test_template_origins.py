@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -90,6 +90,7 @@ def decode(ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+@settings(max_examples=40)
 @given(typed=TYPED)
 def test_operations_see_the_true_text(operation: str, typed: str) -> None:
     template = (

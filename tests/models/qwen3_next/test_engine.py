@@ -11,6 +11,7 @@ from tests.models.scheduled import TOKENS, answers, engine_of, gives_transformer
 from tests.models.tiny import make_reference, save
 
 BLOCK = 16
+NUM_CONVERSATIONS = 32
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def test_ten_turns_of_a_conversation_hit_what_there_is(checkpoint: Path) -> None
 
 def test_states_of_many_conversations_stay_within_the_budget(checkpoint: Path) -> None:
     """Each leaves two: where its prompt passed a boundary, and where its answer did."""
-    said = [[index, *TOKENS[index : index + 19]] for index in range(64)]
-    plenty, short = engine_of(checkpoint, num_blocks=(160, 512)), engine_of(checkpoint, num_blocks=(64, 512))
+    said = [[index, *TOKENS[index : index + 19]] for index in range(NUM_CONVERSATIONS)]
+    plenty, short = engine_of(checkpoint, num_blocks=(80, 256)), engine_of(checkpoint, num_blocks=(32, 256))
     first = answers(plenty, said, 20)
     assert answers(short, said, 20) == first
     said = [[*tokens, *answer, 1, 2, 3] for tokens, answer in zip(said, first, strict=True)]
     assert answers(plenty, said, 4) == answers(short, said, 4)
-    assert plenty.stats().prefix_hit_tokens_total == 64 * 2 * BLOCK
+    assert plenty.stats().prefix_hit_tokens_total == NUM_CONVERSATIONS * 2 * BLOCK
     assert short.stats().preemptions_total == 0
 
 

@@ -22,7 +22,7 @@ from tests.models.gguf_model import PROMPT, VOCAB_SIZE, resolved
 from tests.models.parity import SHUFFLED_BLOCKS, TOKENS, Loaded, ParityTests, close
 from tests.models.qwen3_next.test_config import QWEN3_5, QWEN3_NEXT
 from tests.models.qwen3_next.test_gguf import in_turns
-from tests.models.scheduled import gives_transformers_tokens, greedy
+from tests.models.scheduled import NUM_TOKENS, gives_transformers_tokens, greedy
 from tests.models.served import ServedTests
 from tests.models.tiny import DELTA, PagedExecution, load, make_reference, reference_logits, save
 from tests.runner.driver import Request, run, runner_of
@@ -228,5 +228,5 @@ def test_a_gguf_file_is_the_model_it_was_written_of(tmp_path: Path, arch: MODEL_
     expected = parse_config(reference.config.to_dict() | {"architectures": [type(reference).__name__]})
     assert parse_config(files.config).layers == expected.layers
     request = Request(0, PROMPT, list(range(8)))
-    run(runner_of(files.directory, weights=tuple(map(str, files.weights))), [request], 32)
-    assert request.outputs == greedy(reference, PROMPT)
+    run(runner_of(files.directory, weights=tuple(map(str, files.weights))), [request], NUM_TOKENS)
+    assert request.outputs == greedy(reference, PROMPT, draft=request.outputs)
