@@ -21,7 +21,7 @@ from app.contract.frames import (
 )
 from app.contract.request import EncodeRequest, GenerateRequest
 from app.contract.step import EncodeResult, StepResult
-from app.engine.adapters import AdapterTable, LoadedAdapter
+from app.engine.adapters import AdapterTable
 from app.engine.admission import Limits, check
 from app.engine.answers import Answers
 from app.engine.constraints.desk import ConstraintDesk
@@ -154,12 +154,10 @@ class EngineCore:
         if error is not None:
             self.reject(source.request_id, source.client_index, error)
             return
-        adapter: LoadedAdapter | EngineError | None = None
-        if source.adapter:
-            adapter = self.adapters.find(source.adapter)
-            if isinstance(adapter, EngineError):
-                self.reject(source.request_id, source.client_index, adapter)
-                return
+        adapter = self.adapters.find(source.adapter) if source.adapter else None
+        if isinstance(adapter, EngineError):
+            self.reject(source.request_id, source.client_index, adapter)
+            return
         request = Request(source, self._num_received, self._eos_token_ids, adapter)
         self._num_received += 1
         self._registry.add(request, source.constraint)

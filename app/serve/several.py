@@ -25,7 +25,7 @@ from app.serving.residency import Residency
 from app.serving.resident import Resident
 from app.serving.states import ModelState
 from app.settings import ANY_NAME, Settings
-from app.store import own_name
+from app.store import Store, own_name
 from app.telemetry.metrics import Metrics
 from app.telemetry.residents import ResidentMetrics
 from app.version import __version__
@@ -92,7 +92,7 @@ def _places(models: Sequence[Settings], residency: Residency) -> list[_Place]:
     places: list[_Place] = []
     names_so_far: set[str] = set()
     for settings in models:
-        names = tuple(dict.fromkeys(served_names(settings, own_name(settings.model))))
+        names = tuple(dict.fromkeys(served_names(settings, own_name(settings.model, Store(settings.home)))))
         for name in names:
             if name in names_so_far:
                 raise StartError(f"two models are served as {name!r}: give one another served_model_name, under models")

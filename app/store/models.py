@@ -77,7 +77,7 @@ def locate_config(name_or_path: str, store: Store, *, via: str | None = None) ->
     return files.name, files.directory
 
 
-def own_name(name_or_path: str) -> str:
+def own_name(name_or_path: str, store: Store) -> str:
     """The name that a model has by itself, here or not: :attr:`ModelFiles.name`.
 
     Raises:
@@ -90,9 +90,9 @@ def own_name(name_or_path: str) -> str:
         return model_name(path)
     if name_or_path in CATALOG or path is not None:
         return name_or_path if path is None else path.name
-    hub_id = hub.parse_hub_id(name_or_path)
+    hub_id = parse_hub_id(name_or_path)
     if hub_id is None:
-        raise _unknown(name_or_path)
+        raise _unknown(name_or_path, store)
     return str(hub_id)
 
 

@@ -135,7 +135,8 @@ def packed_or_plain(
         weight = LinearWeight(values, scale, bias, ActFormat.INT8_TOKEN)
         return weight, plain_weight(weight)
     dtype = torch.bfloat16 if fmt == "float" else torch.int8
-    packed = new_packed_weight(*plain.shape, dtype, bias=True, gate_up=gated)
+    out_features, in_features = plain.shape
+    packed = new_packed_weight(out_features, in_features, dtype, bias=True, gate_up=gated)
     pack_rows(packed, 0, plain)
     pack_bias(packed, 0, bias)
     return packed, plain.to(dtype).double() if fmt == "float" else plain_weight(LinearWeight(*quantize(plain)))

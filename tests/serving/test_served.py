@@ -10,7 +10,8 @@ import pytest
 from app.api.app import create_app
 from app.api.service import Service
 from app.errors import RequestError
-from app.serving.served import ModelState, Served, ServedModels
+from app.serving.served import Served, ServedModels
+from app.serving.states import ModelState
 from app.serving.supervisor import LONGEST_STEP
 from tests.api.conftest import Server, clients, listening
 from tests.serving.rig import Rig, make_rig, repeat, running
