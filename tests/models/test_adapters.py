@@ -241,7 +241,7 @@ def with_tensor(name: str) -> Callable[[dict[str, Tensor]], None]:
         ({"tensors": with_tensor("model.layers.0.mlp.bias")}, ["mlp.bias", "no matrix"]),
         ({"modules": "nothing"}, ["no matrix"]),
     ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
     refusing: tuple[Any, ModelRunner], changes: dict[str, Any], names: list[str], tmp_path: Path
