@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -41,6 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def smollm2() -> ModelFiles:
     """The embedded default model, in the user's own store."""
     return pull(DEFAULT_MODEL, Store(), SilentProgress())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels_as_they_were() -> Iterator[None]:
+    """A module's runners choose no kernels for the next module that the same process runs."""
+    yield
+    if "app.kernels.dispatch" in sys.modules:  # which brings torch
+        from app.kernels import dispatch
+
+        dispatch.configure(dispatch.Mode.AUTO, threads=1)
 
 
 @pytest.fixture
