@@ -107,9 +107,20 @@ async def test_every_route_but_the_probes_needs_a_key(locked: Server) -> None:
             assert reason(path, answer) == reason_of("missing_api_key", "authentication", path)
 
 
+SCOPES = {
+    "/metrics": METRICS,
+    "/v1/load_lora_adapter": ADMIN,
+    "/v1/unload_lora_adapter": ADMIN,
+    "/docs": None,
+    "/openapi.json": None,
+    "/page/x": None,
+}
+"""The key that a route needs, besides the administrator's; ``INFER`` for all others."""
+
+
 async def test_each_route_opens_to_its_scope_alone(locked: Server) -> None:
     for path, methods in registered(locked).items():
-        needed = {"/metrics": METRICS, "/docs": None, "/openapi.json": None, "/page/x": None}.get(path, INFER)
+        needed = SCOPES.get(path, INFER)
         for method in methods:
             for key in (INFER, METRICS, ADMIN):
                 async with locked.http.stream(method, path, headers=bearer(key)) as answer:

@@ -16,6 +16,7 @@ from app.api.protocols import protocol_of
 from app.api.service import ApiSettings
 from app.keys import parse_keys
 from tests.api.conftest import Server, serve_rig, start_server, start_server_without_engine
+from tests.fake_adapters import AdaptedRunner
 from tests.serving.rig import MODEL, running
 
 PROBES = ("/livez", "/readyz", "/startupz", "/health", "/ping")
@@ -238,6 +239,8 @@ async def test_the_document_describes_every_route(shared_server: Server) -> None
         "/tokenizer_info",
         "/v1/engine",
         "/v1/engine/live",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
         "/metrics",
         *PROBES,
     }
@@ -284,7 +287,8 @@ async def test_the_document_declares_every_error_in_its_shape(shared_server: Ser
 
 
 async def test_documented_examples_work() -> None:
-    async with start_server(ApiSettings(strict_params=True), max_model_len=1024, num_blocks=128) as server:
+    limits = {"max_model_len": 1024, "num_blocks": 128, "max_adapters": 1}
+    async with start_server(ApiSettings(strict_params=True), kind=AdaptedRunner, **limits) as server:
         server.service.answers = answers = Answers("memory")
         document = (await server.http.get("/openapi.json")).json()
         ran, last_id = 0, ""
@@ -301,7 +305,7 @@ async def test_documented_examples_work() -> None:
                 is_kept = path == "/v1/responses" and not example["value"].get("stream")
                 last_id = answer.json()["id"] if is_kept else last_id
         answers.close()
-    assert ran == 19
+    assert ran == 21
 
 
 def test_the_application_imports_no_torch() -> None:

@@ -24,6 +24,7 @@ OTHERS: dict[str, Any] = {
     "max_stop": 9,
     "keepalive_interval": 2.5,
     "cors_origins": ("https://a.example",),
+    "page": False,
 }
 
 
