@@ -12,7 +12,8 @@ from starlette.responses import PlainTextResponse, Response
 from app.api.body import read_body
 from app.api.extras import ignored_fields, ignored_header, is_strict
 from app.api.native.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
-from app.api.openapi import takes
+from app.api.openai.schemas.errors import ErrorResponse
+from app.api.openapi import GENERATE_ERRORS, documented_answers, takes
 from app.api.service import Service
 from app.errors import RequestError
 from app.serving.served import Served
@@ -21,6 +22,12 @@ _LOAD_EXAMPLES = {
     "directory": {"summary": "A directory", "value": {"lora_name": "support", "lora_path": "/adapters/support"}}
 }
 _UNLOAD_EXAMPLES = {"name": {"summary": "A name", "value": {"lora_name": "support"}}}
+_ERRORS = {status: GENERATE_ERRORS[status] for status in (403, 404, 413, 415, 500, 503)} | {
+    400: "The adapter cannot be served, or a field is wrong; the message says which.",
+    404: "There is no such model or adapter.",
+    409: "The name is taken, or the adapter is being loaded or unloaded.",
+}
+_ANSWERS = documented_answers(ErrorResponse, dict(sorted(_ERRORS.items())), whole=None)
 
 
 def router(service: Service) -> APIRouter:
@@ -28,7 +35,11 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["Adapters"])
 
     @routes.post(
-        "/v1/load_lora_adapter", summary="Load an adapter", openapi_extra=takes(LoadAdapterBody, _LOAD_EXAMPLES)
+        "/v1/load_lora_adapter",
+        summary="Load an adapter",
+        response_class=PlainTextResponse,
+        responses=_ANSWERS,
+        openapi_extra=takes(LoadAdapterBody, _LOAD_EXAMPLES),
     )
     async def load_adapter(request: Request) -> Response:
         """Loads an adapter (LoRA, as PEFT writes it) from the server's disk; requests name it as their `model`.
@@ -47,7 +58,11 @@ def router(service: Service) -> APIRouter:
         return PlainTextResponse(text, headers=ignored_header(ignored))
 
     @routes.post(
-        "/v1/unload_lora_adapter", summary="Unload an adapter", openapi_extra=takes(UnloadAdapterBody, _UNLOAD_EXAMPLES)
+        "/v1/unload_lora_adapter",
+        summary="Unload an adapter",
+        response_class=PlainTextResponse,
+        responses=_ANSWERS,
+        openapi_extra=takes(UnloadAdapterBody, _UNLOAD_EXAMPLES),
     )
     async def unload_adapter(request: Request) -> Response:
         """Takes no more requests for an adapter. Those that run end as they would; then its room is free."""
