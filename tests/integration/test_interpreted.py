@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "parallel layers, W8A8": ("gpt_neox", {"quantization": "int8"}),
     "StarCoder2": ("starcoder2", {"dtype": "bfloat16"}),
     "LongRoPE": ("phi3", {"quantization": "int8"}),
-    "shared pages": ("gemma4", {"dtype": "bfloat16"}),
+    "shared pages": ("gemma4", {}),
     "shared pages, W8A8": ("gemma4", {"quantization": "int8", "kv_cache_dtype": "int8"}),
     "experts apart, W8A8": ("gemma4_experts", {"quantization": "int8"}),
     "one norm for both parts, W8A8": ("cohere2", {"quantization": "int8", "kv_cache_dtype": "int8"}),
