@@ -16,7 +16,7 @@ import pytest
 from tests.integration.server import Server
 from tests.schemas import BY_HAND, Schema, generated
 
-NUM_GENERATED = 150
+NUM_GENERATED = 60
 CHAT = "/v1/chat/completions"
 
 
