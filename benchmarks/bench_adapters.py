@@ -21,7 +21,7 @@ import msgspec
 import torch
 from safetensors.torch import save_file
 
-from app.checkpoints.safetensors_header import read_safetensors_header
+from app.checkpoints.loader import iter_weights
 from app.contract.config import AdapterSource, EngineConfig
 from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
@@ -35,10 +35,8 @@ _ENDINGS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 def write_adapters(directory: Path, weights: tuple[Path, ...], count: int, rank: int) -> tuple[AdapterSource, ...]:
     """Random adapters of a checkpoint's linear layers."""
-    entries = [entry for file in weights for entry in read_safetensors_header(file)]
-    shapes = {
-        entry.name: entry.shape for entry in entries if entry.name.endswith(tuple(f"{end}.weight" for end in _ENDINGS))
-    }
+    endings = tuple(f"{end}.weight" for end in _ENDINGS)
+    shapes = {stored.name: stored.shape for stored in iter_weights(weights) if stored.name.endswith(endings)}
     sources = []
     for index in range(count):
         torch.manual_seed(index)
