@@ -82,6 +82,8 @@ def test_calls_are_whole_objects(client: ollama.Client) -> None:
         piece.message for piece in client.chat(MODEL, messages=question, tools=[weather], options=options, stream=True)
     ]
     assert [call for piece in pieces for call in piece.tool_calls or []] == list(whole.tool_calls or [])
+    assert "".join(piece.content or "" for piece in pieces) == (whole.content or "")
+    assert whole.tool_calls or whole.content
     for call in whole.tool_calls or []:
         assert set(call.function.arguments) <= {"place"}
 
