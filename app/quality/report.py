@@ -10,6 +10,7 @@ from pathlib import Path
 from app.llm import LLM, EngineOptions
 from app.quality.measure import WINDOW, Score, score
 from app.quality.texts import SHA256, read_text
+from app.serving.engine_client import EngineFailedError
 from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
 
@@ -61,7 +62,7 @@ def compare(
     max_tokens: int | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Row]:
-    """Measures each format on each text, fp32 first.
+    """Measures each format on each text, fp32 first. A format that the model cannot have is announced and left out.
 
     Args:
         quantized: an int8 checkpoint of the model, taken for the int8 formats.
@@ -74,7 +75,14 @@ def compare(
     for name, options in formats.items():
         chosen = quantized if quantized is not None and options.get("quantization") == "int8" else files
         announce(name)
-        with LLM(chosen, home=home, **(_LIMITS | options)) as llm:
+        try:
+            llm = LLM(chosen, home=home, **(_LIMITS | options))
+        except EngineFailedError as error:
+            if not reference:
+                raise
+            announce(f"{name} is left out: {error}")
+            continue
+        with llm:
             for language, token_ids in texts.items():
                 began = time.monotonic()
                 result = score(llm, token_ids)
