@@ -25,6 +25,10 @@ class TokenMasks(Protocol):
     def slots(self) -> Sequence[int]:
         """Slots whose sample is masked, one mask each; all others may sample any token."""
 
+    @property
+    def made_meanwhile(self) -> bool:
+        """Whether they are made while the step's forward pass runs; otherwise :meth:`wait` makes them."""
+
     def wait(self) -> NDArray[np.uint32]:
         """Waits for the masks: [slots, ceil(V / 32)]; token v may be sampled when bit v % 32 of word v // 32 is set.
 

@@ -21,6 +21,10 @@ class SentMasks:
     def slots(self) -> Sequence[int]:
         return list(self._masks)
 
+    @property
+    def made_meanwhile(self) -> bool:
+        return False
+
     def wait(self) -> NDArray[np.uint32]:
         return np.stack([np.frombuffer(words, dtype=np.uint32) for words in self._masks.values()])
 

@@ -116,7 +116,9 @@ class MaskTable:
         table = self.require()
         self._masked.update(slots)
         if self._device.type == "cpu":
-            table.numpy()[slots] = words  # nothing of torch: see app.runner.staging.Returns.of
+            rows = table.numpy()  # nothing of torch: see app.runner.staging.Returns.of
+            for slot, row in zip(slots, words, strict=True):
+                rows[slot] = row  # an index of several costs more than the copies
         else:
             index = to_device(np.array(slots, dtype=np.int64), self._device)
             table.index_copy_(0, index, to_device(words, self._device))

@@ -9,14 +9,21 @@ from numpy.typing import NDArray
 
 
 class FixedMasks:
-    """Masks that are there already: the tokens that each slot may sample."""
+    """Masks that are there already: the tokens that each slot may sample.
 
-    def __init__(self, allowed: Mapping[int, Collection[int]], vocab_size: int) -> None:
+    Args:
+        made_meanwhile: what they say of it; they are there all the same.
+    """
+
+    def __init__(
+        self, allowed: Mapping[int, Collection[int]], vocab_size: int, *, made_meanwhile: bool = False
+    ) -> None:
         self._words = np.zeros((len(allowed), -(-vocab_size // 32)), dtype=np.uint32)
         for words, token_ids in zip(self._words, allowed.values(), strict=True):
             for token_id in token_ids:
                 words[token_id // 32] |= np.uint32(1 << token_id % 32)
         self.slots: Sequence[int] = list(allowed)
+        self.made_meanwhile = made_meanwhile
         self.waited = 0
         """Times that somebody waited for them."""
 

@@ -46,9 +46,14 @@ class StepMasks:
         self.seconds = 0.0
         """Seconds that it took to make them, once they are there."""
         self._jobs = jobs
-        self._words = np.zeros((len(jobs), num_words), dtype=np.uint32)
+        self._words = np.empty((len(jobs), num_words), dtype=np.uint32)
         self._is_made = False
         self._made_elsewhere: threading.Event | None = None
+
+    @property
+    def made_meanwhile(self) -> bool:
+        """See :class:`app.contract.step.TokenMasks`."""
+        return self._made_elsewhere is not None
 
     def make_in(self, thread: queue.SimpleQueue[StepMasks | None]) -> None:
         """Has them made by the thread that serves the queue."""

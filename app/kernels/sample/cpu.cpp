@@ -101,6 +101,19 @@ static void penalize(const TuiliSampleArgs& a, const Row& row, float* __restrict
     }
 }
 
+// Logits whose bit is set, -inf in place of all others.
+#if defined(__AVX512F__)
+TUILI_INLINE F allowed(uint32_t bits, F v) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), (__mmask16)bits, v);
+}
+#else
+TUILI_INLINE F allowed(uint32_t bits, F v) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i on = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lane), lane);
+    return _mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), v, _mm256_castsi256_ps(on));
+}
+#endif
+
 // x[0 .. n) = the logits from `begin` on after masks, bias and penalties.
 static void process(const TuiliSampleArgs& a, const Row& row, const float* logits, float* __restrict__ x, int begin,
                     int n) {
@@ -111,8 +124,11 @@ static void process(const TuiliSampleArgs& a, const Row& row, const float* logit
         for (int i = 0; i < n; i += 32) {
             const uint32_t word = (uint32_t)words[i / 32];
             if (word == 0xffffffffu) continue;
-            const int count = at_most(32, n - i);
-            for (int j = 0; j < count; j++) x[i + j] = (word >> j & 1) ? x[i + j] : low;
+            if (n - i >= 32) {
+                for (int j = 0; j < 32; j += W) store(x + i + j, allowed(word >> j, load(x + i + j)));
+            } else {
+                for (int j = 0; j < n - i; j++) x[i + j] = (word >> j & 1) ? x[i + j] : low;
+            }
         }
     }
     if (row.stops) {

@@ -45,17 +45,19 @@ def runner(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[ModelRu
 
 
 class Masks:
-    """Masks of each step's samples in the bound slots."""
+    """Masks of each step's samples in the bound slots, made while the step runs or before it."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, made_meanwhile: bool = False) -> None:
         self._vocab_size = vocab_size
+        self._made_meanwhile = made_meanwhile
         self.made: list[FixedMasks] = []
 
     def __call__(self, step: StepPlan) -> TokenMasks | None:
         slots = [row.slot for row in step.rows if row.num_samples and row.slot in ALLOWED]
         if not slots:
             return None
-        self.made.append(FixedMasks({slot: ALLOWED[slot] for slot in slots}, self._vocab_size))
+        allowed = {slot: ALLOWED[slot] for slot in slots}
+        self.made.append(FixedMasks(allowed, self._vocab_size, made_meanwhile=self._made_meanwhile))
         return self.made[-1]
 
 
@@ -89,17 +91,23 @@ def test_masks_bind_their_slots_and_nobody_else(runner: ModelRunner) -> None:
     assert outputs(runner) == free  # nothing is left of them
 
 
+def test_when_masks_are_made_changes_nothing(runner: ModelRunner) -> None:
+    width = runner.info.vocab_size
+    assert outputs(runner, masks=Masks(width, made_meanwhile=True)) == outputs(runner, masks=Masks(width))
+
+
 def test_a_masked_step_is_the_same_op_by_op(runner: ModelRunner) -> None:
     masked = outputs(runner, masks=Masks(runner.info.vocab_size))
     runner.run_eagerly()
     assert outputs(runner, masks=Masks(runner.info.vocab_size)) == masked
 
 
-def test_a_masked_step_is_replayed(checkpoint: Path) -> None:
+@pytest.mark.parametrize("made_meanwhile", [False, True])
+def test_a_masked_step_is_replayed(checkpoint: Path, made_meanwhile: bool) -> None:
     if not isas():
         pytest.skip("no native kernels here")
     runner = runner_of(checkpoint, **FORMATS["recorded"])
-    masks = Masks(runner.info.vocab_size)
+    masks = Masks(runner.info.vocab_size, made_meanwhile=made_meanwhile)
     replayed = []
     submit = runner.submit
 
