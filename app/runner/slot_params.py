@@ -97,6 +97,7 @@ class MaskTable:
         self._shape = (num_slots, -(-vocab_size // 32))
         self._device = device
         self._table: Tensor | None = None
+        self._rows: NDArray[np.int32] | None = None  # the table without torch: see app.runner.staging.Returns.of
         self._masked: set[int] = set()
 
     @property
@@ -116,9 +117,10 @@ class MaskTable:
         table = self.require()
         self._masked.update(slots)
         if self._device.type == "cpu":
-            rows = table.numpy()  # nothing of torch: see app.runner.staging.Returns.of
+            if self._rows is None:
+                self._rows = table.numpy()
             for slot, row in zip(slots, words, strict=True):
-                rows[slot] = row  # an index of several costs more than the copies
+                self._rows[slot] = row  # an index of several costs more than the copies
         else:
             index = to_device(np.array(slots, dtype=np.int64), self._device)
             table.index_copy_(0, index, to_device(words, self._device))
