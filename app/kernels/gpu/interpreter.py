@@ -8,6 +8,7 @@ then leaves out, as it has no debug mode.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import triton.language as tl
@@ -21,12 +22,16 @@ def quicken() -> None:
     patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
     patched = set[int]()
 
+    @functools.cache
+    def named_by(fn: Any) -> frozenset[int]:
+        """Which of the language's modules a function's globals name."""
+        return frozenset(id(value) for value in fn.__globals__.values() if value is tl or value is tl.core)
+
     def patch_what_is_left(fn: Any) -> Any:
-        """Replaces what the language's modules hold that a function's globals name, unless this launch did."""
-        named = {id(value) for value in fn.__globals__.values() if value is tl or value is tl.core}
-        if named <= patched:
+        """Replaces what is in the modules that a function names, unless this launch did."""
+        if named_by(fn) <= patched:
             return None
-        patched.update(named)
+        patched.update(named_by(fn))
         return patch(fn)
 
     def launch_anew(executor: Any, *args: Any, **kwargs: Any) -> None:
