@@ -22,7 +22,7 @@ def _largest(x):  # type: ignore[no-untyped-def]
     return tl.max(x, axis=0)  # itself a device function, of a module that knows the language by another name
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _double_largest(x_ptr, out_ptr, known: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     tl.static_assert(known)
     values = tl.load(x_ptr + tl.program_id(0) * N + tl.arange(0, N))
