@@ -60,7 +60,7 @@ QWEN3_5 = {
     "architectures": ["Qwen3_5ForCausalLM"],
     "model_type": "qwen3_5_text",
     "intermediate_size": 12288,
-    "vocab_size": 248320,
+    "vocab_size": 151936,
     "num_hidden_layers": 2,
     "full_attention_interval": 2,
     "num_attention_heads": 16,
@@ -96,7 +96,7 @@ GEMMA4 = {
     "num_kv_shared_layers": 2,
     "use_double_wide_mlp": True,
     "sliding_window": 512,
-    "vocab_size": 262144,
+    "vocab_size": 151936,
     "tie_word_embeddings": True,
     "hidden_activation": "gelu_pytorch_tanh",
 }
@@ -125,7 +125,7 @@ GEMMA2 = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "vocab_size": 256000,
+    "vocab_size": 262208,
     "max_position_embeddings": 8192,
     "sliding_window": 256,
     "tie_word_embeddings": True,
@@ -141,15 +141,16 @@ GPT_OSS = {
     "head_dim": 64,
     "num_local_experts": 32,
     "num_experts_per_tok": 4,
-    "vocab_size": 201088,
+    "vocab_size": 151936,
 }
 GPT_NEOX = {
     "architectures": ["GPTNeoXForCausalLM"],
     "model_type": "gpt_neox",
     "intermediate_size": 16384,
-    "vocab_size": 50432,
+    "vocab_size": 50257,
     "hidden_act": "gelu",
 }
+# Four vocabularies between them, each of another number of pieces to sample from: a further one is seven launches.
 MODELS = [
     (LLAMA, WeightFormat.PLAIN, "bfloat16"),
     (QWEN3, WeightFormat.W8A8, "int8"),
@@ -198,10 +199,10 @@ def runner_of(shape: dict[str, Any], weights: WeightFormat, pages: str) -> Model
     return ModelRunner(model, model_config, plan, config, choose_backend(META))
 
 
-def prefill(slot: int, num_groups: int) -> ScheduledRow:
-    """The first chunk of a prompt, all of it."""
+def prefill(slot: int, num_groups: int, num_tokens: int = CHUNK) -> ScheduledRow:
+    """The first tokens of a prompt, with the blocks of a chunk and a token behind it."""
     blocks = range(slot * 64, slot * 64 + CHUNK // 16 + 1)
-    return row_of(slot, 0, [1] * CHUNK, groups=[blocks] * num_groups)
+    return row_of(slot, 0, [1] * num_tokens, groups=[blocks] * num_groups)
 
 
 def decode(slot: int) -> ScheduledRow:
@@ -210,7 +211,7 @@ def decode(slot: int) -> ScheduledRow:
 
 
 def steps(num_groups: int) -> list[StepPlan]:
-    """Prompts, one alone and two with decodes beside them; then decodes of few and of many.
+    """A prompt alone, one with a decode beside it, and many; then decodes of few and of many.
 
     Args:
         num_groups: of the model's KV cache.
@@ -218,8 +219,8 @@ def steps(num_groups: int) -> list[StepPlan]:
     slots = [slot_of(slot, [1] * CHUNK, SAMPLED) for slot in range(64)]
     first = step_of([prefill(0, num_groups)], slots[:1])
     mixed = step_of([decode(0), prefill(1, num_groups)], slots[1:2])
-    others = [step_of([prefill(slot, num_groups)], [slots[slot]]) for slot in range(2, 64)]
-    return [first, mixed, *others, step_of([decode(2)]), step_of([decode(slot) for slot in range(64)])]
+    others = step_of([decode(0), *(prefill(slot, num_groups, 16) for slot in range(2, 64))], slots[2:])
+    return [first, mixed, others, step_of([decode(2)]), step_of([decode(slot) for slot in range(64)])]
 
 
 def launches() -> list[Launch]:

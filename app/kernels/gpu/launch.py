@@ -20,12 +20,15 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 
+from app.kernels.gpu import interpreter
 from app.kernels.gpu.tuning import capability
 
 Grid = tuple[int, ...]
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` when Triton was imported), on CPU tensors."""
+if INTERPRETED:
+    interpreter.quicken()
 
 _TYPES = {
     torch.bool: "i1",
