@@ -90,6 +90,7 @@ class BlockRows:
 
     def copy_blocks(self, name: str, blocks_nb: Tensor, /) -> None:
         """Stores rows [n, bytes of a row] uint8 of a type that :meth:`takes` says yes to."""
+        self._new.allocate()
         pack_blocks(self._new.weight, self._start, name, blocks_nb)
 
     def copy_(self, source: Tensor, /) -> None:
