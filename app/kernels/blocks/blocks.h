@@ -209,17 +209,28 @@ TUILI_INLINE void load_scales(const char* scales, int g, int lane, F (&d)[2], F&
     }
 }
 
+// Bytes of the scales of a group.
+template <class T>
+constexpr int scale_bytes() {
+    return T::scales == kHalf ? 32 : T::scales == kHalfMin ? 64 : T::scales == kExponent ? 16 : T::scales == kSuper ? 40 : 36;
+}
+
 // Sets c [R, 32] to the products of a panel. x: row 0, `stride` bytes a row. `info`: [groups of 64, info_stride].
+// With `fetches` the panel behind it is fetched meanwhile, its scales too, which lie far from its codes.
 template <class T, int R>
 static void multiply_panel(const char* x, int64_t stride, const char* panel, int groups, float* c,
-                           const BlockGroup* info, int64_t info_stride) {
+                           const BlockGroup* info, int64_t info_stride, bool fetches) {
+    constexpr int kGroupBytes = T::words * 64 + scale_bytes<T>();
+    const char* next = panel + int64_t(groups) * kGroupBytes;
+    int64_t step = fetches ? kGroupBytes : 0;
     const char* scales = panel + int64_t(groups) * T::words * 64;
     for (int lane = 0; lane < kPanel; lane += W) {
         F total[R];
         TUILI_UNROLLED(int r = 0; r < R; r++) total[r] = zero();
         for (int g = 0; g < groups; g++) {
             const char* w = panel + int64_t(g) * T::words * 64;
-            TUILI_UNROLLED(int i = 0; i < T::words; i++) _mm_prefetch(w + 2048 + i * 64, _MM_HINT_T0);
+            TUILI_UNROLLED(int i = 0; i <= T::words; i++) _mm_prefetch(next + i * 64, _MM_HINT_T1);
+            next += step;
             V codes[8];
             load_codes<T>(w + lane * 4, codes);
             F d[2], m = zero();
@@ -244,6 +255,7 @@ static void multiply_panel(const char* x, int64_t stride, const char* panel, int
             }
         }
         TUILI_UNROLLED(int r = 0; r < R; r++) store(c + r * kTile + lane, total[r]);
+        step = 0;
     }
 }
 
@@ -258,18 +270,18 @@ static void multiply_panel_rows(int64_t rows, const char* x, int64_t stride, con
         int64_t done = 1;
 #if defined(__AVX512F__)
         if (left >= 8) {
-            multiply_panel<T, 8>(of_row, stride, panel, groups, to, info + row, info_stride);
+            multiply_panel<T, 8>(of_row, stride, panel, groups, to, info + row, info_stride, row == 0);
             done = 8;
         } else if (left >= 4) {
-            multiply_panel<T, 4>(of_row, stride, panel, groups, to, info + row, info_stride);
+            multiply_panel<T, 4>(of_row, stride, panel, groups, to, info + row, info_stride, row == 0);
             done = 4;
         } else
 #endif
             if (left >= 2) {
-            multiply_panel<T, 2>(of_row, stride, panel, groups, to, info + row, info_stride);
+            multiply_panel<T, 2>(of_row, stride, panel, groups, to, info + row, info_stride, row == 0);
             done = 2;
         } else {
-            multiply_panel<T, 1>(of_row, stride, panel, groups, to, info + row, info_stride);
+            multiply_panel<T, 1>(of_row, stride, panel, groups, to, info + row, info_stride, row == 0);
         }
         row += done;
     }

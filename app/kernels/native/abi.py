@@ -121,10 +121,10 @@ class LinearArgs(ctypes.Structure):
     )
 
 
-class BlockLinearArgs(LinearArgs):
+class BlockLinearArgs(ctypes.Structure):
     """TuiliBlockLinearArgs."""
 
-    _fields_: ClassVar[list[Any]] = [("panels", c_void_p), ("count", c_int64)]
+    _fields_: ClassVar[list[Any]] = [*LinearArgs._fields_, ("panels", c_void_p), ("count", c_int64)]
 
 
 class EmbedBlocksArgs(ctypes.Structure):
