@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ def _read_blocks(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | No
     """
     path, rows = header.file_of(entry), entry.shape[0]
     try:
-        data = np.fromfile(path, dtype=np.uint8, count=entry.nbytes, offset=entry.offset).reshape(rows, -1)
+        data: Any = np.fromfile(path, dtype=np.uint8, count=entry.nbytes, offset=entry.offset).reshape(rows, -1)
     except (OSError, ValueError) as e:
         raise WeightError(f"{path}: tensor {entry.name!r}: {e}") from None
     if tensor is not None and tensor.undo is not None:

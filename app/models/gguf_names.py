@@ -48,7 +48,7 @@ class Header(Protocol):
     def file_of(self, entry: Any, /) -> Path: ...
 
 
-Undo = Callable[[Header, TensorInfo, Any], Any]
+Undo = Callable[[Header, TensorInfo, Floats], Floats]
 """Makes a checkpoint's tensor of a file's: given the header, the whole tensor's entry, and its values or an extent of
 them."""
 
