@@ -71,6 +71,7 @@ def test_a_head_shares_a_table_that_is_what_it_would_be(row: WeightFormat) -> No
     if placement.head_shares_table:
         alone = placement.new_head(N, K).weight
         assert isinstance(alone, LinearWeight)
+        assert isinstance(embedding.table, torch.Tensor)
         assert (alone.values.dtype, alone.scale) == (embedding.table.dtype, None)
 
 
