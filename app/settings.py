@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     quantization: Quantization = Field(
         "auto",
         description="Weights; auto is int8 on a CPU with native kernels unless a dtype is given. int8 quantises "
-        "activations too, int8_weight_only (GPUs) does not.",
+        "activations too, int8_weight_only (GPUs) does not; file (CPUs) keeps a GGUF file's blocks as they are.",
     )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto", description="KV cache; auto is as the weights are with native kernels, otherwise as dtype."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +34,9 @@ class StoredTensor:
     """Reads it: as stored from safetensors, fp32 from GGUF and where it is quantised. Raises :class:`WeightError`."""
     packing: str | None = None
     """The format's name of how several of its values are kept together, e.g. ``MXFP4``; None where each is alone."""
+    blocks: Callable[[], Tensor] | None = None
+    """Reads its rows [N, bytes of a row] uint8 in blocks of that format, as the file has them or moved; None where it
+    is not made of them. Raises :class:`WeightError`."""
 
 
 class Tensors(Protocol):

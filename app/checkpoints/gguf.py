@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,9 +117,10 @@ def _stored_as(name: str, header: GGUFHeader, entry: TensorEntry, tensor: GGUFTe
         shape = (math.prod(shape),)
     alone = GGML_QUANT_SIZES[GGMLQuantizationType[entry.dtype]][0] == 1
     packing = None if alone else entry.dtype
-    return StoredTensor(
-        name, header.file_of(entry), shape, entry.nbytes, partial(_read, header, entry, tensor), packing
-    )
+    read = partial(_read, header, entry, tensor)
+    moved = tensor is None or (tensor.moves_rows and shape == entry.shape)
+    blocks = partial(_read_blocks, header, entry, tensor) if moved and packing is not None and len(shape) == 2 else None
+    return StoredTensor(name, header.file_of(entry), shape, entry.nbytes, read, packing, blocks)
 
 
 def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, extent: Extent | None = None) -> Tensor:
@@ -150,6 +152,25 @@ def _read(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None, ext
     if tensor is not None and tensor.flat:
         read = read.flatten()
     return read.t() if turned else read
+
+
+def _read_blocks(header: GGUFHeader, entry: TensorEntry, tensor: GGUFTensor | None) -> Tensor:
+    """The rows of a tensor [N, bytes of a row] uint8 in the file's blocks, in the checkpoint's order.
+
+    Raises:
+        WeightError: the file cannot be read.
+    """
+    path, rows = header.file_of(entry), entry.shape[0]
+    try:
+        data: Any = np.fromfile(path, dtype=np.uint8, count=entry.nbytes, offset=entry.offset).reshape(rows, -1)
+    except (OSError, ValueError) as e:
+        raise WeightError(f"{path}: tensor {entry.name!r}: {e}") from None
+    if tensor is not None and tensor.undo is not None:
+        try:
+            data = tensor.undo(header, entry, data)
+        except ConfigError as error:
+            raise WeightError(str(error)) from None
+    return torch.from_numpy(np.ascontiguousarray(data))
 
 
 def _dequantize(path: Path, entry: TensorEntry, extent: Extent | None) -> Floats:

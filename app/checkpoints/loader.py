@@ -17,6 +17,7 @@ from app.checkpoints.stacks import unstacked
 from app.models.names import StoredParts
 from app.models.quantization import Fp8Scales
 from app.quant.destination import Destination, Extent, Part
+from app.quant.stored_blocks import block_parts, block_places
 
 __all__ = ["StoredTensor", "WeightError", "iter_weights", "load_weights"]
 
@@ -71,7 +72,7 @@ def load_weights(
         fp8: likewise.
 
     Returns:
-        How values were packed in the files, see :attr:`StoredTensor.packing`.
+        How values were packed in the files that are kept otherwise, see :attr:`StoredTensor.packing`.
 
     Raises:
         WeightError: a tensor is missing, left over, of another shape, in two files, or not readable.
@@ -80,25 +81,42 @@ def load_weights(
     total = sum(stored.nbytes for stored in wanted.values())
     done = 0
     progress(done, total)
+    converted = set[str]()
     with torch.no_grad():
         for name, stored in wanted.items():
-            _copy(stored, destinations[name])
+            if not _copy(stored, destinations[name]) and stored.packing is not None:
+                converted.add(stored.packing)
             done += stored.nbytes
             progress(done, total)
-    return sorted({stored.packing for stored in wanted.values() if stored.packing is not None})
+    return sorted(converted)
 
 
-def _copy(stored: StoredTensor, destination: Destination) -> None:
+def _copy(stored: StoredTensor, destination: Destination) -> bool:
+    """Copies a tensor; tells whether it is kept in the very blocks of its file."""
+    if _copy_blocks(stored, destination):
+        return True
     kept, extent = destination, None
     if isinstance(destination, Part):
         kept, extent = destination.destination, destination.extent
     if not isinstance(kept, torch.Tensor) or kept.dim() != 2 or len(kept) < _TABLE_ROWS or (extent and extent.dim):
         kept.copy_(stored.read(extent))
-        return
+        return False
     first, step = extent.start if extent else 0, max(1, _COPIED_ELEMENTS // kept.shape[1])
     for start in range(0, len(kept), step):
         rows = kept[start : start + step]
         rows.copy_(stored.read(Extent(0, first + start, first + start + len(rows))))
+    return False
+
+
+def _copy_blocks(stored: StoredTensor, destination: Destination) -> bool:
+    """Copies rows of blocks as they are; False where there are none, or the destination does not take them so."""
+    name, read = stored.packing, stored.blocks
+    places = [] if name is None or read is None else block_places(destination)
+    if name is None or read is None or not places or not all(place.takes(name) for place in places):
+        return False
+    for place, rows in block_parts(destination, read()):
+        place.copy_blocks(name, rows)
+    return True
 
 
 def _match(

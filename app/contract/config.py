@@ -34,8 +34,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     """Dtype of activations, and of weights that are not quantised; ``auto`` leaves it to device and quantisation."""
     quantization: str = "none"
-    """Format of the weights: ``none``, ``int8`` (activations too), ``int8_weight_only``, or ``auto``: int8 where the
-    native kernels run and ``dtype`` is ``auto`` too."""
+    """Format of the weights: ``none``, ``int8`` (activations too), ``int8_weight_only``, ``file`` (a GGUF
+    file's blocks as they are), or ``auto``: int8 where the native kernels run and ``dtype`` is ``auto`` too."""
     kv_cache_dtype: str = "auto"
     """Dtype of keys and values; ``auto``: that of the native kernels' packed weights, int8 or bfloat16, where there are
     any, ``dtype`` otherwise."""

@@ -98,7 +98,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     """Dtype of activations, and of weights that are not quantised."""
     quantization: str = "none"
-    """Format of the weights: ``none``, ``int8`` or ``int8_weight_only``."""
+    """Format of the weights: ``none``, ``int8``, ``int8_weight_only`` or ``file``."""
     kernels: str = "torch"
     """What runs the linear layers: an instruction set of the native kernels, ``triton``, or ``torch``."""
     device: str

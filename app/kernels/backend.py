@@ -20,7 +20,7 @@ from app.kernels.paged_attention.splits import new_split_workspace
 from app.kernels.pages import KVPages, LatentPages, Pages, PageShape, StatePages
 from app.kernels.recorders import GraphRecorder, ProgramRecorder, Recorder
 from app.kernels.sample.workspace import SampleWorkspace, new_sample_workspace
-from app.kernels.types import ActFormat, PackedWeight, Weight
+from app.kernels.types import ActFormat, NativeWeight, Weight
 
 
 class Backend(ABC):
@@ -31,7 +31,7 @@ class Backend(ABC):
     pads_steps = False
     """Whether steps may be padded, by rows of one further slot that write to one further block in each KV group."""
     packs_weights = False
-    """Whether linear layers take weights in a layout of their own (:class:`~app.kernels.types.PackedWeight`)."""
+    """Whether linear layers take weights in a layout of their own (:data:`~app.kernels.types.NativeWeight`)."""
     shortcoming: str | None = None
     """Why there are no fast kernels here; None where there are."""
 
@@ -98,7 +98,7 @@ class NativeBackend(Backend):
     packs_weights = True
 
     def name(self, weight: Weight) -> str:
-        return dispatch.isa() if isinstance(weight, PackedWeight) else "torch"
+        return dispatch.isa() if isinstance(weight, NativeWeight) else "torch"
 
     def refuses_weights(self, in_features: int, dtype: torch.dtype) -> str | None:
         return unpackable(in_features, dtype)
@@ -110,7 +110,7 @@ class NativeBackend(Backend):
         return allocate(shape, dtype)
 
     def recorder(self, head: Weight) -> Recorder | None:
-        return ProgramRecorder() if isinstance(head, PackedWeight) else None
+        return ProgramRecorder() if isinstance(head, NativeWeight) else None
 
 
 class TritonBackend(Backend):

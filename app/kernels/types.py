@@ -8,7 +8,7 @@ G key/value heads, E head width, V vocabulary, N / K output / input features of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ __all__ = [
     "Act",
     "ActFormat",
     "AttentionMetadata",
+    "BlockWeight",
     "ExpertsWeight",
     "LayerKVCache",
     "LayerState",
     "LinearWeight",
+    "NativeWeight",
     "PackedExperts",
     "PackedSequences",
     "PackedWeight",
@@ -109,8 +111,47 @@ class PackedWeight:
         """The format in which the weight wants its input."""
         return ActFormat.INT8 if self.scale is not None else ActFormat.FLOAT
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of the inputs' values."""
+        return self.data.dtype
 
-Weight = LinearWeight | PackedWeight
+
+@dataclass(slots=True)
+class BlockWeight:
+    """Weight [N, K] of a linear layer in the blocks of its file (:mod:`app.kernels.blocks`), for the native kernels.
+
+    Made by :func:`app.kernels.blocks.new_block_weight`. Rows are padded with zeros to panels of 16, in the order of a
+    :class:`PackedWeight`; each panel has a type of its own.
+    """
+
+    out_features: int
+    """N"""
+    in_features: int
+    """K"""
+    gate_up: bool
+    """As of a :class:`PackedWeight`."""
+    bias: Tensor | None = None
+    """fp32 in the packed order of rows."""
+    data: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    """The panels, flat, uint8; empty until the types of all rows are known."""
+    panels: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    """[panels, 2] int64: where in ``data`` each panel begins, and the number of its type."""
+
+    @property
+    def act_format(self) -> ActFormat:
+        """The format in which the weight wants its input."""
+        return ActFormat.INT8
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of the inputs' values."""
+        return torch.int8
+
+
+NativeWeight = PackedWeight | BlockWeight
+"""Weights that the native kernels alone read."""
+Weight = LinearWeight | NativeWeight
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from app.kernels.collective import Ranks, all_reduce, gather_columns
 from app.kernels.embed import embed
 from app.kernels.gather_lm_head import gather_lm_head, scratch_dtype
 from app.kernels.scale_logits import scale_logits
-from app.kernels.types import Act, LinearWeight, StepArena, Weight
+from app.kernels.types import Act, BlockWeight, LinearWeight, StepArena, Weight
 from app.quant.destination import Destination, Extent, Part, Tee
 from app.quant.placement import Placement
 
@@ -51,7 +51,18 @@ class Embedding:
         self._ranks = placement.ranks
         self.slice = _Slice(vocab_size, self._ranks)
         dtype, device = placement.table_dtype, placement.device
-        self.table = torch.empty(self.slice.width, width, dtype=dtype, device=device)
+        new = placement.new_table(self.slice.width, width) if positions is None else None
+        self.head_weight: Weight | None = None
+        """The table, as what an output head tied to it reads; None where that has a weight of its own."""
+        if new is None:
+            self.table: Tensor | BlockWeight = torch.empty(self.slice.width, width, dtype=dtype, device=device)
+            self.rows: Destination = self.table[: self.slice.count]
+            """Where a checkpoint's table goes, without rows that only the ranks' equal share adds."""
+            if placement.head_shares_table:
+                self.head_weight = LinearWeight(self.table)
+        else:
+            self.table = self.head_weight = new.weight
+            self.rows = new.rows(0, self.slice.count)
         self.position_table: Tensor | None = None
         """[P, D], whole on every rank."""
         if positions is not None:
@@ -71,11 +82,6 @@ class Embedding:
         )
         if self._ranks.size > 1:
             all_reduce(out_TD, self._ranks)  # of zeros and one row
-
-    @property
-    def rows(self) -> Tensor:
-        """The rows of :attr:`table` that a checkpoint fills, without those that only the ranks' equal share adds."""
-        return self.table[: self.slice.count]
 
     def destination(self) -> Destination:
         """The destination of a checkpoint's table."""
@@ -104,8 +110,8 @@ class LMHead:
         self._ranks = placement.ranks
         self._scale, self._softcap = scale, softcap
         self._slice = _Slice(vocab_size, self._ranks)
-        if tied is not None and placement.head_shares_table:
-            self.weight: Weight = LinearWeight(tied.table)
+        if tied is not None and tied.head_weight is not None:
+            self.weight = tied.head_weight
             self._rows: Destination | None = None
             return
         new = placement.new_head(self._slice.width, width)

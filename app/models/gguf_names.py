@@ -71,6 +71,8 @@ class GGUFTensor:
     """The file has [K] where checkpoints have [1, K]."""
     flat: bool = False
     """The file has [N, K] where checkpoints have [N * K]."""
+    moves_rows: bool = False
+    """``undo`` moves rows and no more, whatever they consist of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def less_one(_header: Header, _entry: TensorInfo, values: Floats) -> Floats:
 
 PERMUTED_LAYER_PARTS: Mapping[str, str | GGUFTensor] = {
     **LAYER_PARTS,
-    "attn_q": GGUFTensor("self_attn.q_proj", unpermuted("attention.head_count")),
-    "attn_k": GGUFTensor("self_attn.k_proj", unpermuted("attention.head_count_kv")),
+    "attn_q": GGUFTensor("self_attn.q_proj", unpermuted("attention.head_count"), moves_rows=True),
+    "attn_k": GGUFTensor("self_attn.k_proj", unpermuted("attention.head_count_kv"), moves_rows=True),
 }
 """Names in the layers of decoders whose files have the rows of queries and keys as those of architecture ``llama``."""

@@ -112,6 +112,8 @@ class AdaptableRows(Adapted):
         part: number of the projection in its layer.
     """
 
+    moves_rows = True
+
     def __init__(self, destination: Destination, layer: LayerAdapters, part: int) -> None:
         super().__init__(destination, destination.shape)
         self.layer, self.part = layer, part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -112,6 +112,8 @@ class Adapted:
 
     parameters: tuple[float, ...] = ()
     """What a ``config.json`` says of the form: files of packed weights are for these alone."""
+    moves_rows = False
+    """Whether :meth:`adapt` moves rows and no more, whatever they consist of."""
 
     def __init__(self, destination: Destination, shape: Sequence[int]) -> None:
         self.destination = destination
@@ -175,6 +177,8 @@ class PairsApart(Adapted):
         heads: that the rows are.
         width: leading rows of each head that are rotated.
     """
+
+    moves_rows = True
 
     def __init__(self, destination: Destination, heads: int, width: int) -> None:
         super().__init__(destination, destination.shape)
@@ -276,9 +280,14 @@ class Interleaved:
         """Elements of the checkpoint's tensor."""
         return math.prod(self.shape)
 
-    def copy_(self, source: Tensor, /) -> None:
-        """Stores each part's rows."""
+    def split(self, source: Tensor) -> Iterator[tuple[Destination, Tensor]]:
+        """Each part and its rows."""
         sizes = [part.shape[0] // self.groups for part in self.parts]
         rows = torch.split(source.reshape(self.groups, sum(sizes), *source.shape[1:]), sizes, dim=1)
         for part, of_part in zip(self.parts, rows, strict=True):
-            part.copy_(of_part.flatten(0, 1))
+            yield part, of_part.flatten(0, 1)
+
+    def copy_(self, source: Tensor, /) -> None:
+        """Stores each part's rows."""
+        for part, rows in self.split(source):
+            part.copy_(rows)

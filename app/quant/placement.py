@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,7 +12,7 @@ from app.kernels.types import SplitKWorkspace
 from app.quant.adapters import AdapterLimits, AdapterRoom
 from app.quant.experts import ExpertsBias
 from app.quant.formats import WeightFormat
-from app.quant.formats.base import NewExperts, NewWeight, Storage
+from app.quant.formats.base import NewExperts, NewTable, NewWeight, Storage
 
 __all__ = ["NewExperts", "NewWeight", "Placement", "WeightFormat"]
 
@@ -32,6 +33,8 @@ class Placement:
     """What the model's linear layers have room for; None: no adapters are served."""
     adapters: AdapterRoom | None = None
     """That room, of the model that is being built."""
+    block_types: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name of a checkpoint's tensor -> type of the blocks that it is stored in, where :attr:`keeps_blocks`."""
 
     @property
     def _storage(self) -> Storage:
@@ -48,6 +51,16 @@ class Placement:
     def floating(self) -> Placement:
         """For layers that stay floating whatever the format is; their inputs are of :attr:`table_dtype`."""
         return replace(self, format=self._storage.floating)
+
+    @property
+    def keeps_blocks(self) -> bool:
+        """Whether weights are kept in the blocks of their file."""
+        return self._storage.keeps_blocks
+
+    @property
+    def converts_to(self) -> str:
+        """Name, for people, of what becomes of weights that are not kept as they are stored."""
+        return self._storage.converts_to or self.format.label
 
     @property
     def packed(self) -> bool:
@@ -67,6 +80,11 @@ class Placement:
     def new_head(self, vocab_size: int, width: int) -> NewWeight:
         """An uninitialised weight [vocab_size, width] of an output head."""
         return self._storage.new_head(self, vocab_size, width)
+
+    def new_table(self, vocab_size: int, width: int) -> NewTable | None:
+        """An uninitialised table [vocab_size, width] of token embeddings, which is the weight of a head tied to it too;
+        None: a tensor of :attr:`table_dtype` serves."""
+        return self._storage.new_table(self, vocab_size, width)
 
     def new_weight(self, n: int, k: int, *, bias: bool, gate_up: bool = False) -> NewWeight:
         """An uninitialised weight [n, k] of a linear layer.

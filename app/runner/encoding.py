@@ -38,7 +38,7 @@ from app.runner.adapters import refuse_adapters
 from app.runner.device import choose_device, choose_threads, runs_ahead, set_threads
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
-from app.runner.loading import Phases, check_encoder_memory, load_encoder, read_model_config
+from app.runner.loading import Phases, check_encoder_memory, load_encoder, read_model_config, with_block_types
 from app.runner.staging import STEPS_UNDER_WAY, Fetched, Returns, StagedPack
 
 _log = logging.getLogger(__name__)
@@ -227,6 +227,7 @@ def make_encoding_runner(config: EngineConfig, progress: Callable[[LoadProgress]
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
     config, placement = choose_formats(config, choose_backend(device), model_config)
+    placement = with_block_types(placement, config, model_config)
     check_encoder_memory(model_config, placement)
     phases.begin("weights")
     model = load_encoder(model_config, config, max_positions=max_len, placement=placement, progress=phases.update)

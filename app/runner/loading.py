@@ -16,10 +16,11 @@ import torch
 
 from app.checkpoints.dummy import fill_dummy_weights
 from app.checkpoints.fp8 import FP8
-from app.checkpoints.loader import load_weights
+from app.checkpoints.loader import iter_weights, load_weights
 from app.checkpoints.tied_head import ties_head
 from app.contract.config import EngineConfig
 from app.contract.frames import LoadProgress
+from app.kernels.blocks.layout import LAYOUT as BLOCK_LAYOUT
 from app.models.architectures import find, parse_config
 from app.models.base import Decoder, Encoder, Model
 from app.models.config import AttentionConfig, ConfigError, ExpertsConfig, LatentConfig, ModelConfig, ShortConvConfig
@@ -27,6 +28,7 @@ from app.models.names import StoredParts
 from app.models.quantization import Fp8Scales
 from app.quant.cache import PackedCache
 from app.quant.placement import Placement
+from app.quant.stored_blocks import declare_blocks
 from app.runner.device import META, available_memory
 from app.runner.errors import RunnerError
 from app.runner.formats import SHARED_WIDTH_FIELD, WIDTH_FIELDS
@@ -225,6 +227,8 @@ def _load(
     cache = None
     if placement.packed and config.packed_cache is not None:
         name, ranks = placement.format.label, placement.ranks
+        if placement.keeps_blocks:
+            name += f", {BLOCK_LAYOUT}"
         if ranks.size > 1:
             name += f", rank {ranks.rank} of {ranks.size}"
         if fp8 is not None:
@@ -247,7 +251,8 @@ def _load(
 
 def _say_packings(packings: Sequence[str], placement: Placement) -> None:
     if packings:
-        _log.info("weights that are stored as %s are served as %s", ", ".join(packings), placement.format.label)
+        served = placement.converts_to
+        _log.info("weights that are stored as %s are served as %s", ", ".join(packings), served)
 
 
 @contextlib.contextmanager
@@ -267,11 +272,34 @@ def _one_thread() -> Iterator[None]:
 
 def build_model(model_config: ModelConfig, max_positions: int, placement: Placement) -> Decoder:
     """The model, its weights uninitialised; on the meta device it has shapes alone."""
-    build = find(model_config.architecture).build
-    return build(model_config, max_positions=max_positions, placement=placement)
+    model = find(model_config.architecture).build(model_config, max_positions=max_positions, placement=placement)
+    declare_blocks(model.destinations(), model.twins(), placement.block_types)
+    return model
 
 
 def build_encoder(model_config: ModelConfig, max_positions: int, placement: Placement) -> Encoder:
     """A model that encodes, its weights uninitialised; on the meta device it has shapes alone."""
     build = find(model_config.architecture).build_encoder
-    return build(model_config, max_positions=max_positions, placement=placement)
+    model = build(model_config, max_positions=max_positions, placement=placement)
+    declare_blocks(model.destinations(), model.twins(), placement.block_types)
+    return model
+
+
+def with_block_types(placement: Placement, config: EngineConfig, model_config: ModelConfig) -> Placement:
+    """The placement that knows in which blocks the checkpoint's tensors are stored, where weights are kept so.
+
+    Raises:
+        RunnerError: none is, or several ranks share the model.
+        WeightError: a weight file is unreadable, truncated or malformed.
+    """
+    if not placement.keeps_blocks or config.load_format != "auto":
+        return placement
+    setting = f"quantization = {config.quantization!r}"
+    if config.tensor_parallel_size > 1:
+        raise RunnerError(f"{setting}: blocks of files are kept on one rank; use 'int8'")
+    files, stacks = [Path(file) for file in config.weights], find(model_config.architecture).names.checkpoint.stacks
+    listed = iter_weights(files, stacks, model_config.fp8)
+    types = {stored.name: stored.packing for stored in listed if stored.blocks is not None and stored.packing}
+    if not types:
+        raise RunnerError(f"{setting} keeps the blocks of quantised GGUF files, of which {config.model_dir} has none")
+    return replace(placement, block_types=types)

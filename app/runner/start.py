@@ -25,7 +25,15 @@ from app.runner.device import META, available_memory, choose_device, choose_thre
 from app.runner.errors import RunnerError
 from app.runner.formats import choose_formats
 from app.runner.kv_plan import KVCachePlan, Sizes, plan_kv_cache
-from app.runner.loading import Phases, build_model, check_memory, check_shares, load_model, read_model_config
+from app.runner.loading import (
+    Phases,
+    build_model,
+    check_memory,
+    check_shares,
+    load_model,
+    read_model_config,
+    with_block_types,
+)
 from app.runner.memory import MARGIN_BYTES, Budget, Footprint, MemoryPlan, gib, plan_memory
 from app.runner.model_runner import ModelRunner, StepHandle
 
@@ -99,6 +107,7 @@ def _settle(
     set_threads(threads)
     dispatch.configure(dispatch.Mode(config.kernels), threads)
     config, placement = choose_formats(config, choose_backend(device), model_config)
+    placement = with_block_types(placement, config, model_config)
     placement = replace(placement, ranks=ranks, adapter_limits=adapter_limits(config))
     if has_own_memory(device) and config.num_blocks is None:
         budget = Budget(memory=available_memory(device), reserve=MARGIN_BYTES)

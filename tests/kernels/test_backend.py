@@ -114,6 +114,8 @@ KINDS = {
     "TritonBackend",
     "ReferenceBackend",
     "PackedWeight",
+    "BlockWeight",
+    "NativeWeight",
     "LinearWeight",
     "LayerKVCache",
     "LayerState",

@@ -42,8 +42,9 @@ from app.layers.latent_attention import LatentAttention
 from app.layers.rotary import rope_table
 from app.quant.placement import Placement, WeightFormat
 from app.runner.start import make_runner
+from tests.kernels.blocks import TYPES, make_block_weight
 from tests.kernels.latents import latent_sequences
-from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, randn
+from tests.kernels.util import make_pages, packed, poisoned, poisoned_act, quantized, randn
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import Request, discard, engine_config, run
 
@@ -203,6 +204,15 @@ def run_ops_of_other_models() -> None:
     paged_attention(q, packed(pages.kv), pages.metadata([2, 1]), poisoned_act(3, 576), **how)
 
 
+def run_blocks() -> None:
+    """Products with weights in blocks of every type, and rows of them."""
+    for name in TYPES:
+        weight, _ = make_block_weight(name, 20, 256)
+        for tokens in (1, 3):
+            linear(quantized(randn(tokens, 256)), weight, poisoned_act(tokens, 20))
+        embed(torch.tensor([4, 19]), weight, poisoned(2, 256))
+
+
 def run_latents() -> None:
     """Attention over latents of two rows, by itself."""
     config = LatentConfig(
@@ -303,6 +313,7 @@ def test_avx2_on_a_machine_that_has_no_more(name: str, tmp_path: Path, monkeypat
     run_ops_of_other_models()
     run_experts(WeightFormat.PACKED_INT8 if name == "int8" else WeightFormat.PACKED_BF16)
     run_latents()
+    run_blocks()
     driver = tmp_path / "tape"
     source = HERE / "native" / "tape.cpp"
     subprocess.run(["g++", "-std=c++17", "-O1", str(source), "-o", str(driver), "-ldl"], check=True, timeout=60)

@@ -38,7 +38,7 @@ def test_the_table_needs_no_torch_and_imports_no_format() -> None:
 def test_every_module_has_a_row_and_every_setting_a_format() -> None:
     modules = {type(row.storage).__module__.rpartition(".")[-1] for row in WeightFormat}
     assert modules == {module.name for module in pkgutil.iter_modules(app.quant.formats.__path__)} - {"base"}
-    assert QUANTIZATIONS == ("auto", "none", "int8", "int8_weight_only")
+    assert QUANTIZATIONS == ("auto", "none", "int8", "int8_weight_only", "file")
     assert len({row.label for row in WeightFormat}) == len(WeightFormat)
 
 
@@ -71,6 +71,7 @@ def test_a_head_shares_a_table_that_is_what_it_would_be(row: WeightFormat) -> No
     if placement.head_shares_table:
         alone = placement.new_head(N, K).weight
         assert isinstance(alone, LinearWeight)
+        assert isinstance(embedding.table, torch.Tensor)
         assert (alone.values.dtype, alone.scale) == (embedding.table.dtype, None)
 
 

@@ -53,6 +53,8 @@ def native() -> None:
         ({**AUTO, "dtype": "float32"}, ("float32", "none", "float32", WeightFormat.PLAIN)),
         ({"dtype": "float32", "quantization": "int8"}, ("float32", "int8", "int8", WeightFormat.PACKED_INT8)),
         ({"dtype": "bfloat16", "quantization": "int8"}, ("bfloat16", "int8", "int8", WeightFormat.PACKED_INT8)),
+        ({**AUTO, "quantization": "file"}, ("float32", "file", "int8", WeightFormat.BLOCKS)),
+        ({"dtype": "bfloat16", "quantization": "file"}, ("bfloat16", "file", "int8", WeightFormat.BLOCKS)),
         ({}, ("float32", "none", "float32", WeightFormat.PLAIN)),
     ],
 )

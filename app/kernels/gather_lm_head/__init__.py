@@ -9,32 +9,32 @@ from app.kernels.check import FLOATING, check_act, check_tensor, check_token_sca
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.gather_lm_head.cpu import gather_lm_head_cpu
 from app.kernels.gather_lm_head.reference import gather_lm_head_reference
-from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
+from app.kernels.types import Act, ActFormat, NativeWeight, Weight
 
 __all__ = ["gather_lm_head", "needs_scratch", "scratch_dtype"]
 
 _OP = "gather_lm_head"
 
 
-def needs_scratch(weight: LinearWeight | PackedWeight) -> bool:
+def needs_scratch(weight: Weight) -> bool:
     """Whether :func:`gather_lm_head` needs room for the rows that it gathers for such a head."""
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, NativeWeight):
         return True
     return weight.act_format is not ActFormat.FLOAT and runs_triton(weight.values)
 
 
-def scratch_dtype(weight: LinearWeight | PackedWeight, dtype: torch.dtype) -> torch.dtype | None:
+def scratch_dtype(weight: Weight, dtype: torch.dtype) -> torch.dtype | None:
     """Dtype of the rows that :func:`gather_lm_head` gathers of hidden states of ``dtype``, where it does not quantise
     them; None where it needs no scratch for them."""
     if not needs_scratch(weight):
         return None
-    return weight.data.dtype if isinstance(weight, PackedWeight) else dtype
+    return weight.input_dtype if isinstance(weight, NativeWeight) else dtype
 
 
 def gather_lm_head(
     hidden_TD: Tensor,
     indices_L: Tensor,
-    weight: LinearWeight | PackedWeight,
+    weight: Weight,
     out_LV: Tensor,
     *,
     scratch: Act | None = None,
@@ -53,7 +53,7 @@ def gather_lm_head(
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, NativeWeight):
         _gather_lm_head_packed(hidden_TD, indices_L, weight, out_LV, scratch)
         return
     rows = indices_L.numel()
@@ -84,7 +84,7 @@ def gather_lm_head(
 
 
 def _gather_lm_head_packed(
-    hidden_TD: Tensor, indices_L: Tensor, weight: PackedWeight, out_LV: Tensor, scratch: Act | None
+    hidden_TD: Tensor, indices_L: Tensor, weight: NativeWeight, out_LV: Tensor, scratch: Act | None
 ) -> None:
     rows, width = indices_L.numel(), weight.in_features
     check_tensor(_OP, "hidden", hidden_TD, (hidden_TD.shape[0], width), torch.float32, torch.bfloat16)
@@ -92,6 +92,6 @@ def _gather_lm_head_packed(
     check_tensor(_OP, "out", out_LV, (rows, weight.out_features), torch.float32)
     if scratch is None or weight.gate_up:
         raise ValueError(f"{_OP}: a packed weight needs a scratch, and may not be packed as gate_up")
-    check_tensor(_OP, "scratch", scratch.values, (rows, width), weight.data.dtype)
+    check_tensor(_OP, "scratch", scratch.values, (rows, width), weight.input_dtype)
     check_act(_OP, "scratch", scratch, (rows, width))
     gather_lm_head_cpu(hidden_TD, indices_L, weight, out_LV, scratch)

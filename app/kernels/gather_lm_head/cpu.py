@@ -9,11 +9,11 @@ from app.kernels.dispatch import Call, Dim, emit
 from app.kernels.linear.cpu import linear_call
 from app.kernels.native.program import dtype_code
 from app.kernels.quantize.cpu import quantize_call
-from app.kernels.types import Act, PackedWeight
+from app.kernels.types import Act, NativeWeight
 
 
 def gather_lm_head_cpu(
-    hidden_TD: Tensor, indices_L: Tensor, weight: PackedWeight, out_LV: Tensor, scratch: Act
+    hidden_TD: Tensor, indices_L: Tensor, weight: NativeWeight, out_LV: Tensor, scratch: Act
 ) -> None:
     if scratch.scale is not None:
         gathered = quantize_call(hidden_TD, scratch, Dim.LOGITS, indices_L)

@@ -11,22 +11,20 @@ from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
 from app.kernels.lora import LowRank, check_low_rank
-from app.kernels.types import Act, ActFormat, LinearWeight, PackedWeight
+from app.kernels.types import Act, ActFormat, NativeWeight, Weight
 
 __all__ = ["Activation", "linear", "scratch_width"]
 
 _NATIVE_FLOATING = (torch.float32, torch.bfloat16)
 
 
-def scratch_width(
-    weight: LinearWeight | PackedWeight, out_format: ActFormat, activation: Activation, *, adapted: bool = False
-) -> int:
+def scratch_width(weight: Weight, out_format: ActFormat, activation: Activation, *, adapted: bool = False) -> int:
     """Elements of the scratch for each token that :func:`linear` needs for such a layer; 0: it needs none.
 
     Args:
         adapted: whether it is called with adapters.
     """
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, NativeWeight):
         features = weight.out_features
     elif runs_triton(weight.values):
         features = weight.values.shape[0]
@@ -41,7 +39,7 @@ def scratch_width(
 
 def linear(
     x: Act,
-    weight: LinearWeight | PackedWeight,
+    weight: Weight,
     out: Act,
     *,
     residual: Tensor | None = None,
@@ -56,7 +54,8 @@ def linear(
     is rounded once, to ``out``. An int8 ``out`` is quantised by groups or, with one scale a token, by tokens (Triton
     does only the latter).
 
-    A packed weight runs natively, whatever the mode; it takes int8 or bf16 for x, fp32 or bf16 for the rest.
+    A weight packed or in blocks runs natively, whatever the mode; it takes int8 or bf16 for x, fp32 or bf16 for the
+    rest.
 
     Args:
         x: [T, K] in the format that the weight asks for.
@@ -71,7 +70,7 @@ def linear(
     Raises:
         ValueError: an argument's shape or dtype does not fit.
     """
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, NativeWeight):
         _linear_packed(x, weight, out, residual, activation, scratch, low_rank)
         return
     tokens, (features, width) = x.values.shape[0], weight.values.shape
@@ -106,7 +105,7 @@ def linear(
 
 def _linear_packed(
     x: Act,
-    weight: PackedWeight,
+    weight: NativeWeight,
     out: Act,
     residual: Tensor | None,
     activation: Activation,
@@ -114,7 +113,7 @@ def _linear_packed(
     low_rank: LowRank | None,
 ) -> None:
     tokens = x.values.shape[0]
-    check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.data.dtype)
+    check_tensor("linear", "x", x.values, (tokens, weight.in_features), weight.input_dtype)
     check_act("linear", "x", x, (tokens, weight.in_features))
     check_group_scale("linear", x)
     _check_activation(activation, residual)
@@ -141,7 +140,7 @@ def _check_activation(activation: Activation, residual: Tensor | None) -> None:
 
 
 def _check_scratch(
-    weight: LinearWeight | PackedWeight,
+    weight: Weight,
     out: Act,
     activation: Activation,
     scratch: Tensor | None,

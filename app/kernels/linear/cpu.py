@@ -11,12 +11,12 @@ from app.kernels.lora.cpu import lora_call
 from app.kernels.native.abi import ACTIVATIONS
 from app.kernels.native.program import dtype_code
 from app.kernels.quantize.cpu import quantize_call
-from app.kernels.types import Act, PackedWeight
+from app.kernels.types import Act, BlockWeight, NativeWeight
 
 
 def linear_cpu(
     x: Act,
-    weight: PackedWeight,
+    weight: NativeWeight,
     out: Act,
     residual: Tensor | None,
     activation: Activation,
@@ -37,7 +37,7 @@ def linear_cpu(
 
 def linear_call(
     x: Act,
-    weight: PackedWeight,
+    weight: NativeWeight,
     out: Tensor,
     residual: Tensor | None,
     activation: Activation,
@@ -50,13 +50,18 @@ def linear_call(
     Args:
         delta: [T, N] fp32, what ``low_rank`` adds.
     """
+    op, own = "linear", dict[str, Tensor | int | None]()
+    if isinstance(weight, BlockWeight):
+        op, own = "block_linear", {"panels": weight.panels, "count": weight.panels.shape[0]}
+    else:
+        own["w_scale"] = weight.scale
     return Call(
-        "linear",
+        op,
         dim,
+        **own,
         x=x.values,
         x_scale=x.scale,
         weight=weight.data,
-        w_scale=weight.scale,
         bias=weight.bias,
         residual=residual,
         delta=delta,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.kernels.int8 import quantize
 from app.kernels.native.library import allocate
-from app.kernels.types import LinearWeight, PackedWeight
+from app.kernels.types import BlockWeight, LinearWeight, PackedWeight
 
 __all__ = [
     "LAYOUT",
@@ -23,6 +23,7 @@ __all__ = [
     "pack_bias",
     "pack_rows",
     "packed_nbytes",
+    "positions_of",
     "unpack",
     "unpackable",
 ]
@@ -114,7 +115,7 @@ def pack_rows(weight: PackedWeight, first_row: int, rows_nK: Tensor) -> None:
     """
     if rows_nK.dim() != 2 or rows_nK.shape[1] != weight.in_features or not rows_nK.is_floating_point():
         raise ValueError(f"cannot pack {rows_nK.dtype} {list(rows_nK.shape)} into rows of {weight.in_features}")
-    positions = _positions(weight, first_row, rows_nK.shape[0])
+    positions = positions_of(weight, first_row, rows_nK.shape[0])
     words = _words(weight)
     step = max(_TILE, _BLOCK_ELEMENTS // weight.in_features // _TILE * _TILE)
     for start in range(0, rows_nK.shape[0], step):
@@ -129,7 +130,7 @@ def pack_rows(weight: PackedWeight, first_row: int, rows_nK: Tensor) -> None:
             _store_run(words, int(at[first]), packed[first:last])
 
 
-def pack_bias(weight: PackedWeight, first_row: int, values_n: Tensor) -> None:
+def pack_bias(weight: PackedWeight | BlockWeight, first_row: int, values_n: Tensor) -> None:
     """Stores the bias of rows ``first_row`` onwards.
 
     Raises:
@@ -137,12 +138,12 @@ def pack_bias(weight: PackedWeight, first_row: int, values_n: Tensor) -> None:
     """
     if weight.bias is None or values_n.dim() != 1:
         raise ValueError(f"cannot pack a bias of shape {list(values_n.shape)} into a weight with bias {weight.bias}")
-    weight.bias[_positions(weight, first_row, values_n.shape[0])] = values_n.float()
+    weight.bias[positions_of(weight, first_row, values_n.shape[0])] = values_n.float()
 
 
 def unpack(weight: PackedWeight) -> LinearWeight:
     """The weight as plain tensors: [N, K], scale and bias [N] fp32."""
-    at = _positions(weight, 0, weight.out_features)
+    at = positions_of(weight, 0, weight.out_features)
     values = _words(weight).transpose(1, 2).reshape(-1, _words(weight).shape[1])[at].contiguous()
     plain = values.view(weight.data.dtype)
     if weight.scale is not None:
@@ -166,7 +167,7 @@ def _words(weight: PackedWeight) -> Tensor:
     return weight.data.view(torch.int32).view(-1, weight.in_features // along_k, _TILE)
 
 
-def _positions(weight: PackedWeight, first_row: int, count: int) -> Tensor:
+def positions_of(weight: PackedWeight | BlockWeight, first_row: int, count: int) -> Tensor:
     """Indices, in the packed order, of ``count`` rows from ``first_row`` on."""
     if first_row < 0 or first_row + count > weight.out_features:
         raise ValueError(f"rows {first_row} to {first_row + count} are not within a weight of {weight.out_features}")

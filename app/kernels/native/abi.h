@@ -169,6 +169,38 @@ typedef struct {
     int32_t dim_of_rows;  // TuiliDim
 } TuiliLinearArgs;
 
+// Types of blocks; `code` in app/kernels/blocks/layout.py.
+enum TuiliBlockType : int32_t {
+    TUILI_BLOCK_Q4_0, TUILI_BLOCK_Q4_1, TUILI_BLOCK_Q5_0, TUILI_BLOCK_Q5_1, TUILI_BLOCK_Q8_0,
+    TUILI_BLOCK_Q4_K, TUILI_BLOCK_Q5_K, TUILI_BLOCK_Q6_K, TUILI_BLOCK_IQ4_NL, TUILI_BLOCK_MXFP4,
+};
+
+// 16 rows of a weight in blocks.
+typedef struct {
+    int64_t offset;  // bytes from the weight's beginning
+    int64_t type;    // TuiliBlockType
+} TuiliPanel;
+
+// As a linear layer over I8, with a weight in the blocks of its file and no `w_scale`.
+typedef struct {
+    TuiliLinearArgs linear;
+    const TuiliPanel* panels;
+    int64_t count;  // of panels
+} TuiliBlockLinearArgs;
+
+// As TuiliEmbedArgs, of a table in blocks and without positions. Row-wise.
+typedef struct {
+    const int64_t* token_ids;
+    const void* weight;
+    const TuiliPanel* panels;
+    void* out;
+    int32_t out_dtype;  // F32 or BF16
+    int32_t width;
+    int32_t first, rows;
+    float scale;
+    int32_t reserved;
+} TuiliEmbedBlocksArgs;
+
 // See app/kernels/lora. Counted by TOKENS.
 #define TUILI_MAX_RANK 512
 #define TUILI_MAX_LORA_WIDTH (1 << 16)  // of K

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from ctypes import c_float, c_int32, c_size_t, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any, ClassVar
 
 import torch
@@ -119,6 +119,21 @@ class LinearArgs(ctypes.Structure):
         "x x_scale weight w_scale bias residual delta delta_slots out",
         "x_dtype out_dtype residual_dtype k n activation gate_up dim_of_rows",
     )
+
+
+class BlockLinearArgs(ctypes.Structure):
+    """TuiliBlockLinearArgs."""
+
+    _fields_: ClassVar[list[Any]] = [*LinearArgs._fields_, ("panels", c_void_p), ("count", c_int64)]
+
+
+class EmbedBlocksArgs(ctypes.Structure):
+    """TuiliEmbedBlocksArgs."""
+
+    _fields_: ClassVar[list[Any]] = [
+        *_args("token_ids weight panels out", "out_dtype width first rows", "scale"),
+        ("reserved", c_int32),
+    ]
 
 
 class LoraArgs(ctypes.Structure):
@@ -357,6 +372,8 @@ ARGS: dict[str, type[ctypes.Structure]] = {
     "quantize": QuantizeArgs,
     "gather": GatherArgs,
     "linear": LinearArgs,
+    "block_linear": BlockLinearArgs,
+    "embed_blocks": EmbedBlocksArgs,
     "lora": LoraArgs,
     "route": RouteArgs,
     "group_slots": GroupSlotsArgs,

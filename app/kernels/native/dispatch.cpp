@@ -9,7 +9,7 @@
     X(expand_rows) X(causal_conv) X(gated_conv) X(gated_delta) X(gated_norm) X(sigmoid_mul) X(norm_add_norm) X(layer_norm) \
     X(route) X(group_slots) X(experts_gate_up) X(experts_down) X(packed_attention) X(pool) \
     X(scale_logits) X(latent_write) X(head_linear) X(latent_attention) X(selective_scan) X(silu_gate) X(gelu_mul) \
-    X(head_norm_add) X(lora)
+    X(head_norm_add) X(lora) X(block_linear) X(embed_blocks)
 
 extern "C" {
 

@@ -30,6 +30,8 @@ class WeightFormat(enum.Enum):
     """Likewise with a scale a token, for GPUs; embedding and head stay whole, as few bytes are in them there."""
     W8A16 = "int8 w8a16", "int8_weight_only", "int8"
     """Likewise with floating activations."""
+    BLOCKS = "blocks of the file", "file", "blocks"
+    """In the blocks of a GGUF file, laid out for the native kernels; activations int8, with a scale a group."""
 
     def __init__(self, label: str, quantization: str, module: str) -> None:
         self.label = label

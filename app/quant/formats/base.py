@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from app.kernels.backend import Backend
-from app.kernels.types import ActFormat, ExpertsWeight, LinearWeight, PackedExperts, PackedWeight, SplitKWorkspace
+from app.kernels.types import ActFormat, BlockWeight, ExpertsWeight, PackedExperts, SplitKWorkspace, Weight
 from app.quant.destination import Destination
 from app.quant.experts import ExpertsBias
 from app.quant.formats import WeightFormat
@@ -23,7 +23,7 @@ class NewWeight(Protocol):
     """A linear layer's weight, to be filled."""
 
     @property
-    def weight(self) -> LinearWeight | PackedWeight:
+    def weight(self) -> Weight:
         """What the kernel reads."""
 
     def rows(self, start: int, stop: int) -> Destination:
@@ -31,6 +31,17 @@ class NewWeight(Protocol):
 
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes; None without one."""
+
+
+class NewTable(Protocol):
+    """A table of token embeddings that is a weight in blocks, to be filled."""
+
+    @property
+    def weight(self) -> BlockWeight:
+        """What embeddings are looked up in."""
+
+    def rows(self, start: int, stop: int) -> Destination:
+        """Where rows ``start`` to ``stop`` of [V, D] go."""
 
 
 class NewExperts(Protocol):
@@ -83,6 +94,10 @@ class Storage(ABC):
     """Products may split K over programs, which meet in a workspace of the model."""
     head_shares_table: bool = False
     """An output head tied to the embedding reads its very table, which is floating."""
+    keeps_blocks: bool = False
+    """Weights are in the blocks of their file, whose types have to be known before there is memory for them."""
+    converts_to: str | None = None
+    """Name, for people, of what becomes of weights that are not kept as they are stored; None: the format's label."""
     floating: WeightFormat = WeightFormat.PLAIN
     """The format of layers that stay floating in a model of this one."""
 
@@ -106,6 +121,10 @@ class Storage(ABC):
     def new_head(self, site: Site, vocab_size: int, width: int) -> NewWeight:
         """See :meth:`app.quant.placement.Placement.new_head`; by default as of any linear layer."""
         return self.new_weight(site, vocab_size, width, bias=False)
+
+    def new_table(self, site: Site, vocab_size: int, width: int) -> NewTable | None:  # noqa: ARG002
+        """See :meth:`app.quant.placement.Placement.new_table`; by default there is none."""
+        return None
 
     def table_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See :attr:`app.quant.placement.Placement.table_dtype`.
