@@ -18,7 +18,7 @@ help:
 	@echo "make serve [PORT=8000] [MODEL=smollm2-135m] [ARGS=...]   install, fetch the model, serve it"
 	@echo "make test                                                install what tests need, run them all but the slow ones"
 	@echo "make test-slow                                           those: more trained models, minutes each"
-	@echo "make clients                                             tests by the clients of LangChain, LiteLLM and others"
+	@echo "make clients [MODEL=FILE.gguf]                           tests by the clients of LangChain, LiteLLM and others"
 	@echo "make lint                                                ruff, mypy, import-linter"
 	@echo "make ops-check                                           Dockerfile, compose, Prometheus and Kubernetes files"
 	@echo "make image-check                                         build the image for real and run it (root, buildah)"
@@ -68,10 +68,10 @@ $(VENV)/clients/.installed: tests/integration/clients.txt $(VENV)/.test
 	 else echo "skipped: npm's clients (no npm here)"; fi
 	@touch $@
 
-# Warnings of theirs are no errors of ours.
+# Warnings of theirs are no errors of ours. MODEL is another model, under the name that the tests ask for.
 clients: $(VENV)/clients/.installed
-	NODE_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -m clients -W default -o pythonpath=". $(VENV)/clients" \
-	    tests/integration $(ARGS)
+	NODE_CLIENTS=$(VENV)/clients $(if $(MODEL),TUILI_MODEL="$(MODEL)" TUILI_SERVED_MODEL_NAME=smollm2-135m) \
+	    $(BIN)/python -m pytest -m clients -W default -o pythonpath=". $(VENV)/clients" tests/integration $(ARGS)
 
 # Its interpreter uses what newer versions of numpy warn of, or no longer have.
 $(VENV)/triton-3.6: $(VENV)/.test

@@ -193,13 +193,12 @@ async def _streamed(response: httpx.Response) -> Reply:
     return reply
 
 
-async def run(url: str, *, calls: int, concurrency: int, max_tokens: int, seed: int) -> Tally:
-    """Asks until so many calls were made, half of them in each mode.
+async def run(url: str, tally: Tally, *, calls: int, concurrency: int, max_tokens: int, seed: int) -> None:
+    """Asks until so many calls were made, half of them in each mode, and counts them in ``tally``.
 
     Raises:
         ServerError: the server failed, or the model does not call often enough.
     """
-    tally = Tally()
     number = 0
     limits = httpx.Limits(max_connections=concurrency)
 
@@ -218,7 +217,6 @@ async def run(url: str, *, calls: int, concurrency: int, max_tokens: int, seed: 
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=600) as http, asyncio.TaskGroup() as clients:
         for _ in range(concurrency):
             clients.create_task(client(http))
-    return tally
 
 
 @click.command()
@@ -241,7 +239,7 @@ def main(model: str, formats: tuple[str, ...], serve_arg: tuple[str, ...], outpu
         tally = Tally()
         try:
             with served("--model", model, "--tool-format", name, *serve_arg) as server:
-                tally = asyncio.run(run(server.url, **options))
+                asyncio.run(run(server.url, tally, **options))
         except* ServerError as errors:
             tally.faults += [str(error) for error in errors.exceptions]
         failed = failed or bool(tally.faults)

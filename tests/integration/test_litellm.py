@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.integration.server import Server
@@ -106,8 +107,9 @@ def test_messages_whole(options: dict[str, Any], server: Server) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_does_not_fit_is_known_as_that(options: dict[str, Any], stream: bool) -> None:
-    messages = [{"role": "user", "content": "river " * 9000}]
+def test_what_does_not_fit_is_known_as_that(options: dict[str, Any], server: Server, stream: bool) -> None:
+    context = httpx.get(f"{server.url}/v1/models").json()["data"][0]["max_model_len"]
+    messages = [{"role": "user", "content": "river " * context}]
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(messages=messages, stream=stream, **options)
 

@@ -3,72 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
+from benchmarks.schemas import Tally, run
 from tests.integration.server import Server
-from tests.schemas import BY_HAND, Schema, generated
+from tests.schemas import BY_HAND, generated
 
 NUM_GENERATED = 60
-CHAT = "/v1/chat/completions"
 
 
-def is_valid(text: str, schema: Schema) -> bool:
-    """Whether a text is JSON that is valid by a schema, its numbers taken exactly."""
-    exact = json.loads(json.dumps(schema), parse_float=Decimal)
-    validator = jsonschema.validators.validator_for(exact, jsonschema.Draft202012Validator)(exact)
-    return bool(validator.is_valid(json.loads(text, parse_float=Decimal)))
-
-
-def ask(client: httpx.Client, schema: Schema, seed: int, max_tokens: int) -> tuple[str, str]:
-    """How an answer under a schema ended, and its text; ``refused`` and why."""
-    body = {
-        "messages": [{"role": "user", "content": f"Make up an example of this, as JSON: {json.dumps(schema)[:800]}"}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "example", "schema": schema}},
-        "temperature": 1,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    answer = client.post(CHAT, json=body)
-    if answer.status_code == 400:
-        error = answer.json()["error"]
-        assert error["param"].startswith("response_format.json_schema.schema"), error
-        return "refused", error["message"]
-    assert answer.status_code == 200, answer.text
-    choice = answer.json()["choices"][0]
-    return choice["finish_reason"], choice["message"]["content"]
-
-
-def check(server: Server, schemas: Sequence[Schema], *, times: int, max_tokens: int) -> Counter[str]:
-    """Generates and validates; how many answers ended which way."""
-    asked = [(schema, seed) for schema in schemas for seed in range(times)]
-    with httpx.Client(base_url=server.url, timeout=600) as client, ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda each: ask(client, each[0], each[1], max_tokens), asked))
-    for (schema, seed), (ending, text) in zip(asked, results, strict=True):
-        if ending == "stop":
-            assert is_valid(text, schema), f"seed {seed}: {text!r} is not valid by {json.dumps(schema)}"
-    return Counter(ending for ending, _ in results)
-
-
-def test_answers_under_schemas_are_valid(server: Server) -> None:
-    endings = check(server, [*list(BY_HAND.values())[:8], *generated(6, seed=99)], times=1, max_tokens=64)
-    assert endings["stop"] >= 6
-    assert endings["refused"] == 0
+async def test_answers_under_schemas_are_valid(server: Server) -> None:
+    schemas = [*list(BY_HAND.values())[:8], *generated(6, seed=99)]
+    tally = Tally()
+    await run(server.url, tally, schemas, times=1, concurrency=14, max_tokens=64)
+    assert tally.faults == []
+    assert tally.endings["stop"] >= 6
+    assert tally.endings["refused"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_all_answers_under_many_schemas_are_valid(server: Server) -> None:
-    endings = check(server, [*BY_HAND.values(), *generated(NUM_GENERATED)], times=1, max_tokens=192)
-    assert endings["refused"] == 0
-    assert endings["stop"] >= 0.5 * endings.total()
+async def test_all_answers_under_many_schemas_are_valid(server: Server) -> None:
+    schemas = [*BY_HAND.values(), *generated(NUM_GENERATED)]
+    tally = Tally()
+    await run(server.url, tally, schemas, times=1, concurrency=16, max_tokens=192)
+    assert tally.faults == []
+    assert tally.endings["refused"] == 0
+    assert tally.endings["stop"] >= 0.5 * tally.endings.total()
 
 
 @pytest.mark.parametrize(

@@ -136,14 +136,14 @@ class ChatWriter(OpenAIWriter):
         self._shape = ReplyShape(body)
 
     def chunks(self, prompt: int, delta: ChoiceDelta, generation: Generation, usage: ChunkUsage) -> list[ChatChunk]:  # noqa: ARG002
-        """The role comes with the first part; what shows nothing makes no chunk."""
+        """The role comes with the first part. What shows nothing makes no chunk but at the end, or for its tokens."""
         token_ids = self.token_ids(delta.token_ids)
         if any(isinstance(part, CallDelta) for part in delta.reply):
             self._called.add(delta.index)
         shown = self._shape.deltas(delta.reply)
         if not (shown or delta.finish_reason or (self._with_logprobs and delta.tokens) or token_ids):
             return []
-        shown = shown or [Delta() if delta.index in self._called else Delta(content="")]
+        shown = shown or [Delta()]
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             shown = self._opened(shown)
@@ -165,9 +165,11 @@ class ChatWriter(OpenAIWriter):
         """The first deltas of a choice, with its role, and with the text that is echoed."""
         if self._echoed:
             content = shown[0].content if isinstance(shown[0].content, str) else ""
-            if content or shown[0] == Delta(content=""):
+            if content or shown[0] == Delta():
                 shown = shown[1:]
             return [Delta(role="assistant", content=self._echoed + content), *shown]
+        if shown[0] == Delta():
+            return [Delta(role="assistant", content="")]
         return [msgspec.structs.replace(shown[0], role="assistant"), *shown[1:]]
 
     def usage_chunk(self, usage: Usage) -> ChatChunk:

@@ -111,7 +111,8 @@ async def test_a_stream_byte_for_byte() -> None:
     }
     first = {"index": 0, "delta": {"role": "assistant", "content": "é"}, "logprobs": None, "finish_reason": None}
     assert chunks[0] == {**head, "choices": [first]}
-    assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][-1] == "stop"
+    last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    assert chunks[-1] == {**head, "choices": [last]}
     assert all("usage" not in chunk for chunk in chunks)
 
 
