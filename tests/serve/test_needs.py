@@ -24,9 +24,13 @@ from tests.models.tiny_encoder import Reference, served
 KV = 8 << 20
 
 
+def chosen(model: str | Path, **settings: Any) -> Settings:
+    return Settings(model=str(model), threads=1, **settings)
+
+
 def stored(model: str | Path, **settings: Any) -> tuple[StoredModel, Settings]:
     """A model whose files have been found."""
-    given = Settings(model=str(model), threads=1, **settings)
+    given = chosen(model, **settings)
     metrics = Metrics("m")
     found = StoredModel(given, EngineClient(metrics), metrics)
     assert found.is_here()
@@ -53,14 +57,14 @@ CASES: list[tuple[str, dict[str, str]]] = [
 @pytest.mark.parametrize(("variant", "formats"), CASES, ids=lambda value: value if isinstance(value, str) else None)
 def test_layers_experts_and_states_are_told_from_shapes(tmp_path: Path, variant: str, formats: dict[str, Any]) -> None:
     directory = save(make_reference(variant), tmp_path)
-    settings = Settings(model=str(directory), kv_cache_memory=KV, threads=1, **formats)
+    settings = chosen(directory, kv_cache_memory=KV, **formats)
     files = sorted(directory.glob("*.safetensors"))
     assert memory_needs(engine_config(settings, directory, files)) == loaded(settings, directory, files)
 
 
 def test_an_encoder_has_no_pages(tmp_path: Path) -> None:
     directory = Reference().save(tmp_path)
-    settings = Settings(model=str(directory), threads=1)
+    settings = chosen(directory)
     files = sorted(directory.glob("*.safetensors"))
     with served():
         needs = memory_needs(engine_config(settings, directory, files))
