@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from app.settings import ANY_NAME, ModelEntry, Settings, SettingsError
+from app.setting_values import ModelEntry
+from app.settings import ANY_NAME, Settings, SettingsError
 
 OF_A_MODEL = frozenset({
     "model", "revision", "served_model_name", "keep_alive", "preload", "chat_template_name", "tool_format",

@@ -7,13 +7,12 @@ A value comes from, strongest first: command-line flag, environment variable (``
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -23,58 +22,28 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
-from pydantic_settings.sources import NoDecode
 
-from app.contract.config import ADAPTER_NAME
 from app.contract.request import DEFAULT_SAMPLING
-from app.duration import read_duration
-from app.keys import ApiKey, parse_keys
 from app.nearest import did_you_mean
-from app.quant.formats import QUANTIZATIONS
+from app.setting_values import (
+    Adapters,
+    BatchSize,
+    Bytes,
+    Count,
+    Duration,
+    Hosts,
+    Keys,
+    Models,
+    Names,
+    Origins,
+    Quantization,
+    Sampling,
+    Seconds,
+)
 
 ENV_PREFIX = "TUILI_"
 NO_FLAG: dict[str, Any] = {"flag": False}
 """Marks a secret: it is never shown, and an option of `tuili serve` alone."""
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:\d+)?|[a-z][a-z0-9+.-]*://\[[0-9A-Fa-f:]+\](:\d+)?")
-_HOST = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_SAMPLING: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "top_p": (1e-6, 1),
-    "top_k": (0, 1 << 30),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-}
-"""Fields that a model may recommend, and their bounds."""
-# Nothing is sensible beyond these bounds: a slip of the finger should be told, not allocated.
-Count = Annotated[int, Field(ge=1, lt=1 << 31)]
-BatchSize = Annotated[int, Field(ge=1, le=1 << 18)]
-Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Bytes = Annotated[ByteSize, Field(gt=0, lt=1 << 60)]
-
-
-def _named_alone(given: Any) -> Any:
-    return {"model": given} if isinstance(given, str) else given
-
-
-ModelEntry = Annotated[dict[str, Any], BeforeValidator(_named_alone)]
-"""One of several models: its name, or that and settings of its own."""
-
-
-def _read_duration(given: Any) -> Any:
-    return read_duration(given) if isinstance(given, str | float | int) and not isinstance(given, bool) else given
-
-
-Duration = Annotated[float, BeforeValidator(_read_duration)]
-
-
-def _one_of_the_formats(value: str) -> str:
-    if value not in QUANTIZATIONS:
-        raise ValueError(f"use one of {', '.join(QUANTIZATIONS)}")
-    return value
-
-
-Quantization = Annotated[str, AfterValidator(_one_of_the_formats)]
-"""Asks for one of :class:`app.quant.formats.WeightFormat`."""
 
 
 class SettingsError(Exception):
@@ -90,7 +59,7 @@ class Settings(BaseSettings):
 
     # Model
     model: str = Field("smollm2-135m", min_length=1, description="Built-in name, directory, .gguf file or hub id.")
-    models: Annotated[tuple[ModelEntry, ...], NoDecode] = Field(
+    models: Models = Field(
         (),
         description="Several models, each loaded when it is asked for. May repeat. In YAML each is a name, or a "
         "mapping of model and settings of its own.",
@@ -109,7 +78,7 @@ class Settings(BaseSettings):
     revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a hub id; or write ID@REVISION."
     )
-    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+    served_model_name: Names = Field(
         (),
         description="Name(s) that clients use; the model's own name when absent. May repeat. *: any other one, too.",
     )
@@ -124,12 +93,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="Marks around the model's thought, by name; auto: as its chat template shows; none: it is content.",
     )
-    default_sampling: Annotated[dict[str, int | float], NoDecode] = Field(
+    default_sampling: Sampling = Field(
         DEFAULT_SAMPLING,
         description="How a model samples by default that recommends nothing itself (generation_config.json, GGUF), "
         "e.g. temperature=0.7,top_p=0.9; none: at temperature 1.",
     )
-    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+    adapter: Adapters = Field(
         (),
         description="NAME=PATH of an adapter (LoRA) that requests may name as their model: a directory with "
         "adapter_config.json and adapter_model.safetensors. May repeat.",
@@ -169,17 +138,17 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
-    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+    api_keys: Keys = Field(
         (),
         description="Keys that clients need, comma-separated: KEY, or NAME:SCOPE+SCOPE:KEY (infer, metrics, admin).",
         json_schema_extra=NO_FLAG,
     )
     api_key_file: Path | None = Field(None, description="File of hashed keys, as `tuili keys new` prints them.")
     insecure: bool = Field(False, description="Listen beyond this machine even though no key is needed.")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: Origins = Field(
         (), description="Origin(s) whose pages may read answers in a browser, e.g. https://a.example. May repeat."
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: Hosts = Field(
         (), description="Name(s) by which clients may call a server that needs no key; * for any. May repeat."
     )
     page: bool = Field(True, description="Show browsers a chat at / and the API's page at /docs.")
@@ -236,72 +205,6 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Compute threads; 0: all cores.")
     integrity_checks: bool = Field(False, description="Check the KV allocator's books whenever the engine goes idle.")
 
-    @field_validator("models", "served_model_name", "cors_origins", "allowed_hosts", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        return _split(value)
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError("an origin is SCHEME://HOST[:PORT] and nothing behind it, or *")
-        return value
-
-    @field_validator("adapter", mode="before")
-    @classmethod
-    def _adapters_of_a_file(cls, value: Any) -> Any:
-        return tuple(f"{name}={path}" for name, path in value.items()) if isinstance(value, dict) else _split(value)
-
-    @field_validator("adapter")
-    @classmethod
-    def _adapters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [entry.partition("=")[0] for entry in value]
-        for entry, name in zip(value, names, strict=True):
-            if not entry.partition("=")[2] or not re.fullmatch(ADAPTER_NAME, name):
-                raise ValueError("an adapter is NAME=PATH, the name of letters, digits and any of . _ - / : @ +")
-        if len(set(names)) < len(names):
-            raise ValueError("two adapters have the same name")
-        return value
-
-    @field_validator("default_sampling", mode="before")
-    @classmethod
-    def _sampling_from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = () if value == "none" else _split(value)
-        return {name.strip(): _number(text) for name, _, text in (pair.partition("=") for pair in pairs)}
-
-    @field_validator("default_sampling")
-    @classmethod
-    def _sampling(cls, value: dict[str, int | float]) -> dict[str, int | float]:
-        for name, number in value.items():
-            if name not in _SAMPLING:
-                raise ValueError(f"{name or 'nothing'} is not one of {', '.join(_SAMPLING)}")
-            low, high = _SAMPLING[name]
-            if not low <= number <= high:
-                raise ValueError(f"{name} is from {low:g} to {high:g}")
-            if name == "top_k" and not isinstance(number, int):
-                raise ValueError("top_k is a whole number")
-        return value
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for host in value:
-            if not _HOST.fullmatch(host):
-                raise ValueError("a host is a name without scheme and port, or *")
-        return value
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _read_keys(cls, value: Any) -> Any:
-        entries = _split(value)
-        if not isinstance(entries, tuple | list) or not all(isinstance(entry, str) for entry in entries):
-            raise ValueError("keys are texts")  # not shown: what is no text may still hold a key
-        return parse_keys(entries)
-
     @field_validator("pipeline_depth", mode="before")
     @classmethod
     def _depth_from_text(cls, value: Any) -> Any:
@@ -337,17 +240,6 @@ class Settings(BaseSettings):
 
 ANY_NAME = "*"
 """Among served names, or allowed hosts: whatever name a client uses."""
-
-
-def _split(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 def has_flag(field: FieldInfo) -> bool:

@@ -49,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
         summary="An inference-optimised model server.",
         description=_DESCRIPTION,
         redirect_slashes=False,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         default_response_class=Response,

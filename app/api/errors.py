@@ -41,11 +41,16 @@ def error_response(error: RequestError, scope: Scope) -> Response:
         # The same request would fail the same way: SDKs retry a 500 twice unless told not to.
         headers["x-should-retry"] = "false"
     status, body = protocol_of(scope["path"]).write_error(error)
+    log_refusal(error, status, scope)
+    return Response(body, status, headers, "application/json")
+
+
+def log_refusal(error: RequestError, status: int, scope: Scope) -> None:
+    """Leaves a log line on a request that failed, unless another one tells of the failure."""
     if error.status != 500 and not is_in_ledger(scope):
         endpoint = route_path(scope) or shown(scope["path"])
         param = error.param and shown(error.param)
         _log.info("request refused", endpoint=endpoint, status=status, error_code=error.code, param=param)
-    return Response(body, status, headers, "application/json")
 
 
 def internal_error(request_id: str) -> RequestError:

@@ -7,6 +7,7 @@ that must be given back, is here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from app.api.body import read_body
 from app.api.caller import owner, tenant_salt
 from app.api.disconnect import UntilDisconnect
 from app.api.endpoint import AnswerHead, AnswerWriter, Endpoint, Protocol, ReadRequest
-from app.api.errors import internal_error
+from app.api.errors import internal_error, log_refusal
 from app.api.extras import ignored_fields, ignored_header, is_strict, unheeded
 from app.api.scope import deadline, leave_to_ledger, request_id
 from app.api.service import Service
@@ -106,11 +107,41 @@ class _Exchange:
 
         Where models come and go it waits for its own first, which stays while it is used.
         """
-        read, ends = self.read, self._ends()
-        async with self.served.in_use(ends, endpoint=self.endpoint.path, keep_alive=read.keep_alive):
-            headers = ignored_header([*self.ignored, *self._unheeded()])
-            read.task.check(self.service.settings)
-            await self._answer(send, headers, ends)
+        if not self.read.stream:
+            async with self._model_in_use():
+                await self._answer(send, None)
+            return
+        headers = {**ignored_header(self.ignored), "content-type": self.protocol.stream_type}
+        events = EventStream(send, headers, comment=self.protocol.stream_comment)
+        try:
+            async with contextlib.AsyncExitStack() as holding:
+                await self._wait_for_model(holding, events)
+                await self._answer(send, events)
+        except Exception as exception:
+            if not events.started or events.ended:
+                raise
+            # Comments began the response while the model was waited for.
+            error = self._told(exception)
+            log_refusal(error, error.status, self.request.scope)
+            await events.send(self.protocol.error_event(error))
+            await events.end()
+
+    def _model_in_use(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return self.served.in_use(self._ends(), endpoint=self.endpoint.path, keep_alive=self.read.keep_alive)
+
+    async def _wait_for_model(self, holding: contextlib.AsyncExitStack, events: EventStream) -> None:
+        """Has ``holding`` keep the model; a wait is filled with comments."""
+        is_ready = self.served.resident is None
+        interval = 0.0 if is_ready else self.service.settings.keepalive_interval
+        async with events.kept_alive(interval):
+            await holding.enter_async_context(self._model_in_use())
+
+    def _told(self, exception: Exception) -> RequestError:
+        """What a client is told of a failure."""
+        if isinstance(exception, RequestError):
+            return exception
+        _log.exception("stream failed", exc_info=exception)
+        return internal_error(request_id(self.request.scope))
 
     def _unheeded(self) -> Iterator[str]:
         """Names of known fields that this model, or this server, does not heed. Raises :class:`RequestError` 400."""
@@ -123,16 +154,20 @@ class _Exchange:
     def _ends(self) -> float | None:
         return deadline(self.request.scope, self.read.timeout, self.service.settings.default_timeout)
 
-    async def _answer(self, send: Send, headers: Mapping[str, str], ends: float | None) -> None:
+    async def _answer(self, send: Send, events: EventStream | None) -> None:
+        """Generates, and sends the answer: as ``events``, or whole."""
+        headers = ignored_header([*self.ignored, *self._unheeded()])
+        self.read.task.check(self.service.settings)
         leave_to_ledger(self.request.scope)
         http_id, answer_id = request_id(self.request.scope), self._answer_id()
-        writer, generations = await self._begin(answer_id, ends)
+        writer, generations = await self._begin(answer_id, self._ends())
         alias = answer_id if self.endpoint.unique_ids else None
         live = self.service.live.track(http_id, generations, owner=owner(), answer_id=alias)
         async with live:  # closes the generations, too
             try:
-                if self.read.stream:
-                    await self._send_events(send, headers, writer, generations)
+                if events is not None:
+                    events.headers.update(headers)
+                    await self._send_events(events, writer, generations)
                 else:
                     await self._send_whole(send, headers, writer, generations)
             finally:
@@ -180,12 +215,7 @@ class _Exchange:
         headers = {**headers, **writer.headers(generations)}
         await Response(body, 200, headers, "application/json")(self.request.scope, self.request.receive, send)
 
-    async def _send_events(
-        self, send: Send, headers: Mapping[str, str], writer: AnswerWriter, generations: Sequence[Generation]
-    ) -> None:
-        headers = {**headers, "content-type": self.protocol.stream_type}
-        events = EventStream(send, headers, comment=self.protocol.stream_comment)
-
+    async def _send_events(self, events: EventStream, writer: AnswerWriter, generations: Sequence[Generation]) -> None:
         async def send_frames(frames: Iterable[bytes]) -> None:
             for frame in frames:
                 if not events.started:
@@ -204,10 +234,7 @@ class _Exchange:
         except Exception as exception:
             if not events.started:
                 raise
-            error = exception if isinstance(exception, RequestError) else None
-            if error is None:
-                _log.exception("stream failed")
-                error = internal_error(request_id(self.request.scope))
+            error = self._told(exception)
             await writer.conclude(generations, error=error)
             last = writer.fail(error, generations)
             await send_frames([self.protocol.error_event(error)] if last is None else last)

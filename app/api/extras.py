@@ -219,7 +219,7 @@ def _is_ignored(field: _Field, given: Sequence[_Field], *, generates: bool) -> b
     raise RequestError(f"{path} is not supported by this server.", code="unsupported_parameter", param=path)
 
 
-def ignored_header(names: list[str]) -> dict[str, str]:
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """The response header that names ``names`` back, safe and bounded whatever they hold; none when there are none."""
     if not names:
         return {}

@@ -10,6 +10,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.scope import NamedRoute
 
 _KEY_ERRORS = {401: "No API key, or none that is valid.", 403: "The API key lacks the scope that the route needs."}
 _SCHEMES = {
@@ -117,7 +121,7 @@ def install_openapi(
     error_schema: Callable[[str], type[msgspec.Struct]],
     open_paths: Collection[str] | None,
 ) -> None:
-    """Gives ``app`` a document that has the schemas of all bodies and answers.
+    """Gives ``app`` a document that has the schemas of all bodies and answers, and the route of it.
 
     Args:
         answers: structs of all answers, errors included.
@@ -140,7 +144,11 @@ def install_openapi(
             app.openapi_schema = schema
         return app.openapi_schema
 
+    async def read(_request: Request) -> Response:
+        return JSONResponse(document())
+
     app.openapi = document  # type: ignore[method-assign]
+    app.routes.append(NamedRoute("/openapi.json", read, methods=["GET"], include_in_schema=False))
 
 
 def _declare_keys(

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 _MAX_SHOWN = 200
 _UNPRINTABLE = re.compile(r"[^ -~]")
+
+
+class NamedRoute(Route):
+    """A route that FastAPI documents nowhere, known by its template all the same, as those that it documents."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As any route; :func:`route_path` finds it then."""
+        match, found = super().matches(scope)
+        return match, found if match is Match.NONE else {**found, "route": self}
 
 
 def arrival(scope: Scope) -> float:

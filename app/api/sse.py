@@ -44,6 +44,7 @@ class EventStream:
         self._last_write = self._clock()
         self.started = False
         """The status is out: errors can only be events from here on."""
+        self.ended = False
 
     async def send(self, frame: bytes, *, more: bool = True) -> None:
         """Sends one event, the empty line behind it included.
@@ -61,6 +62,7 @@ class EventStream:
 
     async def end(self) -> None:
         """Ends the response."""
+        self.ended = True
         await self.send(b"", more=False)
 
     @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from app.cli._common import api_key_option, url_option
 )
 @click.option("--once", is_flag=True, help="Show one reading and end.")
 def verb(url: str, api_key: str | None, *, interval: float, once: bool) -> None:
-    """Watch a running server: requests, tokens a second, KV cache and prefix cache, model by model.
+    """Watch a running server: its load, tokens a second, KV cache and prefix cache, model by model, and each request.
 
     Of a server on this machine also the power of processors and GPUs, where their counters can be read. Ctrl-C leaves.
     """

@@ -116,3 +116,12 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def kv_cache_dtype(self) -> str:
         """Dtype of keys and values; see :attr:`KVCacheSpec.dtype`."""
         return self.kv_cache.dtype
+
+
+class MemoryNeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine will take, all ranks together; told before it is started."""
+
+    weights: int
+    """Bytes of all weights."""
+    kv_cache: int
+    """Bytes of all pages."""

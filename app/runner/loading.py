@@ -96,6 +96,18 @@ class Phases:
         self._progress(LoadProgress(phase=self._phase, done=done, total=total, seconds=seconds))
 
 
+def decoder_bytes(model_config: ModelConfig, placement: Placement) -> int:
+    """Bytes of the weights that a rank has of a model that generates, from shapes alone."""
+    sizes = build_model(model_config, 1, replace(placement, device=META)).destinations().values()
+    return sum(weight.nbytes for weight in sizes)
+
+
+def encoder_bytes(model_config: ModelConfig, placement: Placement) -> int:
+    """Bytes of the weights of a model that encodes, from shapes alone."""
+    sizes = build_encoder(model_config, 1, replace(placement, device=META)).destinations().values()
+    return sum(weight.nbytes for weight in sizes)
+
+
 def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placement) -> None:
     """Checks that weights and KV cache fit before either is filled.
 
@@ -104,8 +116,7 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
     Raises:
         RunnerError: they do not fit.
     """
-    sizes = build_model(model_config, 1, replace(placement, device=META)).destinations().values()
-    weight_bytes, kv_bytes = sum(weight.nbytes for weight in sizes), plan.nbytes
+    weight_bytes, kv_bytes = decoder_bytes(model_config, placement), plan.nbytes
     if placement.device.type == "cpu":  # whose memory all ranks share
         weight_bytes, kv_bytes = weight_bytes * placement.ranks.size, kv_bytes * placement.ranks.size
     available = available_memory(placement.device)
@@ -122,8 +133,7 @@ def check_encoder_memory(model_config: ModelConfig, placement: Placement) -> Non
     Raises:
         RunnerError: they do not fit.
     """
-    sizes = build_encoder(model_config, 1, replace(placement, device=META)).destinations().values()
-    weight_bytes, available = sum(weight.nbytes for weight in sizes), available_memory(placement.device)
+    weight_bytes, available = encoder_bytes(model_config, placement), available_memory(placement.device)
     if weight_bytes > available:
         raise RunnerError(f"weights of {weight_bytes} bytes do not fit into the {available} bytes available")
 

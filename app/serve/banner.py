@@ -84,9 +84,11 @@ class Banner:
     """How answers are sampled where a request does not say."""
     is_recommended: bool
     """The model's makers recommend that; else it is a setting's."""
+    page: str | None = None
+    """URL at which a browser on this machine finds the server's pages; None where it has none."""
 
     def ready_line(self, info: RunnerInfo, seconds: float) -> str:
-        """Address, model and formats, a request to try, and how it will be sampled.
+        """Address, model and formats, a request to try, how it will be sampled, and where the pages are.
 
         Args:
             seconds: time that the start took.
@@ -94,13 +96,18 @@ class Banner:
         return (
             f"ready: {self.url} serves {self.model} ({_formats(info)}) after {seconds:.2f} s. Try:\n"
             f"  {try_it(self.url, self.model, needs_key=self.needs_key)}\n"
-            f"  {self._sampling()}"
+            f"  {self._sampling()}{pages_line(self.page)}"
         )
 
     def _sampling(self) -> str:
         fields = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "temperature 1"
         source = "as the model recommends" if self.is_recommended else "by --default-sampling, as it recommends nothing"
         return f"Sampled with {fields} where a request does not say ({source})."
+
+
+def pages_line(url: str | None) -> str:
+    """A line with the addresses of the pages, the line break before it included; empty where there are none."""
+    return "" if url is None else f"\n  In a browser: {url}/ to chat, {url}/docs for the API."
 
 
 def try_it(url: str, model: str, *, needs_key: bool) -> str:

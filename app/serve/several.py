@@ -14,9 +14,9 @@ import click
 
 from app.duration import FOREVER
 from app.keys import ApiKey
-from app.serve.banner import try_it
+from app.serve.banner import pages_line, try_it
 from app.serve.errors import StartError
-from app.serve.sockets import is_loopback, url_of
+from app.serve.sockets import is_loopback, local_url_of, url_of
 from app.serve.stored_model import StoredModel
 from app.serve.supervised import served_names
 from app.serving.engine_client import EngineClient
@@ -74,7 +74,9 @@ async def run_several(
         server = DrainingServer(service, residency, settings)
         serving = asyncio.create_task(server.serve([sock]), name="http")
         others = [asyncio.create_task(place.resident.life.look()) for place in places]
-        others.append(asyncio.create_task(_announce(places, preloads, url_of(sock), began, needs_key=bool(keys))))
+        page = local_url_of(sock) if settings.page else None
+        said = _announce(places, preloads, url_of(sock), began, needs_key=bool(keys), page=page)
+        others.append(asyncio.create_task(said))
         try:
             await asyncio.wait([serving])
         finally:
@@ -137,12 +139,19 @@ async def _engines_started(places: Sequence[_Place], preloads: Sequence[asyncio.
 
 
 async def _announce(
-    places: Sequence[_Place], preloads: Sequence[asyncio.Task[None]], url: str, began: float, *, needs_key: bool
+    places: Sequence[_Place],
+    preloads: Sequence[asyncio.Task[None]],
+    url: str,
+    began: float,
+    *,
+    needs_key: bool,
+    page: str | None,
 ) -> None:
     """Prints the ready line once what is loaded at the start has been, or failed to be.
 
     Args:
         began: instant of the start.
+        page: URL at which a browser finds the server's pages; None where it has none.
     """
     if preloads:
         await asyncio.wait(preloads)
@@ -153,4 +162,5 @@ async def _announce(
         life = place.resident.life
         said = f": {life.failure.reason}" if life.state is ModelState.FAILED and life.failure is not None else ""
         click.echo(f"  {', '.join(place.names)} ({life.state}{said})")
-    click.echo(f"Each is loaded when it is asked for. Try:\n  {try_it(url, places[0].names[0], needs_key=needs_key)}")
+    curl = try_it(url, places[0].names[0], needs_key=needs_key)
+    click.echo(f"Each is loaded when it is asked for. Try:\n  {curl}{pages_line(page)}")

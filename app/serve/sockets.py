@@ -40,4 +40,16 @@ def is_loopback(sock: socket.socket) -> bool:
 def url_of(sock: socket.socket) -> str:
     """URL of a server that listens on a bound socket."""
     host, port = sock.getsockname()[:2]
+    return _url(host, port)
+
+
+def local_url_of(sock: socket.socket) -> str:
+    """URL at which a browser on this machine finds that server: one that listens on all addresses is at loopback's."""
+    host, port = sock.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return _url(host, port)
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

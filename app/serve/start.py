@@ -20,7 +20,7 @@ from app.keys import ApiKey, distinct, read_key_file
 from app.per_model import come_and_go, per_model
 from app.serve.banner import Banner, Phases
 from app.serve.errors import StartError
-from app.serve.sockets import is_loopback, listen, url_of
+from app.serve.sockets import is_loopback, listen, local_url_of, url_of
 from app.serve.supervised import Supervised, supervised_engine
 from app.serving.engine_client import EngineFailedError
 from app.settings import Settings, SettingsError
@@ -100,6 +100,7 @@ async def _run(
             needs_key=bool(keys),
             sampling=generator.default_params,
             is_recommended=generator.has_recommendation,
+            page=local_url_of(sock) if settings.page else None,
         )
         serving = asyncio.create_task(server.serve([sock]), name="http")
         return await _until_done(serving, server, engine, banner, phases)

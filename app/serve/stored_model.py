@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from app.serve.engine import engine_config
+from app.serve.needs import measured_needs
 from app.serve.supervised import new_supervisor
 from app.serving.engine_client import EngineClient
 from app.serving.memory import PROCESS_BYTES
@@ -32,6 +35,8 @@ class StoredModel:
         self._client = client
         self._metrics = metrics
         self._found: ModelFiles | None = None
+        self._measuring = threading.Lock()
+        self._needs: int | None = None
 
     @property
     def takes_the_rest(self) -> bool:
@@ -59,11 +64,23 @@ class StoredModel:
             name = at_revision(settings.model, settings.revision)
             self._found = pull(name, Store(settings.home), progress, via=settings.via)
 
-    def needs(self) -> int:
-        """Bytes of memory that it will take, roughly: its weights as they are stored, the KV cache, a process."""
+    def guess(self) -> int:
+        """Bytes of memory that it will take, by the size of its files: its weights may be kept in another format."""
         stored = sum(path.stat().st_size for path in self._files.weights)
         ranks = self._settings.tensor_parallel_size
         return stored + ranks * ((self._settings.kv_cache_memory or _KV_BYTES) + PROCESS_BYTES)
+
+    def needs(self) -> int:
+        """Bytes of memory that it will take: weights and KV cache in the formats that its engine will choose, and a
+        process a rank.
+        """
+        with self._measuring:  # who comes second gets what the first found out
+            if self._needs is None:
+                files = self._files
+                measured = measured_needs(engine_config(self._settings, files.directory, files.weights))
+                processes = self._settings.tensor_parallel_size * PROCESS_BYTES
+                self._needs = self.guess() if measured is None else measured + processes
+            return self._needs
 
     def text_side(self) -> Generator:
         """Its tokenizer, templates and defaults. Raises ValueError."""

@@ -61,7 +61,8 @@ class Lifecycle:
         self.failure: Failure | None = None
         """Why the last load failed, or how its engine was lost."""
         self.needed = 0
-        """Bytes of memory that it needs: an estimate, or, once it was loaded, what it was seen to take."""
+        """Bytes of memory that it needs: by its shapes, or, once it was loaded, what it was seen to take. Of what is
+        loaded as the server starts it is a guess: its engine is up almost as soon as another process could tell."""
         self.promised = 0
         """Bytes that are its own now."""
         self.begun = asyncio.Event()
@@ -158,7 +159,7 @@ class Lifecycle:
         await self._stop_engine()
 
     async def look(self) -> None:
-        """Finds out whether the files of a model are here that was never loaded."""
+        """Finds out whether the files of a model are here that was never loaded, and how much memory it will need."""
         failure: Failure | None = None
         here = False
         try:
@@ -167,10 +168,12 @@ class Lifecycle:
             failure = Failure(str(error), self._now(), passes=False)
         if self._step is not None or self._stage is not ModelState.IDLE:
             return
-        if failure is not None:
+        if here:
+            await in_daemon_thread(self._source.needs)  # so that its first request does not wait for that
+        elif failure is not None:
             self._fail(failure)
             self._enter(ModelState.FAILED)
-        elif not here:
+        else:
             self._enter(ModelState.ABSENT, "its files are not here")
 
     async def read_text_side(self) -> None:
@@ -239,7 +242,7 @@ class Lifecycle:
             self._enter(ModelState.PULLING, "its files are being fetched")
             self.begun.set()
         await in_daemon_thread(lambda: source.fetch(self._pull))
-        self.needed = self.needed or await in_daemon_thread(source.needs)
+        self.needed = self.needed or await in_daemon_thread(source.needs if self._opened.is_set() else source.guess)
         self._enter(ModelState.LOADING, "it waits for memory")
         self._waits_for_memory = True
         await self._make_room()

@@ -65,8 +65,11 @@ class ModelSource(Protocol):
     def fetch(self, progress: ProgressReporter) -> None:
         """Finds its files, and brings them here if they are not. Raises :class:`StoreError`."""
 
+    def guess(self) -> int:
+        """Bytes of memory that it will take, a rough guess that costs nothing; its files have been found."""
+
     def needs(self) -> int:
-        """Bytes of memory that it will take, an estimate; its files have been found."""
+        """Bytes of memory that it will take, by its shapes and settings; its files have been found."""
 
     def text_side(self) -> Generator:
         """Its tokenizer, templates and defaults; its files have been found. Raises ValueError."""

@@ -95,6 +95,23 @@ async def test_metrics(server: Server) -> None:
     assert not any(f"/v1/models/{MODEL}" in name for name in series)  # a template, no raw path
 
 
+async def test_pages_and_the_document_count_as_their_own_routes(server: Server) -> None:
+    for path in ("/", "/docs", "/page/icon.svg", "/page/none", "/openapi.json"):
+        await server.http.get(path, headers={"accept": "text/html"})
+    await server.http.head("/docs")
+    page = (await server.http.get("/metrics")).text
+    for route, method, status in (
+        ("/", "GET", 200),
+        ("/docs", "GET", 200),
+        ("/docs", "HEAD", 200),
+        ("/page/{name:path}", "GET", 200),
+        ("/page/{name:path}", "GET", 404),
+        ("/openapi.json", "GET", 200),
+    ):
+        assert f'tuili_http_requests_total{{method="{method}",route="{route}",status="{status}"}} 1.0' in page
+    assert 'route="unmatched"' not in page
+
+
 async def test_models() -> None:
     async with running() as rig, serve_rig(rig, names=(MODEL, "org/alias")) as server:
         rig.generator.default_params.update(temperature=0.3, top_k=40)

@@ -83,6 +83,63 @@ async def test_a_client_that_leaves_while_its_model_loads() -> None:
         assert 'reason="client_left"' in refusals[0]
 
 
+STREAMS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"]
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_that_waits_for_its_model_is_kept_alive(path: str) -> None:
+    async with house("x") as it, serving(it, ApiSettings(keepalive_interval=0.02)) as http:
+        it.sources[0].may_load.clear()
+        body = {"model": "x", "no_such_field": 1, **BODIES[path], "stream": True}
+        async with http.stream("POST", path, json=body) as answer:
+            assert answer.status_code == 200, "begun by the first comment"
+            assert "no_such_field" in answer.headers["x-ignored-params"]
+            chunks = answer.aiter_bytes()
+            comment = await anext(chunks)
+            assert it.states == "loading"
+            it.sources[0].may_load.set()
+            rest = b"".join([chunk async for chunk in chunks])
+        assert comment.startswith((b": keep-alive\n\n", b"event: ping\n", b" ")), "what clients of the protocol skip"
+        assert b"error" not in rest.replace(b'"error":null', b"")
+        assert rest.count(b"x") >= 4
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_load_that_fails_ends_a_stream_that_waited_with_an_error_event(path: str) -> None:
+    async with house("x") as it, serving(it, ApiSettings(keepalive_interval=0.02)) as http:
+        it.sources[0].may_load.clear()
+        it.sources[0].broken = ValueError("lm_head.weight is missing")
+        async with http.stream("POST", path, json={"model": "x", **BODIES[path], "stream": True}) as answer:
+            chunks = answer.aiter_bytes()
+            await anext(chunks)
+            it.sources[0].may_load.set()
+            rest = b"".join([chunk async for chunk in chunks])
+        assert answer.status_code == 200
+        assert b"lm_head.weight is missing" in rest
+        assert rest.count(b"error") >= 1
+
+
+async def test_a_whole_answer_waits_for_its_model_within_its_time() -> None:
+    async with house("x") as it, serving(it, ApiSettings(keepalive_interval=0.02)) as http:
+        it.sources[0].may_load.clear()
+        late = await http.post("/v1/completions", json={"model": "x", "timeout": 0.2, **BODIES["/v1/completions"]})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        waiting = asyncio.create_task(complete(http, "x"))
+        await until(lambda: it.residents[0]._waiting == 1)
+        it.sources[0].may_load.set()
+        assert (await waiting).json()["choices"][0]["text"] == "xxxx"
+
+
+async def test_a_stream_whose_client_leaves_waits_no_longer() -> None:
+    async with house("x") as it, serving(it, ApiSettings(keepalive_interval=0.02)) as http:
+        it.sources[0].may_load.clear()
+        body = {"model": "x", **BODIES["/v1/completions"], "stream": True}
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            await anext(answer.aiter_bytes())
+            assert it.residents[0]._waiting == 1
+        await until(lambda: it.residents[0]._waiting == 0)
+
+
 async def test_a_stream_keeps_its_model_until_it_ends() -> None:
     async with house("x", "y", room=1) as it, serving(it) as http:
         it.sources[0].delay = 0.005

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.client.energy import EnergyCounters
+from app.client.engine_view import EngineViews
 from app.client.figures import load_between, read_figures
 from app.client.target import TargetError
 from tests.api.conftest import start_server
-from tests.serving.rig import MODEL
+from tests.serving.rig import MODEL, until
 
 PAGE = """# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{model_name="a"}} 3.0
@@ -69,7 +71,38 @@ async def test_one_reading_of_a_live_server() -> None:
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         out, _ = await process.communicate()
     assert process.returncode == 0
-    assert out.decode().startswith(f"{MODEL}  running 0  waiting 0  out tok/s 0.0")
+    assert out.decode().startswith(f"{MODEL}  state ready  running 0  waiting 0  out tok/s 0.0")
+    assert "  cached 0%  " in out.decode()
+
+
+async def test_what_an_engine_tells_is_read_where_there_is_one() -> None:
+    async with start_server(delay=0.01) as server:
+        asking = asyncio.create_task(server.post("/v1/completions", {"prompt": "x" * 40, "max_tokens": 400}))
+        await until(lambda: server.rig.client.stats.num_running == 1)
+        with httpx.Client() as http:
+            views = await asyncio.to_thread(EngineViews(server.url, http).read, [MODEL, "none"])
+        asking.cancel()
+    assert list(views) == [MODEL]
+    assert views[MODEL].state == "ready"
+    (row,) = views[MODEL].requests
+    assert (row.status, row.prompt_tokens) == ("running", 40)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "asked"),
+    [(404, b"", 1), (403, b"{}", 1), (200, b"<html>", 1), (200, b'{"object": "list"}', 1), (503, b"", 3)],
+)
+def test_a_server_without_that_route_is_asked_once(status: int, body: bytes, asked: int) -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(status, content=body)
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as http:
+        views = EngineViews("http://there", http)
+        assert [views.read(["m"]) for _ in range(3)] == [{}, {}, {}]
+    assert len(seen) == asked
 
 
 def test_nobody_there_is_one_line() -> None:

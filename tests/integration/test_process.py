@@ -48,6 +48,7 @@ def test_phases_and_ready_line_are_printed(server: Server) -> None:
     for phase in ("model", "tokenizer", "weights", "kv_cache"):
         assert re.search(rf"^ *{phase}\b.*\d\.\d+ s", text, re.MULTILINE), phase
     assert f"curl {server.url}/v1/chat/completions" in text
+    assert f"In a browser: {server.url}/ to chat" in text
 
 
 def test_what_the_engine_logs_is_shown(tiny_llama: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import socket
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from rich.console import Console
 from app.contract.frames import LoadProgress
 from app.serve.banner import Banner, Phases
 from app.serve.loading_bar import progress_line
+from app.serve.sockets import local_url_of
 from tests.fakes import fake_info, kv_group
 
 PLAIN: dict[str, Any] = {"needs_key": False, "sampling": {"temperature": 0.6, "top_k": 40}, "is_recommended": False}
@@ -43,6 +45,26 @@ def test_the_ready_line_tells_how_answers_are_sampled() -> None:
     assert "temperature 0.6, top_k 40 where a request does not say (by --default-sampling" in last()
     assert "(as the model recommends)" in last(is_recommended=True)
     assert "temperature 1 " in last(sampling={})
+
+
+def test_the_last_line_names_the_pages() -> None:
+    said = Banner("http://192.0.2.1:1", "m", **PLAIN, page="http://127.0.0.1:1").ready_line(INFO, 1.0)
+    assert said.splitlines()[-1] == "  In a browser: http://127.0.0.1:1/ to chat, http://127.0.0.1:1/docs for the API."
+    assert "browser" not in Banner("http://127.0.0.1:1", "m", **PLAIN).ready_line(INFO, 1.0), "a server without pages"
+
+
+@pytest.mark.parametrize(
+    ("host", "at"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")],  # noqa: S104
+)
+def test_a_browser_here_finds_a_server_that_listens_everywhere(host: str, at: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        try:
+            sock.bind((host, 0))
+        except OSError:
+            pytest.skip("no such addresses here")
+        assert local_url_of(sock) == f"http://{at}:{sock.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,10 @@ class FakeSource:
     client: EngineClient
     metrics: Metrics
     size: int = SIZE
+    guessed: int = 0
+    """Size that its files suggest; 0: the true one."""
+    measured: int = 0
+    """Times that somebody asked for the true one."""
     absent: bool = False
     takes_the_rest: bool = False
     broken: Exception | None = None
@@ -108,7 +112,11 @@ class FakeSource:
                 self.may_fetch.wait(20)
             self.absent = False
 
+    def guess(self) -> int:
+        return self.guessed or self.size
+
     def needs(self) -> int:
+        self.measured += 1
         return self.size
 
     def text_side(self) -> Generator:

@@ -53,6 +53,24 @@ async def test_a_model_is_loaded_when_it_is_asked_for_and_goes_after_its_time() 
         assert count(it, "tuili_model_state", b, state="ready") == 1
 
 
+async def test_a_model_is_measured_except_while_the_server_starts() -> None:
+    async with house("a", "b", "c", room=3) as it:
+        a, b, c = it.residents
+        for source in it.sources:
+            source.guessed = 9 * SIZE
+        it.sources[0].guessed = 2 * SIZE
+        it.residency.opened.clear()
+        loading = a.preload()
+        await until(lambda: a.life.promised == 2 * SIZE)
+        it.residency.opened.set()
+        await loading
+        await c.life.look()
+        await use(b)
+        await use(c)
+        assert it.states == "ready ready ready", "they fit by their true sizes"
+        assert [source.measured for source in it.sources] == [0, 1, 2]
+
+
 async def test_requests_say_how_long_it_stays() -> None:
     async with house("a") as it:
         (a,) = it.residents

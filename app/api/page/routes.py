@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from app.api.page import assets
+from app.api.scope import NamedRoute
 
 FILES = "/page/"
 """Path under which the files are."""
@@ -47,8 +48,8 @@ def routes() -> list[BaseRoute]:
     """The routes. They go before those of the protocols: programs that ask ``GET /`` mean one of them."""
     return [
         _HtmlRoute("/", _page, methods=["GET"], include_in_schema=False),
-        Route("/docs", _page, methods=["GET"], include_in_schema=False),
-        Route(FILES + "{name:path}", _file, methods=["GET"], include_in_schema=False),
+        NamedRoute("/docs", _page, methods=["GET"], include_in_schema=False),
+        NamedRoute(FILES + "{name:path}", _file, methods=["GET"], include_in_schema=False),
     ]
 
 
@@ -60,7 +61,7 @@ def is_page(scope: Scope) -> bool:
     return path in _OPEN or (path == "/" and _takes_html(scope))
 
 
-class _HtmlRoute(Route):
+class _HtmlRoute(NamedRoute):
     """A route for browsers alone."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

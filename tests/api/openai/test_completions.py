@@ -268,6 +268,24 @@ async def test_streamed_logprobs_are_those_of_the_whole_answer(server: Server) -
             assert [value for part in parts for value in part["logprobs"][name]] == values
 
 
+async def test_the_document_has_null_where_chunks_have(server: Server) -> None:
+    """A chunk's finish reason before the last, and the log-probability of a prompt's first token."""
+    first, *_ = await streamed(server, prompt=PROMPT, max_tokens=12, logprobs=1, echo=True)
+    (choice,) = first["choices"]
+    assert choice["finish_reason"] is None
+    assert (choice["logprobs"]["token_logprobs"][0], choice["logprobs"]["top_logprobs"][0]) == (None, None)
+    schemas = (await server.http.get("/openapi.json")).json()["components"]["schemas"]
+    of_choice, of_logprobs = (schemas[name]["properties"] for name in ("CompletionChoice", "CompletionLogprobs"))
+    for allowed in (
+        of_choice["finish_reason"],
+        of_choice["logprobs"],
+        of_logprobs["token_logprobs"]["items"],
+        of_logprobs["top_logprobs"]["items"],
+        schemas["ChatChunkChoice"]["properties"]["finish_reason"],
+    ):
+        assert {"type": "null"} in allowed["anyOf"]
+
+
 async def test_echo_waits_for_the_prompts_logprobs() -> None:
     """The second choice takes the prompt from the cache and is faster than the first, which has to score it."""
     prompt = "a long prompt " * 70  # more tokens than one step has rows of logits

@@ -39,7 +39,7 @@ async def running_browser() -> AsyncIterator[Browser]:
 async def visiting(
     browser: Browser, url: str, *, may_say: str | None = None, language: str = "en-US", **options: object
 ) -> AsyncIterator[Page]:
-    """A page in a context of its own. Whatever the browser complains of, violations of the policy too, is an error.
+    """A page that is drawn, in a context of its own. What the browser complains of, its policy too, is an error.
 
     Args:
         may_say: a text in complaints that are expected.
@@ -53,6 +53,8 @@ async def visiting(
     page.on("pageerror", lambda error: complaints.append(str(error)))
     try:
         await page.goto(url)
+        # A page is drawn after its load event, with what its database or the server says: before, keys reach nobody.
+        await page.locator("main").wait_for()
         yield page
         assert [each for each in complaints if may_say is None or may_say not in each] == []
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -57,9 +58,22 @@ async def browser() -> AsyncIterator[Browser]:
         yield running
 
 
-def slowly(text: str, settings: ApiSettings | None = None) -> AbstractAsyncContextManager[Server]:
+def slowly(text: str) -> AbstractAsyncContextManager[Server]:
     """A server that takes its time over an answer."""
-    return start_server(settings, next_token=answering(text), num_blocks=512, max_model_len=4096, delay=0.02)
+    return start_server(next_token=answering(text), num_blocks=512, max_model_len=4096, delay=0.02)
+
+
+def pause(server: Server, *, after: int) -> None:
+    """Answers stand still after so many tokens, for as long as the browser needs, until :func:`resume`."""
+    assert server.rig.runner is not None
+    sampled = itertools.count()
+    server.rig.runner.withhold = lambda _step, _row: next(sampled) >= after
+
+
+def resume(server: Server) -> None:
+    """Answers go on where they stand."""
+    assert server.rig.runner is not None
+    server.rig.runner.withhold = None
 
 
 async def ask(page: Page, text: str) -> None:
@@ -116,20 +130,33 @@ async def test_an_answer_is_drawn_and_kept(browser: Browser) -> None:
 
 async def test_stop_leaves_what_came_and_goes_on(browser: Browser) -> None:
     async with slowly(LONG) as server, visiting(browser, server.url) as page:
+        pause(server, after=40)
         await ask(page, "Go")
         await page.locator(".token").nth(10).wait_for()
         await page.click("[data-action=stop]")
         await page.locator('.turn.assistant[data-state="stopped"]').wait_for()
         await until(lambda: server.rig.client.stats.num_running == 0)
         part = await text_of(page, ".markdown")
-        assert 5 < len(part) < len(LONG) / 2
+        assert 5 < len(part) <= 40
+        resume(server)
         await page.click("[data-action=go-on]")
         await page.locator(f".turn.assistant{DONE}").wait_for()
         assert await text_of(page, ".markdown") == LONG.strip()
+        pause(server, after=40)
         await ask(page, "Again")
         await page.locator(".turn.assistant >> nth=1 >> .token >> nth=3").wait_for()
         await page.keyboard.press("Escape")
         await page.locator('.turn.assistant[data-state="stopped"]').wait_for()
+
+
+async def test_a_question_is_kept_when_the_page_goes_before_its_answer(browser: Browser) -> None:
+    async with slowly(LONG) as server, visiting(browser, server.url) as page:
+        pause(server, after=40)
+        await ask(page, "Go")
+        await page.locator(".token").nth(3).wait_for()
+        await page.reload()
+        assert await text_of(page, ".bubble") == "Go"
+        await page.locator('.turn.assistant[data-state="broken"]').wait_for()
 
 
 async def test_edits_and_other_answers_are_branches(browser: Browser) -> None:
@@ -218,11 +245,13 @@ async def test_a_tool_is_called_and_its_result_given(browser: Browser) -> None:
 async def test_the_language_changes_while_an_answer_comes(browser: Browser) -> None:
     async with slowly(LONG[:150]) as server, visiting(browser, server.url) as page:
         assert await page.get_attribute("html", "lang") == "en"
+        pause(server, after=40)
         await ask(page, "Go")
         await page.locator(".token").nth(3).wait_for()
         await page.click('.foot-link[lang="zh"]')
         assert await page.get_attribute("html", "lang") == "zh-CN"
         assert await text_of(page, ".new") == "新对话"
+        resume(server)
         await page.locator(f".turn.assistant{DONE}").wait_for()
         assert await text_of(page, ".markdown") == LONG[:150].strip()
         await page.reload()
@@ -237,6 +266,7 @@ async def test_a_dropped_connection_says_so_and_goes_on(browser: Browser) -> Non
         line_to(server.address) as line,
         visiting(browser, line.url, may_say="ERR_") as page,
     ):
+        pause(server, after=40)
         await ask(page, "Go")
         await page.locator(".token").nth(10).wait_for()
         line.cut()
@@ -246,6 +276,7 @@ async def test_a_dropped_connection_says_so_and_goes_on(browser: Browser) -> Non
         assert LONG.startswith(part)
         await page.reload()
         assert await text_of(page, ".markdown") == part
+        resume(server)
         await page.click("[data-action=go-on]")
         await page.locator(f".turn.assistant{DONE}").wait_for()
         assert await text_of(page, ".markdown") == LONG.strip()
@@ -275,6 +306,7 @@ async def test_the_engine_is_seen_at_work(browser: Browser) -> None:
     async with slowly(LONG) as server, visiting(browser, server.url) as page:
         await page.keyboard.press("Alt+e")
         await page.locator(".owners").wait_for()
+        pause(server, after=40)
         await ask(page, "Go")
         await page.locator(".rows li").wait_for()
         assert "Request 1" in await text_of(page, ".rows li")

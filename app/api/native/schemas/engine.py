@@ -78,7 +78,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["engine"] = "engine"
     model: str
     state: str
-    """`loading`, `ready`, `draining` or `dead`."""
+    """`loading`, `ready`, `draining`, `dead`, or `idle`: not loaded."""
     time: float
     """Seconds of a clock that only goes on: rates are differences of totals by it."""
     running: int

@@ -228,6 +228,7 @@ export class Chat extends EventTarget {
     const requestId = newId();
     Object.assign(turn, { state: State.RUNNING, error: null, finish: null, timing: null, requestId });
     this.running.set(conversation.id, { controller, turn });
+    this.save(conversation);
     this.#emit("thread");
     this.#emit("status");
     try {

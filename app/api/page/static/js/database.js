@@ -36,24 +36,31 @@ export class Database {
     return this.#db !== null;
   }
 
-  #store(mode) {
-    return this.#db.transaction(STORE, mode).objectStore(STORE);
+  /** Makes a change that lasts, even if the page goes before it is told so. */
+  #write(change) {
+    const transaction = this.#db.transaction(STORE, "readwrite");
+    change(transaction.objectStore(STORE));
+    return new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+      transaction.commit();
+    });
   }
 
   async all() {
     if (this.#db === null) return [...this.#memory.values()];
-    return settled(this.#store("readonly").getAll());
+    return settled(this.#db.transaction(STORE, "readonly").objectStore(STORE).getAll());
   }
 
   /** Keeps a copy. Rejects when there is no room for it. */
   async put(conversation) {
     const copy = structuredClone(conversation);
     if (this.#db === null) this.#memory.set(copy.id, copy);
-    else await settled(this.#store("readwrite").put(copy));
+    else await this.#write((store) => store.put(copy));
   }
 
   async remove(id) {
     this.#memory.delete(id);
-    if (this.#db !== null) await settled(this.#store("readwrite").delete(id));
+    if (this.#db !== null) await this.#write((store) => store.delete(id));
   }
 }
