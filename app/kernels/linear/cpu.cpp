@@ -52,7 +52,7 @@ static int64_t linear_chunks(const void* args, const TuiliStep* step, int32_t th
     return p.groups * p.blocks;
 }
 
-// W sums of a row of a tile, from its output `i` on: scaled, biased, and with what an adapter adds, if `added` is not NULL.
+// W sums of a row of a tile, from output `i` on: scaled, biased, and with what an adapter adds if `added` is not NULL.
 TUILI_INLINE F finished_sum(const TuiliLinearArgs& a, const float* c, const float* added, int64_t first, int i) {
     F y = load(c + i);
     if (a.x_dtype == TUILI_I8) y = mul(y, load(a.w_scale + first + i));
@@ -142,7 +142,7 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
     const int64_t few = end - begin < 4 ? end - begin : ceil_div(end - begin, 2);
     const int64_t passes = ceil_div(end - begin, smaller(few, kMaxRows)), pass = ceil_div(end - begin, passes);
     const char* weight = (const char*)a.weight + tile * p.words * kWordBytes;
-    // A pass finishes its rows; with adapters those of the whole block are finished together, sorted if it is all there is.
+    // A pass finishes its rows; with adapters those of a block are finished together, sorted if it is the only one.
     const bool finishes = a.adapters == nullptr;
     const int32_t* order = begin == 0 && end == p.rows ? a.order : nullptr;
     for (int from = 0; from < p.words; from += kPieceWords) {

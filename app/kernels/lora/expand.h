@@ -1,4 +1,5 @@
-// What adapters add to a tile of outputs: from the sums of low rank that the op `lora` left, within `linear`'s epilogue.
+// What adapters add to a tile of outputs, of the sums of low rank that the op `lora` left: a part of `linear`'s
+// epilogue.
 #pragma once
 #include "panel.h"
 
@@ -6,7 +7,10 @@ namespace TUILI_ISA {
 
 enum : int { kTileHalves = kTile / kPanel, kFetchedLines = 32 };
 
-TUILI_INLINE int up_words(const TuiliLinearArgs& a) { return a.x_dtype == TUILI_I8 ? (a.rank + 3) / 4 : (a.rank + 1) / 2; }
+// Words of a block.
+TUILI_INLINE int up_words(const TuiliLinearArgs& a) {
+    return a.x_dtype == TUILI_I8 ? (a.rank + 3) / 4 : (a.rank + 1) / 2;
+}
 
 // Row i of those that go together when sorted by slot; without an order as they stand.
 TUILI_INLINE int64_t sorted_row(const int32_t* order, int64_t i) { return order != nullptr ? order[i] : i; }

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels.int8 import quantize
-from app.kernels.lora.adapted import LowRankWeight
+from app.kernels.lora.adapted import MAX_PARTS, MAX_RANK, LowRankWeight
 from app.kernels.native.library import allocate
 from app.kernels.packed_order import PANEL, packed_positions
 from app.kernels.types import PackedWeight
@@ -118,8 +118,11 @@ def new_packed_low_rank(slots: int, parts: Sequence[int], rank: int, beside: Pac
         beside: the layer's weight.
 
     Raises:
+        ValueError: more parts, or a greater rank, than kernels take.
         NativeError: there are no native kernels here, or no memory.
     """
+    if not (1 <= len(parts) <= MAX_PARTS and 1 <= rank <= MAX_RANK):
+        raise ValueError(f"up to {MAX_PARTS} parts and ranks up to {MAX_RANK} are packed, not {len(parts)} and {rank}")
     ends, features = tuple(accumulate(parts)), beside.out_features
     panels = [set[int]() for _ in range(math.ceil(features / (2 * PANEL)) * 2)]
     for part, end in enumerate(ends):

@@ -33,8 +33,8 @@ TUILI_INLINE int rows_together(SlotOf slot_of, int64_t row, int64_t end) {
 
 // sums[m] = panel . x[m] over int8 words, exact; x[m] is read from byte `at` on.
 template <int M>
-TUILI_INLINE void panel_int8(const char* const (&x)[M], int64_t at, const int32_t (&offset)[M], const char* w, int words,
-                             F (&sums)[M][kPanelVectors]) {
+TUILI_INLINE void panel_int8(const char* const (&x)[M], int64_t at, const int32_t (&offset)[M], const char* w,
+                             int words, F (&sums)[M][kPanelVectors]) {
 #if defined(__AVX512F__)
     __m512i sum[M];
     TUILI_EACH(int m = 0; m < M; m++) sum[m] = _mm512_set1_epi32(offset[m]);
@@ -52,8 +52,9 @@ TUILI_INLINE void panel_int8(const char* const (&x)[M], int64_t at, const int32_
             TUILI_EACH(int j = 0; j < 2; j++) sum[m][j] = _mm256_setzero_si256();
         for (int k = 0; k < words; k++) {
             __m256i weight[2];
+            const char* word = w + k * kPanelWord + v * 32;
             TUILI_EACH(int j = 0; j < 2; j++)
-                weight[j] = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(w + k * kPanelWord + v * 32 + j * 16)));
+                weight[j] = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(word + j * 16)));
             TUILI_EACH(int m = 0; m < M; m++) {
                 const __m128i bytes = _mm_cvtsi32_si128(load_word(x[m] + at + k * 4));
                 const __m256i value = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(bytes));
@@ -97,9 +98,10 @@ TUILI_INLINE void panel_bf16(const char* const (&x)[M], const char* w, int words
             TUILI_EACH(int c = 0; c < kChains; c++) sum[m][c] = zero();
         int k = 0;
         for (; k + kChains <= words; k += kChains)
-            TUILI_EACH(int c = 0; c < kChains; c++)
-                TUILI_EACH(int m = 0; m < M; m++)
-                    sum[m][c] = add_pairs(sum[m][c], w + (k + c) * kPanelWord + v * W * 4, load_word(x[m] + (k + c) * 4));
+            TUILI_EACH(int c = 0; c < kChains; c++) {
+                const char* word = w + (k + c) * kPanelWord + v * W * 4;
+                TUILI_EACH(int m = 0; m < M; m++) sum[m][c] = add_pairs(sum[m][c], word, load_word(x[m] + (k + c) * 4));
+            }
         for (; k < words; k++)
             TUILI_EACH(int m = 0; m < M; m++)
                 sum[m][0] = add_pairs(sum[m][0], w + k * kPanelWord + v * W * 4, load_word(x[m] + k * 4));
