@@ -41,7 +41,8 @@ class AdapterRoom:
 
     def __init__(self, limits: AdapterLimits, dtype: torch.dtype, device: torch.device) -> None:
         self.limits = limits
-        self.dtype, self.device = dtype, device
+        self.device = device
+        self._dtype = dtype
         self.layers: list[LayerAdapters] = []
         self.token_slots = torch.full((limits.max_tokens,), -1, dtype=torch.int32, device=device)
         """[max_tokens] int32: the slot of each token's adapter, -1 for none. May be replaced before the first step."""
@@ -49,6 +50,10 @@ class AdapterRoom:
         """[max_tokens] int32: a step's tokens sorted by slot. May be replaced likewise."""
         self.scratch = torch.empty(0, dtype=torch.float32, device=device)
         """What is between two kernels of a layer; grows with the layers that are made."""
+
+    def new_matrices(self, *shape: int) -> Tensor:
+        """Room for matrices beside a weight that is not packed, uninitialised."""
+        return torch.empty(*shape, dtype=self._dtype, device=self.device)
 
     def new_layer(self, parts: Sequence[int], beside: Weight) -> LayerAdapters:
         """Room for the adapters of a layer.
@@ -82,13 +87,11 @@ class LayerAdapters:
             self.weight = new_packed_low_rank(limits.slots, parts, limits.rank, beside)
             return
         features, width = beside.values.shape
-        matrices = {"dtype": room.dtype, "device": room.device}
-        ints = {"dtype": torch.int32, "device": room.device}
         self.weight = LowRankWeight(
-            down=torch.empty(limits.slots, len(parts), limits.rank, width, **matrices),
-            up=torch.empty(limits.slots, limits.rank, features, **matrices),
-            ranks=torch.zeros(limits.slots, len(parts), **ints),
-            ends=torch.tensor(list(accumulate(parts)), **ints),
+            down=room.new_matrices(limits.slots, len(parts), limits.rank, width),
+            up=room.new_matrices(limits.slots, limits.rank, features),
+            ranks=torch.zeros(limits.slots, len(parts), dtype=torch.int32, device=room.device),
+            ends=torch.tensor(list(accumulate(parts)), dtype=torch.int32, device=room.device),
         )
 
     def of_tokens(self, tokens: int) -> LowRank:

@@ -126,9 +126,9 @@ def new_packed_low_rank(slots: int, parts: Sequence[int], rank: int, beside: Pac
     ends, features = tuple(accumulate(parts)), beside.out_features
     panels = [set[int]() for _ in range(math.ceil(features / (2 * PANEL)) * 2)]
     for part, end in enumerate(ends):
-        begin = end - parts[part]
-        for panel in (packed_positions(features, begin, parts[part], gate_up=beside.gate_up) // PANEL).unique():
-            panels[int(panel)].add(part)
+        positions = packed_positions(features, end - parts[part], parts[part], gate_up=beside.gate_up)
+        for panel in set((positions // PANEL).tolist()):
+            panels[panel].add(part)
     weight = PackedLowRankWeight(
         data=torch.empty(0, dtype=torch.int32),
         ranks=torch.zeros(slots, len(parts), dtype=torch.int32),
