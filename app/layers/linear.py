@@ -70,7 +70,7 @@ class Linear:
         )
         self.weight = self._new.weight
         room = placement.adapters
-        self._adapters = None if room is None else room.new_layer(list(self._parts.values()), self.in_features)
+        self._adapters = None if room is None else room.new_layer(list(self._parts.values()), self.weight)
 
     @property
     def act_format(self) -> ActFormat:

@@ -15,8 +15,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from app.kernels.lora import LowRank, LowRankWeight
-from app.kernels.native.library import allocate
+from app.kernels.lora import LowRank, LowRankWeight, PackedLowRankWeight, new_packed_low_rank, pack_low_rank
+from app.kernels.types import NativeWeight, Weight
 from app.quant.destination import Adapted, Destination, Interleaved, Transposed
 
 
@@ -36,41 +36,37 @@ class AdapterRoom:
     """What the linear layers of one model share: which adapter each token of a step has, and a scratch.
 
     Args:
-        dtype: of the adapters' matrices.
-        huge: whether they are to lie in huge pages, as native kernels' weights do.
+        dtype: of the adapters' matrices beside weights that are not packed.
     """
 
-    def __init__(self, limits: AdapterLimits, dtype: torch.dtype, device: torch.device, *, huge: bool) -> None:
+    def __init__(self, limits: AdapterLimits, dtype: torch.dtype, device: torch.device) -> None:
         self.limits = limits
+        self.device = device
+        self._dtype = dtype
         self.layers: list[LayerAdapters] = []
         self.token_slots = torch.full((limits.max_tokens,), -1, dtype=torch.int32, device=device)
         """[max_tokens] int32: the slot of each token's adapter, -1 for none. May be replaced before the first step."""
+        self.token_order = torch.arange(limits.max_tokens, dtype=torch.int32, device=device)
+        """[max_tokens] int32: a step's tokens sorted by slot. May be replaced likewise."""
         self.scratch = torch.empty(0, dtype=torch.float32, device=device)
         """What is between two kernels of a layer; grows with the layers that are made."""
-        self._dtype, self._device = dtype, device
-        self._huge = huge and device.type == "cpu"
 
-    def new_memory(self, shape: tuple[int, ...]) -> Tensor:
-        """Room for matrices, uninitialised."""
-        if self._huge:
-            return allocate(shape, self._dtype)
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+    def new_matrices(self, *shape: int) -> Tensor:
+        """Room for matrices beside a weight that is not packed, uninitialised."""
+        return torch.empty(*shape, dtype=self._dtype, device=self.device)
 
-    def new_ints(self, values: Tensor) -> Tensor:
-        """Values as int32 on the adapters' device."""
-        return values.to(device=self._device, dtype=torch.int32)
-
-    def new_layer(self, parts: Sequence[int], in_features: int) -> LayerAdapters:
+    def new_layer(self, parts: Sequence[int], beside: Weight) -> LayerAdapters:
         """Room for the adapters of a layer.
 
         Args:
             parts: output features of each of its projections.
+            beside: its weight.
         """
-        layer = LayerAdapters(self, parts, in_features)
+        layer = LayerAdapters(self, parts, beside)
         self.layers.append(layer)
         needed = self.limits.max_tokens * layer.weight.scratch_width
         if self.scratch.numel() < needed:
-            self.scratch = torch.empty(needed, dtype=torch.float32, device=self._device)
+            self.scratch = torch.empty(needed, dtype=torch.float32, device=self.device)
         return layer
 
     def clear(self, slot: int) -> None:
@@ -82,23 +78,32 @@ class AdapterRoom:
 class LayerAdapters:
     """The adapters of one linear layer. Made by :meth:`AdapterRoom.new_layer`."""
 
-    def __init__(self, room: AdapterRoom, parts: Sequence[int], in_features: int) -> None:
+    def __init__(self, room: AdapterRoom, parts: Sequence[int], beside: Weight) -> None:
         self.room = room
         self._begins = [0, *accumulate(parts)][:-1]
-        limits, features = room.limits, sum(parts)
+        limits = room.limits
+        self.weight: LowRankWeight | PackedLowRankWeight
+        if isinstance(beside, NativeWeight):
+            self.weight = new_packed_low_rank(limits.slots, parts, limits.rank, beside)
+            return
+        features, width = beside.values.shape
         self.weight = LowRankWeight(
-            down=room.new_memory((limits.slots, len(parts), limits.rank, in_features)),
-            up=room.new_memory((limits.slots, limits.rank, features)),
-            ranks=room.new_ints(torch.zeros(limits.slots, len(parts))),
-            ends=room.new_ints(torch.tensor(list(accumulate(parts)))),
+            down=room.new_matrices(limits.slots, len(parts), limits.rank, width),
+            up=room.new_matrices(limits.slots, limits.rank, features),
+            ranks=torch.zeros(limits.slots, len(parts), dtype=torch.int32, device=room.device),
+            ends=torch.tensor(list(accumulate(parts)), dtype=torch.int32, device=room.device),
         )
 
     def of_tokens(self, tokens: int) -> LowRank:
         """The adapters of a step's first tokens."""
-        return LowRank(self.weight, self.room.token_slots[:tokens], self.room.scratch)
+        room = self.room
+        return LowRank(self.weight, room.token_slots[:tokens], room.token_order[:tokens], room.scratch)
 
     def store(self, slot: int, part: int, down_rK: Tensor, up_nr: Tensor) -> None:
         """Keeps an adapter's matrices of one projection; its scale is in ``up``."""
+        if isinstance(self.weight, PackedLowRankWeight):
+            pack_low_rank(self.weight, slot, part, down_rK, up_nr)
+            return
         rank, begin = down_rK.shape[0], self._begins[part]
         self.weight.down[slot, part, :rank].copy_(down_rK)
         self.weight.up[slot, :rank, begin : begin + up_nr.shape[0]].copy_(up_nr.t())

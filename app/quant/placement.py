@@ -45,7 +45,7 @@ class Placement:
         placed = replace(self, workspace=SplitKWorkspace.new(self.device)) if self._storage.split_k else self
         if self.adapter_limits is None:
             return placed
-        room = AdapterRoom(self.adapter_limits, self.table_dtype, self.device, huge=self.packed)
+        room = AdapterRoom(self.adapter_limits, self.table_dtype, self.device)
         return replace(placed, adapters=room)
 
     def floating(self) -> Placement:

@@ -80,14 +80,14 @@ class InputBatch:
         self._max_logit_rows = max_logit_rows
         max_blocks = -(-max_model_len // block_size)
         lengths = [*(num_slots,) * 3, *(num_slots + 1,) * 2, *(num_slots, num_slots + 1) * len(groups)]
-        lengths += [max_tokens] if adapters else []
+        lengths += [max_tokens] * 2 if adapters else []
         lengths.append(max_tokens + num_slots * max_blocks * len(groups))
         self._pack = StagedPack([(length, torch.int32) for length in lengths], device)
         self._slots, self._carried, self._seq_lens, self._logit_start_loc, self._query_start_loc, *buffers = (
             self._pack.buffers
         )
         *buffers, self._feed = buffers
-        self._adapters = RowAdapters(buffers.pop(), num_slots) if adapters else None
+        self._adapters = RowAdapters(buffers.pop(), buffers.pop(), num_slots) if adapters else None
         of_groups = buffers
         self._groups = [
             BlockTables(
@@ -120,9 +120,10 @@ class InputBatch:
         return self.views(step.num_tokens, len(step.rows), step.num_logit_rows, extent)
 
     @property
-    def token_adapters(self) -> Tensor | None:
-        """[max_tokens] int32: the slot of the adapter of each token of a step, -1 for none; None without adapters."""
-        return None if self._adapters is None else self._adapters.of_tokens.whole
+    def token_adapters(self) -> tuple[Tensor, Tensor] | None:
+        """[max_tokens] int32 each: the slot of the adapter of each token of a step, -1 for none, and the tokens sorted
+        by it; None without adapters."""
+        return None if self._adapters is None else (self._adapters.of_tokens.whole, self._adapters.order.whole)
 
     def upload(self) -> None:
         """Copies what was filled in to the device."""

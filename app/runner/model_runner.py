@@ -102,7 +102,7 @@ class ModelRunner:
             adapters=self._adapters is not None,
         )
         if self._adapters is not None and self._batch.token_adapters is not None:
-            self._adapters.token_slots = self._batch.token_adapters
+            self._adapters.token_slots, self._adapters.token_order = self._batch.token_adapters
         self._executor: Executor = choose_executor(
             self._step_kernels(self._arena),
             backend.recorder(model.lm_head.weight),

@@ -13,11 +13,12 @@ class RowAdapters:
 
     Args:
         of_tokens: [max_tokens] int32, what kernels read.
+        order: [max_tokens] int32, likewise: the step's tokens sorted by adapter, those without one first.
         num_slots: slots of the runner.
     """
 
-    def __init__(self, of_tokens: StagedBuffer, num_slots: int) -> None:
-        self.of_tokens = of_tokens
+    def __init__(self, of_tokens: StagedBuffer, order: StagedBuffer, num_slots: int) -> None:
+        self.of_tokens, self.order = of_tokens, order
         of_tokens.array[:] = -1
         self._of_slots = np.full(num_slots, -1, dtype=np.int32)
 
@@ -34,3 +35,4 @@ class RowAdapters:
             of_rows = np.repeat(of_rows, [row.num_tokens for row in step.rows])
         self.of_tokens.array[: step.num_tokens] = of_rows
         self.of_tokens.array[step.num_tokens : num_tokens] = -1
+        self.order.array[:num_tokens] = np.argsort(self.of_tokens.array[:num_tokens], kind="stable")

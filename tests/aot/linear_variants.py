@@ -61,7 +61,7 @@ def adapters(tokens: int, n: int, k: int, parts: int) -> LowRank:
         empty(parts, dtype=torch.int32),
     )
     scratch = empty(tokens * weight.scratch_width, dtype=torch.float32)
-    return LowRank(weight, empty(tokens, dtype=torch.int32), scratch)
+    return LowRank(weight, empty(tokens, dtype=torch.int32), empty(tokens, dtype=torch.int32), scratch)
 
 
 def adapted(weight: LinearWeight, activation: Activation, tokens: int) -> None:

@@ -27,7 +27,7 @@ from app.kernels.head_norm_add import head_norm_add
 from app.kernels.layer_norm import layer_norm
 from app.kernels.linear import Activation, linear
 from app.kernels.linear.pack import new_packed_weight, pack_rows
-from app.kernels.lora import LowRank, LowRankWeight
+from app.kernels.lora import LowRank, new_packed_low_rank, pack_low_rank
 from app.kernels.native.abi import ARGS
 from app.kernels.native.library import ISAS, library
 from app.kernels.native.program import Program
@@ -181,14 +181,16 @@ def run_ops_of_other_models() -> None:
     layer_norm(x, weight, weight, 1e-6, out, residual=randn(3, 70, seed=2))
     ids, table = torch.tensor([4, 1]), randn(5, 70, dtype=torch.bfloat16)
     embed(ids, table, poisoned(2, 70), scale=3.0, positions_T=ids, position_table_PD=table)
-    ranks, ends = torch.tensor([[3], [2]], dtype=torch.int32), torch.tensor([70], dtype=torch.int32)
-    adapters = LowRankWeight(randn(2, 1, 3, 32), randn(2, 3, 70), ranks, ends)
     for activation in Activation:
         packed_weight = new_packed_weight(70, 32, torch.bfloat16, bias=False, gate_up=activation.gated)
         pack_rows(packed_weight, 0, randn(70, 32))
         product = poisoned_act(3, 35 if activation.gated else 70)
         linear(Act(randn(3, 32, dtype=torch.bfloat16)), packed_weight, product, activation=activation)
-        low_rank = LowRank(adapters, torch.tensor([1, -1, 0], dtype=torch.int32), torch.zeros(3 * 70))
+        adapters = new_packed_low_rank(2, (35, 35), 3, packed_weight)
+        for slot, part in ((0, 0), (1, 0), (1, 1)):
+            pack_low_rank(adapters, slot, part, randn(3, 32), randn(35, 3))
+        slots, order = torch.tensor([[1, -1, 0], [1, 2, 0]], dtype=torch.int32)
+        low_rank = LowRank(adapters, slots, order, torch.zeros(3 * adapters.scratch_width))
         linear(
             Act(randn(3, 32, dtype=torch.bfloat16)), packed_weight, product, activation=activation, low_rank=low_rank
         )

@@ -10,7 +10,7 @@
 
 namespace TUILI_ISA {
 
-enum : int { kPanel = 16, kBlockGroup = 32 };
+enum : int { kBlockGroup = 32 };
 
 // What 64 neighbours of a row of int8 activations come with.
 struct BlockGroup {

@@ -100,9 +100,14 @@ static void block_linear_run(const void* given, const TuiliStep* step, int64_t c
     for (int64_t tile = group * p.tiles_a_chunk; tile < last; tile++) {
         block_panel(args, 2 * tile, begin, end - begin, scratch);
         block_panel(args, 2 * tile + 1, begin, end - begin, scratch);
+        if (a.adapters != nullptr) {
+            const int32_t* order = begin == 0 && end == p.rows ? a.order : nullptr;
+            TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_adapted<Out>(a, scratch.sums, order, begin, end, tile)));
+            continue;
+        }
         const float* c = scratch.sums;
         for (int64_t row = begin; row < end; row++, c += kTile)
-            TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, row, tile)));
+            TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, nullptr, row, tile)));
     }
 }
 

@@ -10,7 +10,7 @@ from app.kernels.check import FLOATING, check_act, check_group_scale, check_tens
 from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.linear.cpu import linear_cpu
 from app.kernels.linear.reference import linear_reference
-from app.kernels.lora import LowRank, check_low_rank
+from app.kernels.lora import LowRank, check_low_rank, check_packed_low_rank
 from app.kernels.types import Act, ActFormat, NativeWeight, Weight
 
 __all__ = ["Activation", "linear", "scratch_width"]
@@ -64,8 +64,8 @@ def linear(
         residual: [T, N] floating, not with an activation; may be the very tensor ``out.values``.
         scratch: [T, :func:`scratch_width`] floating (a packed weight takes fp32 or bf16), for what is between two
             kernels: the product that becomes an int8 ``out``, or a gate's and an up projection's. None where that is 0.
-        low_rank: adapters of the layer, and which of them each token has; a gate's outputs come before an up
-            projection's.
+        low_rank: adapters of the layer, packed if its weight is, and which of them each token has; a gate's outputs
+            come before an up projection's.
 
     Raises:
         ValueError: an argument's shape or dtype does not fit.
@@ -129,8 +129,7 @@ def _linear_packed(
     if residual is not None:
         check_tensor("linear", "residual", residual, shape, *_NATIVE_FLOATING)
     if low_rank is not None:
-        check_low_rank("linear", x, low_rank, weight.out_features)
-        check_tensor("linear", "up", low_rank.weight.up, tuple(low_rank.weight.up.shape), *_NATIVE_FLOATING)
+        check_packed_low_rank("linear", x, low_rank, weight)
     linear_cpu(x, weight, out, residual, activation, scratch, low_rank)
 
 

@@ -60,6 +60,9 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
     const int64_t few = end - begin < 4 ? end - begin : ceil_div(end - begin, 2);
     const int64_t passes = ceil_div(end - begin, smaller(few, kMaxRows)), pass = ceil_div(end - begin, passes);
     const char* weight = (const char*)a.weight + tile * p.words * kWordBytes;
+    // A pass finishes its rows; with adapters those of a block are finished together, sorted if it is the only one.
+    const bool finishes = a.adapters == nullptr;
+    const int32_t* order = begin == 0 && end == p.rows ? a.order : nullptr;
     for (int from = 0; from < p.words; from += kPieceWords) {
         const int words = (int)smaller(kPieceWords, p.words - from);
         const bool last = from + words == p.words;
@@ -82,12 +85,15 @@ static void linear_tile(const TuiliLinearArgs& a, const LinearPlan& p, int64_t t
             } else {
                 multiply_rows<Tile, 0>(rows, x, stride, weight, words, c, from == 0, next, groups);
             }
-            for (int64_t r = row; last && r < row + rows; r++, c += kTile)
-                TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, r, tile)));
+            for (int64_t r = row; finishes && last && r < row + rows; r++, c += kTile)
+                TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_row<Out>(a, c, nullptr, r, tile)));
+            if (from == 0 && !finishes && tile + 1 < p.tiles) fetch_added(a, order, row, row + rows, tile + 1);
             row += rows;
         }
         weight += int64_t(words) * kWordBytes;
     }
+    if (!finishes)
+        TUILI_WITH_FLOAT(a.out_dtype, Out, (finish_adapted<Out>(a, scratch.sums, order, begin, end, tile)));
 }
 
 static void load_groups(const TuiliLinearArgs& a, int64_t begin, int64_t end, Group* groups) {

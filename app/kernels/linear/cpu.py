@@ -6,8 +6,8 @@ from torch import Tensor
 
 from app.kernels.activation import Activation
 from app.kernels.dispatch import Call, Dim, emit
-from app.kernels.lora.adapted import LowRank
-from app.kernels.lora.cpu import lora_call
+from app.kernels.lora.cpu import added_arguments, lora_call
+from app.kernels.lora.step import LowRank
 from app.kernels.native.abi import ACTIVATIONS
 from app.kernels.native.program import dtype_code
 from app.kernels.quantize.cpu import quantize_call
@@ -24,12 +24,8 @@ def linear_cpu(
     low_rank: LowRank | None,
 ) -> None:
     floating = out.values if scratch is None or out.scale is None else scratch
-    calls, delta = list[Call](), None
-    if low_rank is not None:
-        tokens = x.values.shape[0]
-        delta = low_rank.scratch[: tokens * weight.out_features].view(tokens, weight.out_features)
-        calls.append(lora_call(x, low_rank, delta, add=False))
-    calls.append(linear_call(x, weight, floating, residual, activation, Dim.TOKENS, delta, low_rank))
+    calls = [] if low_rank is None else [lora_call(x, low_rank)]
+    calls.append(linear_call(x, weight, floating, residual, activation, Dim.TOKENS, low_rank))
     if out.scale is not None:
         calls.append(quantize_call(floating, out, Dim.TOKENS))
     emit(calls, tokens=x.values.shape[0])
@@ -42,13 +38,12 @@ def linear_call(
     residual: Tensor | None,
     activation: Activation,
     dim: Dim,
-    delta: Tensor | None = None,
     low_rank: LowRank | None = None,
 ) -> Call:
     """The native ``linear`` alone, into a floating ``out``.
 
     Args:
-        delta: [T, N] fp32, what ``low_rank`` adds.
+        low_rank: adapters of the layer, whose scratch the native ``lora`` has filled.
     """
     op, own = "linear", dict[str, Tensor | int | None]()
     if isinstance(weight, BlockWeight):
@@ -64,8 +59,6 @@ def linear_call(
         weight=weight.data,
         bias=weight.bias,
         residual=residual,
-        delta=delta,
-        delta_slots=None if low_rank is None else low_rank.slots,
         out=out,
         x_dtype=dtype_code(x.values),
         out_dtype=dtype_code(out),
@@ -75,4 +68,5 @@ def linear_call(
         activation=ACTIVATIONS[activation.function],
         gate_up=int(activation.gated),
         dim_of_rows=int(dim),
+        **({} if low_rank is None else added_arguments(low_rank)),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.kernels.int8 import quantize
 from app.kernels.native.library import allocate
+from app.kernels.packed_order import PANEL, packed_positions
 from app.kernels.types import BlockWeight, LinearWeight, PackedWeight
 
 __all__ = [
@@ -32,7 +33,6 @@ LAYOUT = "tile32"
 """Name of the layout; changes whenever buffers packed before could no longer be read."""
 
 _TILE = 32
-_PANEL = 16
 _ALONG_K = {torch.int8: 4, torch.bfloat16: 2}
 _MAX_INT8_WIDTH = 1 << 16  # 255 * 127 * K has to fit int32
 _BLOCK_ELEMENTS = 1 << 18  # quantised and moved at a time: stays in the cache
@@ -157,7 +157,7 @@ def unpack(weight: PackedWeight) -> LinearWeight:
 
 def _packed_rows(out_features: int, gate_up: bool) -> int:
     if gate_up:
-        out_features = 2 * _PANEL * (-(-out_features // (2 * _PANEL)))
+        out_features = 2 * PANEL * (-(-out_features // (2 * PANEL)))
     return -(-out_features // _TILE) * _TILE
 
 
@@ -171,13 +171,7 @@ def positions_of(weight: PackedWeight | BlockWeight, first_row: int, count: int)
     """Indices, in the packed order, of ``count`` rows from ``first_row`` on."""
     if first_row < 0 or first_row + count > weight.out_features:
         raise ValueError(f"rows {first_row} to {first_row + count} are not within a weight of {weight.out_features}")
-    rows = torch.arange(first_row, first_row + count)
-    if not weight.gate_up:
-        return rows
-    half = weight.out_features // 2
-    is_up = (rows >= half).long()
-    rows = rows - is_up * half
-    return (rows // _PANEL * 2 + is_up) * _PANEL + rows % _PANEL
+    return packed_positions(weight.out_features, first_row, count, gate_up=weight.gate_up)
 
 
 def _runs(positions: Tensor) -> list[tuple[int, int]]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from app.kernels.activation import Activation
 from app.kernels.int8 import store_act
-from app.kernels.lora.adapted import LowRank
 from app.kernels.lora.reference import delta_reference
+from app.kernels.lora.step import LowRank
 from app.kernels.types import ACT_GROUP, Act, LinearWeight
 
 

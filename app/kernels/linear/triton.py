@@ -13,7 +13,7 @@ from app.kernels.activation import Activation
 from app.kernels.activation.triton import activate_triton
 from app.kernels.gemm.triton import gemm_triton
 from app.kernels.gemv.triton import gemv_triton, takes_gemv
-from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.step import LowRank
 from app.kernels.lora.triton import lora_triton
 from app.kernels.quantize.triton import quantize_triton
 from app.kernels.types import Act, LinearWeight

@@ -46,14 +46,3 @@ class LowRankWeight:
     def scratch_width(self) -> int:
         """Elements a token of the scratch that a product needs."""
         return max(self.up.shape[2], self.parts * self.rank)
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """Adapters of one linear layer, and which of them each token of a step has."""
-
-    weight: LowRankWeight
-    slots: Tensor
-    """[T] int32: the slot of each token's adapter; -1 for none."""
-    scratch: Tensor
-    """fp32, flat, at least T * :attr:`LowRankWeight.scratch_width` elements: what is between two kernels."""

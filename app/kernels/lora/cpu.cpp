@@ -1,17 +1,17 @@
-// Products of low rank that adapters add to a linear layer's outputs (app/kernels/lora).
+// The way to the low rank of adapters (app/kernels/lora): what `linear` adds to its sums is made of it by expand.h.
 //
-// A chunk is some neighbouring tokens. Those of one adapter that lie side by side, a prompt's, go together, up to four:
-// each weight that is loaded serves all of them. A token's sums do not depend on how many go with it. Where no token of
-// the step has an adapter there is no chunk, and nobody waits for the op.
+// A chunk is one part of some tokens that are neighbours when sorted by slot. Those of one adapter go together, up to
+// four: each weight that is loaded serves all of them. Where no token of the step has an adapter there is no chunk, and
+// nobody waits for the op.
 #include "../native/rows.h"
+#include "panel.h"
 
 namespace TUILI_ISA {
 
 enum : int {
-    kTogether = 4,        // tokens that go together at most
-    kWideInput = 1 << 15, // of wider inputs each goes alone, so that they fit the scratch
-    kMaxChunk = 32,       // tokens of a chunk at most
+    kMaxChunk = 32,  // tokens of a chunk at most
     kChunksPerThread = 4,
+    kAheadBytes = 2048,
 };
 
 TUILI_INLINE int64_t lora_chunk_tokens(const TuiliStep* step, int32_t threads) {
@@ -23,128 +23,129 @@ TUILI_INLINE int64_t lora_chunk_tokens(const TuiliStep* step, int32_t threads) {
 static int64_t lora_chunks(const void* args, const TuiliStep* step, int32_t threads) {
     const TuiliLoraArgs& a = *(const TuiliLoraArgs*)args;
     const int64_t tokens = step->count[TUILI_TOKENS], each = lora_chunk_tokens(step, threads);
-    for (int64_t t = 0; t < tokens; t++)
-        if (a.slots[t] >= 0) return (tokens + each - 1) / each;
-    return 0;
+    if (tokens == 0 || a.slots[a.order[tokens - 1]] < 0) return 0;
+    return (tokens + each - 1) / each * a.parts;
 }
 
-// A row of x in fp32.
-TUILI_INLINE void widen_row(const TuiliLoraArgs& a, int64_t row, float* out) {
-    const int k = a.k;
-    if (a.x_dtype != TUILI_I8) {
-        TUILI_WITH_FLOAT(a.x_dtype, T, {
-            const T* x = TUILI_ROW(const T, a.x, row, k);
-            for (int i = 0; i < k; i += W) store_at(out, i, k, load_at(x, i, k));
-        });
+// What a thread keeps in its scratch.
+struct LoraScratch {
+    float sums[kTogether][TUILI_MAX_RANK];
+    Group groups[kTogether][TUILI_MAX_LORA_WIDTH / TUILI_ACT_GROUP];
+};
+
+TUILI_INLINE void load_token_groups(const TuiliLoraArgs& a, int64_t token, Group* groups) {
+    const int count = act_groups(a.k);
+    const int8_t* x = TUILI_ROW(const int8_t, a.x, token, a.k);
+    const float* scales = TUILI_ROW(const float, a.x_scale, token, count);
+    for (int g = 0; g < count; g++) {
+        const int left = a.k - g * TUILI_ACT_GROUP;
+        const int32_t sum = group_sum(x + g * TUILI_ACT_GROUP, left < TUILI_ACT_GROUP ? left : TUILI_ACT_GROUP);
+        groups[g] = {-128 * sum, scales[g]};
+    }
+}
+
+// sums[m] = down . x[m] of 16 ranks of int8.
+template <int M>
+TUILI_INLINE void shrink_int8(const char* const (&x)[M], LoraScratch& scratch, const char* w, int words,
+                              const float* scale, int first) {
+    F total[M][kPanelVectors], exact[M][kPanelVectors];
+    TUILI_EACH(int m = 0; m < M; m++)
+        TUILI_EACH(int v = 0; v < kPanelVectors; v++) total[m][v] = zero();
+    for (int k = 0, g = 0; k < words; k += kGroupWords, g++) {
+        int32_t offset[M];
+        TUILI_EACH(int m = 0; m < M; m++) offset[m] = scratch.groups[m][g].offset;
+        const char* group = w + int64_t(k) * kPanelWord;
+        TUILI_EACH(int i = 0; i < kGroupWords; i++) __builtin_prefetch(group + kAheadBytes + i * 64);
+        panel_int8<M>(x, k * 4, offset, group, words - k < kGroupWords ? words - k : (int)kGroupWords, exact);
+        TUILI_EACH(int m = 0; m < M; m++)
+            TUILI_EACH(int v = 0; v < kPanelVectors; v++)
+                total[m][v] = fma(exact[m][v], set1(scratch.groups[m][g].scale), total[m][v]);
+    }
+    TUILI_EACH(int m = 0; m < M; m++)
+        TUILI_EACH(int v = 0; v < kPanelVectors; v++)
+            store(&scratch.sums[m][first + v * W], mul(total[m][v], load(scale + first + v * W)));
+}
+
+// Keeps a token's sums of one part, in the format of the inputs; what fills up the last word is zero.
+TUILI_INLINE void store_low(const TuiliLoraArgs& a, const float* sums, int rank, char* low) {
+    if (a.x_dtype == TUILI_I8) {
+        LowHead* head = (LowHead*)low;
+        int8_t* values = (int8_t*)(head + 1);
+        const float scale = row_absmax(sums, rank) / 127.0f;
+        row_to_int8(sums, rank, scale, values);
+        for (int r = rank; r % 4 != 0; r++) values[r] = 0;
+        int32_t sum = 0;
+        for (int r = 0; r < rank; r++) sum += values[r];
+        *head = {scale, -128 * sum};
         return;
     }
-    const int8_t* x = TUILI_ROW(const int8_t, a.x, row, k);
-    const float* scales = TUILI_ROW(const float, a.x_scale, row, act_groups(k));
-    for (int begin = 0; begin < k; begin += TUILI_ACT_GROUP) {
-        const float scale = *scales++;
-        const int end = k - begin < TUILI_ACT_GROUP ? k : begin + TUILI_ACT_GROUP;
-        for (int i = begin; i < end; i++) out[i] = (float)x[i] * scale;
-    }
+    bf16_t* values = (bf16_t*)low;
+    for (int r = 0; r < rank; r += W) store_at(values, r, rank, load_at(sums, r, rank));
+    if (rank % 2 != 0) values[rank] = 0;
 }
 
-// sums[m][j] = down[j] . x[m] for J rows of `down` and M tokens, in one order of K whatever J and M are.
-template <int J, int M, typename Wt>
-TUILI_INLINE void shrink_rows(const Wt* down, const float* x, int k, float* sums, int stride) {
-    F acc[M][J];
-    for (int m = 0; m < M; m++)
-        for (int j = 0; j < J; j++) acc[m][j] = zero();
-    const int whole = k / W * W;
-    for (int i = 0; i < whole; i += W) {
-        F w[J];
-#pragma GCC unroll 4
-        for (int j = 0; j < J; j++) w[j] = load(down + int64_t(j) * k + i);
-#pragma GCC unroll 4
-        for (int m = 0; m < M; m++) {
-            const F v = load(x + int64_t(m) * k + i);
-#pragma GCC unroll 4
-            for (int j = 0; j < J; j++) acc[m][j] = fma(v, w[j], acc[m][j]);
-        }
-    }
+// One part of M tokens of one slot.
+template <int M>
+static void shrink_tokens(const TuiliLoraArgs& a, const int32_t* tokens, int part, LoraScratch& scratch) {
+    const bool int8 = a.x_dtype == TUILI_I8;
+    const int64_t slot = a.slots[tokens[0]];
+    const int rank = a.ranks[slot * a.parts + part], words = int8 ? a.k / 4 : a.k / 2;
+    const int panels = (a.rank + kPanel - 1) / kPanel;
+    const int32_t* data = a.data + slot * a.slot_words;
+    const char* w = (const char*)data + int64_t(part) * panels * words * kPanelWord;
+    const float* scale = (const float*)(data + a.down_scale_at) + part * panels * kPanel;
+    const char* x[M];
     for (int m = 0; m < M; m++) {
-        for (int j = 0; j < J; j++) {
-            if (whole < k) {
-                const F v = load_n(x + int64_t(m) * k + whole, k - whole);
-                acc[m][j] = fma(v, load_n(down + int64_t(j) * k + whole, k - whole), acc[m][j]);
-            }
-            sums[m * stride + j] = hsum(acc[m][j]);
+        x[m] = (const char*)a.x + int64_t(tokens[m]) * words * 4;
+        if (int8) load_token_groups(a, tokens[m], scratch.groups[m]);
+    }
+    for (int first = 0; first < rank; first += kPanel, w += int64_t(words) * kPanelWord) {
+        if (int8) {
+            shrink_int8<M>(x, scratch, w, words, scale, first);
+        } else {
+            F sums[M][kPanelVectors];
+            panel_bf16<M>(x, w, words, sums);
+            TUILI_EACH(int m = 0; m < M; m++)
+                TUILI_EACH(int v = 0; v < kPanelVectors; v++) store(&scratch.sums[m][first + v * W], sums[m][v]);
         }
     }
+    for (int m = 0; m < M && rank > 0; m++)
+        store_low(a, scratch.sums[m], rank, (char*)a.low + (int64_t(tokens[m]) * a.parts + part) * a.low_bytes);
 }
 
-// out[m] (+)= up.T @ sums[m] for columns begin to end.
-template <int M, typename Wt, typename Out>
-TUILI_INLINE void expand_columns(const TuiliLoraArgs& a, const Wt* up, int rank, const float* sums, int stride,
-                                 int64_t row, int begin, int end) {
-    for (int i = begin; i < end; i += W) {
-        F acc[M];
-        for (int m = 0; m < M; m++) acc[m] = zero();
-        for (int r = 0; r < rank; r++) {
-            const F w = load_at(up + int64_t(r) * a.n, i, end);
-#pragma GCC unroll 4
-            for (int m = 0; m < M; m++) acc[m] = fma(set1(sums[m * stride + r]), w, acc[m]);
-        }
-        for (int m = 0; m < M; m++) {
-            Out* out = TUILI_ROW(Out, a.out, row + m, a.n);
-            store_at(out, i, end, a.add ? add(load_at(out, i, end), acc[m]) : acc[m]);
-        }
-    }
-}
-
-// Tokens row to row + M, all of one slot.
-template <int M, typename Wt, typename Out>
-static void lora_tokens(const TuiliLoraArgs& a, int64_t slot, int64_t row, float* scratch) {
-    const int stride = a.rank;
-    float *sums = scratch, *x = scratch + kTogether * stride;
-    for (int m = 0; m < M; m++) widen_row(a, row + m, x + int64_t(m) * a.k);
-    const Wt* down = (const Wt*)a.down + slot * a.parts * a.rank * a.k;
-    const Wt* up = (const Wt*)a.up + slot * a.rank * a.n;
-    int begin = 0;
-    for (int part = 0; part < a.parts; part++, down += int64_t(a.rank) * a.k) {
-        const int rank = a.ranks[slot * a.parts + part], end = a.ends[part];
-        int r = 0;
-        for (; r + 4 <= rank; r += 4) shrink_rows<4, M>(down + int64_t(r) * a.k, x, a.k, sums + r, stride);
-        for (; r < rank; r++) shrink_rows<1, M>(down + int64_t(r) * a.k, x, a.k, sums + r, stride);
-        if (rank > 0 || !a.add) expand_columns<M, Wt, Out>(a, up, rank, sums, stride, row, begin, end);
-        begin = end;
-    }
-}
-
-template <typename Wt, typename Out>
-static void lora_block(const TuiliLoraArgs& a, int64_t begin, int64_t end, float* scratch) {
-    const int64_t together = a.k > kWideInput ? 1 : kTogether;
-    for (int64_t row = begin; row < end;) {
-        const int64_t slot = a.slots[row];
-        int64_t count = 1;
-        while (count < together && row + count < end && a.slots[row + count] == slot) count++;
-        if (slot >= 0) {
-            switch (count) {
-                case 1: lora_tokens<1, Wt, Out>(a, slot, row, scratch); break;
-                case 2: lora_tokens<2, Wt, Out>(a, slot, row, scratch); break;
-                case 3: lora_tokens<3, Wt, Out>(a, slot, row, scratch); break;
-                default: lora_tokens<4, Wt, Out>(a, slot, row, scratch);
-            }
-        }
-        row += count;
-    }
+// Fetches the beginning of a slot's way down of a part.
+TUILI_INLINE void fetch_part(const TuiliLoraArgs& a, int64_t token, int part) {
+    const int64_t slot = a.slots[token];
+    if (slot < 0) return;
+    const int words = a.x_dtype == TUILI_I8 ? a.k / 4 : a.k / 2, panels = (a.rank + kPanel - 1) / kPanel;
+    const char* w = (const char*)(a.data + slot * a.slot_words) + int64_t(part) * panels * words * kPanelWord;
+    for (int i = 0; i < kAheadBytes; i += 64) __builtin_prefetch(w + i);
 }
 
 static void lora_run(const void* args, const TuiliStep* step, int64_t chunk, const TuiliThread* thread) {
     const TuiliLoraArgs& a = *(const TuiliLoraArgs*)args;
     const int64_t each = lora_chunk_tokens(step, thread->threads), tokens = step->count[TUILI_TOKENS];
-    const int64_t begin = chunk * each, end = begin + each < tokens ? begin + each : tokens;
-    float* scratch = (float*)thread->scratch;
-    TUILI_WITH_FLOAT(a.weight_dtype, Wt, TUILI_WITH_FLOAT(a.out_dtype, Out, (lora_block<Wt, Out>(a, begin, end, scratch))));
+    const int64_t begin = chunk / a.parts * each, end = begin + each < tokens ? begin + each : tokens;
+    const int part = (int)(chunk % a.parts);
+    LoraScratch& scratch = *(LoraScratch*)thread->scratch;
+    const auto slot_of = [&a](int64_t i) { return a.slots[a.order[i]]; };
+    for (int64_t i = begin; i < end;) {
+        const int count = rows_together(slot_of, i, end);
+        // What comes next is another slot, the chunk's first with the next part, or the next chunk's first.
+        if (i + count < end) {
+            fetch_part(a, a.order[i + count], part);
+        } else if (part + 1 < a.parts) {
+            fetch_part(a, a.order[begin], part + 1);
+        } else if (end < tokens) {
+            fetch_part(a, a.order[end], 0);
+        }
+        if (slot_of(i) >= 0) TUILI_TOGETHER(count, shrink_tokens, a, a.order + i, part, scratch);
+        i += count;
+    }
 }
 
-static_assert((kTogether * TUILI_MAX_RANK + kTogether * int64_t(kWideInput)) * sizeof(float) <= TUILI_SCRATCH_BYTES,
-              "inputs and sums fit the scratch");
-static_assert((kTogether * TUILI_MAX_RANK + TUILI_MAX_LORA_WIDTH) * sizeof(float) <= TUILI_SCRATCH_BYTES,
-              "and so does a wide input alone");
+static_assert(sizeof(LoraScratch) <= TUILI_SCRATCH_BYTES, "it fits the scratch");
+static_assert(TUILI_MAX_RANK % kPanel == 0, "whole panels of sums fit");
 
 }  // namespace TUILI_ISA
 

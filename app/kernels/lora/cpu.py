@@ -1,48 +1,54 @@
-"""Binding of the native ``lora``."""
+"""Calls of the native ``lora``."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from app.kernels.dispatch import Call, Dim, emit
-from app.kernels.lora.adapted import LowRank
+from app.kernels.dispatch import Call, Dim
+from app.kernels.lora.step import LowRank
 from app.kernels.native.program import dtype_code
 from app.kernels.types import Act
 
-_MAX_WIDTH = 1 << 16
-"""TUILI_MAX_LORA_WIDTH"""
 
-
-def lora_cpu(x: Act, low_rank: LowRank, out_TN: Tensor) -> None:
-    emit([lora_call(x, low_rank, out_TN, add=True)], tokens=x.values.shape[0])
-
-
-def lora_call(x: Act, low_rank: LowRank, out_TN: Tensor, *, add: bool) -> Call:
-    """The native ``lora`` into ``out``, which is added to, or overwritten where tokens have a slot.
-
-    Raises:
-        ValueError: the input is wider than the kernel's scratch.
-    """
-    weight = low_rank.weight
-    if x.values.shape[1] > _MAX_WIDTH:
-        raise ValueError(f"lora: inputs of {x.values.shape[1]} elements, up to {_MAX_WIDTH} are taken")
+def lora_call(x: Act, low_rank: LowRank) -> Call:
+    """The native ``lora``: the step's tokens brought to the low rank, into the scratch."""
+    weight = low_rank.packed
     return Call(
         "lora",
         Dim.TOKENS,
         x=x.values,
         x_scale=x.scale,
-        down=weight.down,
-        up=weight.up,
+        data=weight.data,
         ranks=weight.ranks,
-        ends=weight.ends,
         slots=low_rank.slots,
-        out=out_TN,
+        order=low_rank.order,
+        low=low_rank.scratch,
         x_dtype=dtype_code(x.values),
-        weight_dtype=dtype_code(weight.down),
-        out_dtype=dtype_code(out_TN),
-        k=x.values.shape[1],
-        n=out_TN.shape[1],
+        k=weight.in_features,
         parts=weight.parts,
         rank=weight.rank,
-        add=int(add),
+        low_bytes=weight.low_bytes,
+        slot_words=weight.offsets[-1],
+        down_scale_at=weight.offsets[0],
     )
+
+
+def added_arguments(low_rank: LowRank) -> dict[str, Tensor | int]:
+    """Those arguments of the native ``linear`` by which it adds what the tokens' adapters add."""
+    weight = low_rank.packed
+    _, up_at, up_scale_at, slot_words = weight.offsets
+    return {
+        "low": low_rank.scratch,
+        "adapters": weight.data,
+        "ranks": weight.ranks,
+        "slots": low_rank.slots,
+        "order": low_rank.order,
+        "first_block": weight.first_block,
+        "block_part": weight.block_part,
+        "parts": weight.parts,
+        "rank": weight.rank,
+        "low_bytes": weight.low_bytes,
+        "slot_words": slot_words,
+        "up_at": up_at,
+        "up_scale_at": up_scale_at,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.step import LowRank
 from app.kernels.types import ACT_GROUP, Act
 
 
@@ -15,7 +15,7 @@ def lora_reference(x: Act, low_rank: LowRank, out_TN: Tensor) -> None:
 
 def delta_reference(x: Act, low_rank: LowRank) -> Tensor:
     """[T, N] fp32: what is added, zeros for tokens without a slot."""
-    weight, x_TK = low_rank.weight, _widened(x)
+    weight, x_TK = low_rank.plain, _widened(x)
     delta_TN = torch.zeros(x_TK.shape[0], weight.up.shape[2], device=x_TK.device)
     for slot in sorted({slot for slot in low_rank.slots.tolist() if slot >= 0}):
         tokens = (low_rank.slots == slot).nonzero().view(-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from app.kernels.gpu.launch import launch
 from app.kernels.gpu.lib import let_next_start, to_dtype, wait_for_inputs
 from app.kernels.gpu.tuning import launch_shape
-from app.kernels.lora.adapted import LowRank
+from app.kernels.lora.step import LowRank
 from app.kernels.types import Act
 
 
@@ -99,7 +99,7 @@ def _lora_expand(
 
 def lora_triton(x: Act, low_rank: LowRank, out_TN: Tensor) -> None:
     """As the public ``lora``; int8 inputs have one scale a token."""
-    weight = low_rank.weight
+    weight = low_rank.plain
     (tokens, k), n = x.values.shape, out_TN.shape[1]
     whole = triton.next_power_of_2(weight.rank)
     shape = launch_shape("lora_shrink", k=k)

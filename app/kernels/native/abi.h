@@ -156,8 +156,13 @@ typedef struct {
     const float* w_scale;  // I8 only
     const float* bias;     // or NULL
     const void* residual;  // or NULL; [rows, n]; may be out itself
-    const float* delta;    // or NULL; [rows, n], added before anything else, where a row of `delta_slots` is not negative
-    const int32_t* delta_slots;  // [rows]
+    const void* low;          // what the op lora left of these rows
+    const int32_t* adapters;  // or NULL; added before anything else, where a row's slot is not negative
+    const int32_t* ranks;     // [S, parts]
+    const int32_t* slots;     // [rows]
+    const int32_t* order;     // [rows]: they sorted by slot
+    const int32_t* first_block;  // [panels + 1]: of 16 packed outputs, the blocks that add to them
+    const int32_t* block_part;   // [blocks]
     void* out;
     int32_t x_dtype;         // BF16 or I8; also the weight's
     int32_t out_dtype;       // F32 or BF16
@@ -167,6 +172,8 @@ typedef struct {
     int32_t activation;   // TuiliActivation; none where there is a residual
     int32_t gate_up;      // whether it is that of a gate
     int32_t dim_of_rows;  // TuiliDim
+    int32_t parts, rank, low_bytes, slot_words;  // see TuiliLoraArgs
+    int32_t up_at, up_scale_at;                  // where they begin in a slot's words
 } TuiliLinearArgs;
 
 // Types of blocks; `code` in app/kernels/blocks/layout.py.
@@ -201,23 +208,23 @@ typedef struct {
     int32_t reserved;
 } TuiliEmbedBlocksArgs;
 
-// See app/kernels/lora. Counted by TOKENS.
+// The way to the low rank; app/kernels/lora/pack.py says how slots are packed. Counted by TOKENS.
 #define TUILI_MAX_RANK 512
 #define TUILI_MAX_LORA_WIDTH (1 << 16)  // of K
 typedef struct {
-    const void* x;         // [T, k]
-    const float* x_scale;  // [T, groups], I8 only
-    const void* down;      // [S, parts, rank, k]
-    const void* up;        // [S, rank, n]
-    const int32_t* ranks;  // [S, parts]
-    const int32_t* ends;   // [parts]
-    const int32_t* slots;  // [T], -1 for none
-    void* out;             // [T, n]
-    int32_t x_dtype;       // F32, BF16 or I8
-    int32_t weight_dtype;  // F32 or BF16
-    int32_t out_dtype;     // F32 or BF16
-    int32_t k, n, parts, rank;
-    int32_t add;  // whether to what is there; otherwise rows that have a slot are overwritten
+    const void* x;          // [T, k]
+    const float* x_scale;   // [T, groups], I8 only
+    const int32_t* data;    // [S, slot_words]
+    const int32_t* ranks;   // [S, parts]
+    const int32_t* slots;   // [T], -1 for none
+    const int32_t* order;   // [T]: the tokens sorted by slot
+    void* low;              // [T, parts, low_bytes]
+    int32_t x_dtype;        // BF16 or I8; also the adapters'
+    int32_t k, parts, rank;
+    int32_t low_bytes;      // of a token's sums of one part
+    int32_t slot_words;     // 32-bit words of a slot
+    int32_t down_scale_at;  // where they begin in a slot's words, I8 only
+    int32_t reserved;
 } TuiliLoraArgs;
 
 // See app/kernels/route: the k experts of each token and what they count. Row-wise.

@@ -116,8 +116,9 @@ class LinearArgs(ctypes.Structure):
     """TuiliLinearArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale weight w_scale bias residual delta delta_slots out",
-        "x_dtype out_dtype residual_dtype k n activation gate_up dim_of_rows",
+        "x x_scale weight w_scale bias residual low adapters ranks slots order first_block block_part out",
+        "x_dtype out_dtype residual_dtype k n activation gate_up dim_of_rows"
+        " parts rank low_bytes slot_words up_at up_scale_at",
     )
 
 
@@ -140,7 +141,8 @@ class LoraArgs(ctypes.Structure):
     """TuiliLoraArgs."""
 
     _fields_: ClassVar[list[Any]] = _args(
-        "x x_scale down up ranks ends slots out", "x_dtype weight_dtype out_dtype k n parts rank add"
+        "x x_scale data ranks slots order low",
+        "x_dtype k parts rank low_bytes slot_words down_scale_at reserved",
     )
 
 
