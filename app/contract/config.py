@@ -64,8 +64,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of memory for blocks that the KV cache gives up; None: there is no such tier."""
     prefix_cache_dir: str | None = None
     """Directory that keeps blocks, absolute; None: there is no such tier."""
-    prefix_cache_disk: int = 8 << 30
-    """Bytes of all files in that directory, at most."""
+    prefix_cache_disk: int | None = None
+    """Bytes of all files in that directory, at most; None: 8 GiB."""
     pipeline_depth: int | None = None
     """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False

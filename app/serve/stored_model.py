@@ -60,10 +60,12 @@ class StoredModel:
             self._found = pull(name, Store(settings.home), progress, via=settings.via)
 
     def needs(self) -> int:
-        """Bytes of memory that it will take, roughly: its weights as they are stored, the KV cache, a process."""
+        """Bytes of memory that it will take, roughly: its weights as they are stored, the KV cache and its tier in
+        memory, a process."""
         stored = sum(path.stat().st_size for path in self._files.weights)
         ranks = self._settings.tensor_parallel_size
-        return stored + ranks * ((self._settings.kv_cache_memory or _KV_BYTES) + PROCESS_BYTES)
+        tier = self._settings.prefix_cache_ram or 0
+        return stored + tier + ranks * ((self._settings.kv_cache_memory or _KV_BYTES) + PROCESS_BYTES)
 
     def text_side(self) -> Generator:
         """Its tokenizer, templates and defaults. Raises ValueError."""

@@ -16,6 +16,9 @@ from app.engine.kv.tiers.ram import RamTier
 from app.engine.kv.tiers.tiers import Tiers
 from app.engine.runner import BlockRunner, Runner
 
+_DISK_BYTES = 8 << 30
+"""Bytes of all files where the configuration does not say."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +57,9 @@ def new_kv_manager(
 
 def _open_tiers(runner: BlockRunner, config: EngineConfig) -> Tiers | None:
     ram = RamTier(config.prefix_cache_ram) if config.prefix_cache_ram else None
-    disk = _open_disk(Path(config.prefix_cache_dir), config.prefix_cache_disk) if config.prefix_cache_dir else None
+    disk = None
+    if config.prefix_cache_dir:
+        disk = _open_disk(Path(config.prefix_cache_dir), config.prefix_cache_disk or _DISK_BYTES)
     if ram is None and disk is None:
         return None
     return Tiers(runner, [group.bytes_per_block for group in runner.info.kv_cache.groups], ram, disk)

@@ -125,37 +125,6 @@ class BlockDirectory:
         return path.read_bytes()
 
 
-def clear(path: Path) -> int:
-    """Deletes all records of a directory; a server that uses it has misses from then on. Other files stay.
-
-    Returns:
-        Bytes that were freed.
-
-    Raises:
-        OSError: one cannot be deleted.
-    """
-    freed = 0
-    for file in _files(path):
-        with contextlib.suppress(FileNotFoundError):
-            nbytes = file.stat().st_size
-            file.unlink()
-            freed += nbytes
-    return freed
-
-
-def held_bytes(path: Path) -> int:
-    """Bytes of all records of a directory; 0 where there is none."""
-    total = 0
-    for file in _files(path):
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size
-    return total
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.glob("[0-9a-f][0-9a-f]/*.kv") if _FILE.fullmatch(file.name)]
-
-
 def _check(path: Path) -> None:
     """Closes a directory of ours to other users. Raises :class:`DirectoryError` where it is not ours alone."""
     status = path.stat()

@@ -21,7 +21,7 @@ from app.engine.kv.tiers.counts import TierCounts
 from app.engine.kv.tiers.directory import BlockDirectory
 
 QUEUE_BYTES = 64 << 20
-"""Bytes of records that wait to be written, at most; a single one may be larger."""
+"""Bytes of records that wait to be written, beyond which no more are taken."""
 _SCAN_SECONDS = 30.0
 """Seconds between two scans, at least; and a hundred times what a scan takes."""
 _PAUSE_SECONDS = 30.0
@@ -118,8 +118,7 @@ class DiskTier:
         with self._lock:
             if key in self._files or key in self._queued:
                 return
-            too_much = self._queued_bytes and self._queued_bytes + len(record) > QUEUE_BYTES
-            if too_much or self.is_paused or HEAD_BYTES + len(record) > self._capacity:
+            if self._queued_bytes > QUEUE_BYTES or self.is_paused or HEAD_BYTES + len(record) > self._capacity:
                 self.counts.drops += 1
                 return
             self._queued.add(key)
@@ -161,23 +160,26 @@ class DiskTier:
             if isinstance(order, _Touch):
                 self._touch(order.keys)
                 continue
+            is_written = False
             try:
-                if self._gives_up or self.is_paused:
-                    self.counts.drops += 1
-                else:
+                if not self._gives_up and not self.is_paused:
                     self._write(order)
+                    is_written = True
             except OSError as error:
-                self.counts.drops += 1
                 self._paused_until = time.monotonic() + _PAUSE_SECONDS
                 _log.warning("the prefix cache's files are not written for %g s: %s", _PAUSE_SECONDS, error)
-            finally:
-                with self._lock:
-                    self._queued.discard(order.key)
-                    self._queued_bytes -= len(order.record)
-                    is_revoked = order.key in self._revoked
-                    self._revoked.discard(order.key)
-                if is_revoked:
-                    self._delete(order.key)
+            self._done(order, is_written=is_written)
+
+    def _done(self, order: _Write, *, is_written: bool) -> None:
+        """Takes a record off the queue's books, and its file away if it was not to be written after all."""
+        with self._lock:
+            self._queued.discard(order.key)
+            self._queued_bytes -= len(order.record)
+            is_revoked = order.key in self._revoked
+            self._revoked.discard(order.key)
+            self.counts.drops += not is_written
+        if is_revoked:
+            self._delete(order.key)
 
     def _write(self, order: _Write) -> None:
         if time.monotonic() >= self._next_scan:
