@@ -19,12 +19,15 @@ from pathlib import Path
 
 import click
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.rows import RESULTS, context, report
 from benchmarks.served import served
 
 _LOWEST_ID, _HIGHEST_ID = 100, 40_000
 """Ids of plain tokens, of any model with a usual vocabulary."""
+_REST_SECONDS = 2.0
+"""Seconds without a new file after which there is none to come."""
 _SECOND_TURN = 40
 """Tokens that the second turn adds to the first one and its answer."""
 
@@ -66,10 +69,22 @@ def ask(url: str, model: str, prompt: list[int], max_tokens: int) -> Answer:
 
 
 def asked_once(model: str, prompt: list[int], max_tokens: int, *arguments: str) -> Answer:
-    """The answer of a server that has just been started."""
+    """The answer of a server that has just been started; it is stopped once it writes no files any more."""
     with served("--model", model, *arguments) as server:
         ask(server.url, model, prompt[:1] * 20, 4)
-        return ask(server.url, model, prompt, max_tokens)
+        answer = ask(server.url, model, prompt, max_tokens)
+        before = -1.0
+        while (written := files_written(server.url)) != before:
+            before = written
+            time.sleep(_REST_SECONDS)
+        return answer
+
+
+def files_written(url: str) -> float:
+    """Files that the tier on disk has taken."""
+    page = httpx.get(f"{url}/metrics", timeout=60).text
+    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == "tuili_prefix_tier_stores_total")
 
 
 @click.command()

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from app.contract.info import KVCacheSpec
 from app.kernels.pages import Pages
-from app.kernels.types import LayerKVCache
 from app.runner.device import runs_ahead
 from app.runner.staging import Fetched, Returns, to_device
 
@@ -154,7 +153,7 @@ def _layout(pages: Sequence[Pages], layers: Sequence[int]) -> list[tuple[object,
     return [
         (
             layer,
-            isinstance(pages[layer], LayerKVCache) and pages[layer].packed,
+            getattr(pages[layer], "packed", False),
             [(str(tensor.dtype), tuple(tensor.shape[1:])) for tensor in _tensors(pages[layer])],
         )
         for layer in layers

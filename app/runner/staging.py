@@ -169,7 +169,7 @@ class _Copied(NamedTuple):
     copied: torch.cuda.Event
 
     def ready(self) -> bool:
-        return self.copied.query()
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]
 
     def arrays(self) -> list[NDArray[Any]]:
         self.copied.synchronize()

@@ -55,7 +55,8 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         made = plan_for_gpu(model, config, placement, Budget(memory=memory, reserve=DRIVER_BYTES + MARGIN_BYTES))
     except (StoreError, ConfigError, WeightError, RunnerError) as error:
         raise PlanError(str(error)) from None
-    tier, tier_tokens = settings.prefix_cache_ram or 0, _tokens_in(settings.prefix_cache_ram or 0, made.kv.spec)
+    tier = config.prefix_cache_ram or 0
+    tier_tokens = _tokens_in(tier, made.kv.spec)
     formats = {"dtype": config.dtype, "quantization": config.quantization, "kv_cache_dtype": config.kv_cache_dtype}
     if not json_only:
         _tell(

@@ -46,12 +46,12 @@ class Hit(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What a request left in the pools that has given its blocks back."""
+    """What a request has left in the pools so far, all of it computed."""
 
     digests: list[bytes]
     """Digests of its full blocks."""
     num_blocks: int
-    """How many of them were published."""
+    """How many of them count."""
 
 
 class BlockRef(NamedTuple):
@@ -326,8 +326,12 @@ class KVManager:
     def end_step(self) -> None:
         """Ends the filling of a step: saves what the blocks hold that it will overwrite."""
 
-    def ending(self, request: Request) -> Ending | None:  # noqa: ARG002
-        """What a request that leaves will have left, to be given to :meth:`keep` once its blocks are free."""
+    def ending(self, request: Request, num_tokens: int | None = None) -> Ending | None:  # noqa: ARG002
+        """What a request leaves, to be given to :meth:`keep` once it has been computed; None: nothing is to be kept.
+
+        Args:
+            num_tokens: counts its first tokens alone; None: all that it has published.
+        """
         return None
 
     def keep(self, ending: Ending) -> None:

@@ -25,7 +25,7 @@ _SLICE_BYTES = 8 << 20
 """Bytes that are restored before a step that others have rows in, about: 2 to 8 ms of copying."""
 _SLICE_SECONDS = 0.01
 """Seconds after which no further record is read before such a step: a disk may be slow."""
-_BEHIND_BYTES = 1 << 20
+_BEHIND_BYTES = 2 << 20
 """Bytes that are copied behind a step for the disk."""
 _IDLE_BYTES = 8 << 20
 """The same while there is no work."""
@@ -37,7 +37,8 @@ class _Wanted(NamedTuple):
     """A block of a request."""
 
     group: int
-    index: int
+    place: int
+    """Index of the block among those of the request."""
 
 
 class _Plan(NamedTuple):
@@ -86,7 +87,7 @@ class TieredKVManager(KVManager):
             if request.num_restorable is None:
                 request.num_restorable = len(plan.wanted)
             num_before, num_from_disk = hit.num_blocks, self._tiers.num_from_disk
-            num_moved = self._restore_slice(request, plan, request.num_restorable)
+            num_moved = self._restore_slice(request, plan, request.num_restorable, bounded=bounded)
             request.num_restorable -= num_moved
             hit = self.match(request)
             gained = max(0, hit.num_blocks - num_before) * self.block_size
@@ -139,13 +140,14 @@ class TieredKVManager(KVManager):
 
         return has
 
-    def _restore_slice(self, request: Request, plan: _Plan, most: int) -> int:
+    def _restore_slice(self, request: Request, plan: _Plan, most: int, *, bounded: bool) -> int:
         """Restores the first of the blocks, as many as a slice holds; returns how many there were.
 
         It is 0 if the first turned out to be damaged: then it is in no tier any more.
 
         Args:
             most: blocks, at most.
+            bounded: a step of others waits for this slice.
         """
         began, nbytes = self._clock(), 0
         records: list[dict[int, bytes]] = [{} for _ in self._pools]
@@ -155,7 +157,7 @@ class TieredKVManager(KVManager):
                 break
             records[group][index] = record
             nbytes += len(record)
-            if nbytes >= _SLICE_BYTES or self._clock() - began >= _SLICE_SECONDS:
+            if nbytes >= _SLICE_BYTES or (bounded and self._clock() - began >= _SLICE_SECONDS):
                 break
         for group, of_group in enumerate(records):
             if of_group:
@@ -190,8 +192,10 @@ class TieredKVManager(KVManager):
                 self._tiers.save(group, pool.evicted, kept=False)
                 pool.evicted.clear()
 
-    def ending(self, request: Request) -> Ending | None:
+    def ending(self, request: Request, num_tokens: int | None = None) -> Ending | None:
         num_blocks = request.num_published_blocks
+        if num_tokens is not None:
+            num_blocks = min(num_blocks, num_tokens // self.block_size)
         if num_blocks == 0 or not self._tiers.writes_behind:
             return None
         return Ending(request.block_hashes, num_blocks)

@@ -58,14 +58,18 @@ class Engine(Harness):
         (found,) = (tier for tier in self.stats.prefix_tiers if tier.tier == name)
         return found
 
-    def settle(self) -> None:
-        """Until all that ended requests left is on the disk."""
+    def copy_all(self) -> None:
+        """Until all that ended requests left has been copied for the disk."""
 
         def is_done() -> bool:
             self.core.tend()
             return self.core.longest_pause is None
 
         wait_until(is_done)
+
+    def settle(self) -> None:
+        """Until it is on the disk."""
+        self.copy_all()
         self.core.close(20)
 
 
@@ -172,6 +176,27 @@ def test_an_engine_that_is_closed_at_once_leaves_all(tmp_path: Path) -> None:
     assert on_disk(tmp_path).ask(prompt(1)) == 96
 
 
+def test_an_engine_that_is_killed_in_mid_answer_has_left_the_prompt(tmp_path: Path, depth: int) -> None:
+    engine = on_disk(tmp_path, pipeline_depth=depth)
+    engine.add(fake_request("a", prompt(1, 200), 100))
+    while len(engine.tokens.get("a", [])) < 60:
+        engine.step()
+    wait_until(lambda: engine.tier("disk").stores_total >= 12)
+    assert on_disk(tmp_path).ask(prompt(1, 200)) == 192
+
+
+def test_a_failed_step_leaves_nothing_on_the_disk(tmp_path: Path, depth: int) -> None:
+    runner = CopyingRunner(num_blocks=32, fail_collect=lambda step: step.rows[0].start > 130)
+    engine = Engine(runner, prefix_cache_dir=str(tmp_path), pipeline_depth=depth)
+    engine.add(fake_request("a", prompt(1, 120), 40))
+    engine.run()
+    assert engine.errors() == {"a": "engine_error"}
+    engine.settle()
+    again = on_disk(tmp_path)
+    said = [*prompt(1, 120), *expected_tokens(prompt(1, 120), 40)]
+    assert 112 <= again.ask(said) <= 128, "read, and found to be right"
+
+
 def test_what_memory_alone_has_is_written_at_the_end(tmp_path: Path) -> None:
     engine = on_disk(tmp_path, prefix_cache_ram=1 << 20)
     for number in range(6):
@@ -245,8 +270,7 @@ def test_files_hold_no_more_than_they_may_and_the_last_used_stay(tmp_path: Path)
     engine = on_disk(tmp_path, [kv_group("full", 10)], prefix_cache_disk=capacity)
     for number in range(8):
         engine.ask(prompt(number))
-        while engine.core.longest_pause is not None:
-            engine.core.tend()
+        engine.copy_all()
     engine.settle()
     assert sum(file.stat().st_size for file in files_of(tmp_path)) <= capacity
     again = on_disk(tmp_path, prefix_cache_disk=capacity)
@@ -300,7 +324,7 @@ def test_tenants_share_nothing_on_disk_either(tmp_path: Path) -> None:
 def test_another_model_finds_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     weights = tmp_path / "weights"
     weights.write_bytes(b"these weights")
-    config = {"prefix_cache_dir": str(tmp_path / "blocks"), "weights": (str(weights),)}
+    config: dict[str, Any] = {"prefix_cache_dir": str(tmp_path / "blocks"), "weights": (str(weights),)}
     engine = Engine(**config)
     engine.ask(prompt(1))
     engine.settle()
@@ -346,13 +370,11 @@ def no_file_may_grow() -> Iterator[Callable[[int], None]]:
 def test_a_disk_that_is_full_costs_the_tier_alone(tmp_path: Path, no_file_may_grow: Callable[[int], None]) -> None:
     engine = on_disk(tmp_path)
     engine.ask(prompt(1))
-    while engine.core.longest_pause is not None:
-        engine.core.tend()
+    engine.copy_all()
     wait_until(lambda: engine.tier("disk").stores_total == 6)
     no_file_may_grow(HEAD_BYTES + 1)
     engine.ask(prompt(2))
-    while engine.core.longest_pause is not None:
-        engine.core.tend()
+    engine.copy_all()
     wait_until(lambda: engine.tier("disk").drops_total > 0)
     for number in range(1, 5):
         engine.ask(prompt(number))
