@@ -64,9 +64,7 @@ async def test_an_engine_without_work_keeps_what_was_said_and_the_next_one_has_i
         await connection.send(fake_request("a", list(range(100)), 4))
         outputs = await outputs_until(connection, "a")
         cached.append(outputs["a"][-1].num_cached_tokens)
-        async with asyncio.timeout(20):
-            while len(list(tmp_path.glob("??/*.kv"))) < 6:
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: len(list(tmp_path.glob("??/*.kv"))) == 6)
         await connection.close()
     assert cached == [0, 96]
 
