@@ -7,6 +7,7 @@ and the last request that was taken for it has ended.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -158,13 +159,17 @@ class AdapterTable:
         self._enter(source.name, slot, contents)
 
     def _fill(self, slot: int, path: str) -> str:
-        """Loads an adapter; returns the digest of its contents, empty where it is not known."""
+        """Loads an adapter; returns the digest of its contents, empty if no block outlives the process. Where it is not
+        known, it is a text that nobody else has."""
         if not isinstance(self._runner, AdapterRunner):
             raise ValueError("this model takes no adapters")
-        before = self._contents_of(path) if self._contents_of is not None else ""
+        if self._contents_of is None:
+            self._runner.load_adapter(slot, path)
+            return ""
+        contents = self._contents_of(path)
         self._runner.load_adapter(slot, path)
-        changed = self._contents_of is not None and self._contents_of(path) != before
-        return "" if changed else before
+        is_known = contents and self._contents_of(path) == contents  # nobody wrote to it meanwhile
+        return contents if is_known else secrets.token_hex(16)
 
     def _enter(self, name: str, slot: int, contents: str) -> None:
         self._num_loaded += 1

@@ -149,7 +149,8 @@ class EngineCore:
         what ended ones left in the KV cache."""
         self._registry.settle()
         self._expire(self._clock())
-        self._kv.write_behind(idle=not self._has_requests)
+        if not self._has_requests:
+            self._kv.write_behind(idle=True)
 
     # -- requests -----------------------------------------------------------------------------------------------
 

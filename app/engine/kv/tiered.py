@@ -150,6 +150,8 @@ class TieredKVManager(KVManager):
             bounded: a step of others waits for this slice.
         """
         began, nbytes = self._clock(), 0
+        # What comes last in a prompt is given up first, and none of it for what this puts out of the pools.
+        self._tiers.touch(name_of(group, self._chain.digest(request, at)) for group, at in reversed(plan.wanted))
         records: list[dict[int, bytes]] = [{} for _ in self._pools]
         for group, index in plan.wanted[:most]:
             record = self._tiers.get(group, self._chain.digest(request, index))
@@ -241,7 +243,7 @@ class TieredKVManager(KVManager):
             self._endings.popleft()
 
     def _needed_of(self, ending: Ending) -> list[_Wanted]:
-        """Blocks that a sequence which goes on from the end of a request reads, as far as there are any."""
+        """Blocks that a sequence which goes on from there reads, as far as there are any."""
 
         def has_of(group: int) -> Callable[[int], bool]:
             pool, digests = self._pools[group], ending.digests

@@ -26,11 +26,8 @@ class RamTier:
         return name in self._records
 
     def get(self, name: bytes) -> bytes | None:
-        """A record, which is the most recently used one from here on; None: it is not here."""
-        record = self._records.get(name)
-        if record is not None:
-            self._records.move_to_end(name)
-        return record
+        """A record; None: it is not here."""
+        return self._records.get(name)
 
     def touch(self, names: Iterable[bytes]) -> None:
         """Makes records the most recently used ones, the last of them most of all."""

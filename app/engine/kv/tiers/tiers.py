@@ -83,6 +83,12 @@ class Tiers:
                 self.ram.counts.misses += 1
         return record
 
+    def touch(self, names: Iterable[bytes]) -> None:
+        """Makes records the most recently used ones in memory, the last of them most of all. Files are touched when a
+        request's blocks are kept."""
+        if self.ram is not None:
+            self.ram.touch(names)
+
     def count_tokens(self, tokens: int, *, from_disk: bool) -> None:
         """Counts tokens by which restored blocks made a hit longer."""
         tier = self.disk if from_disk else self.ram
@@ -145,9 +151,13 @@ class Tiers:
             return False
         return True
 
-    def settle(self) -> None:
-        """Puts records that have come from the device where they belong."""
-        while self._arriving and self._arriving[0].records.ready():
+    def settle(self, *, wait: bool = False) -> None:
+        """Puts records that have come from the device where they belong.
+
+        Args:
+            wait: waits for those that have not.
+        """
+        while self._arriving and (wait or self._arriving[0].records.ready()):
             names, records, kept = self._arriving.popleft()
             for name, record in zip(names, records.take(), strict=True):
                 if self.ram is None or kept:
@@ -175,9 +185,9 @@ class Tiers:
 
     def close(self, seconds: float) -> None:
         """Brings to the disk what is in memory alone, as far as that can be done in so many seconds."""
-        self.settle()
         if self.disk is None:
             return
+        self.settle(wait=True)
         for name, record in self.ram.newest_first() if self.ram is not None else ():
             if not self.disk.has_room:
                 break
