@@ -52,6 +52,9 @@ class EngineOptions(TypedDict, total=False):
     max_num_batched_tokens: int
     max_logit_rows: int
     enable_prefix_caching: bool
+    prefix_cache_ram: int
+    prefix_cache_dir: str
+    prefix_cache_disk: int
     pipeline_depth: int
     tensor_parallel_size: int
     threads: int

@@ -44,6 +44,7 @@ from app.setting_values import (
 ENV_PREFIX = "TUILI_"
 NO_FLAG: dict[str, Any] = {"flag": False}
 """Marks a secret: it is never shown, and an option of `tuili serve` alone."""
+_TIERS = ("prefix_cache_ram", "prefix_cache_dir", "prefix_cache_disk")
 
 
 class SettingsError(Exception):
@@ -192,6 +193,17 @@ class Settings(BaseSettings):
         description="Memory for each rank's KV cache, e.g. 2GiB; else 1GiB on a CPU and all that is left on a GPU.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of prompts that begin alike.")
+    prefix_cache_ram: Bytes | None = Field(
+        None, description="Memory for reusable KV that the KV cache has no room for, e.g. 8GiB; none when absent."
+    )
+    prefix_cache_dir: Path | None = Field(
+        None,
+        description="Directory that keeps reusable KV over restarts; with --prefix-cache-disk alone it lies beside the "
+        "pulled models.",
+    )
+    prefix_cache_disk: Bytes | None = Field(
+        None, description="Most bytes in that directory, the least recently used go first; 8GiB when absent."
+    )
     pipeline_depth: Literal[1, 2] | None = Field(
         None, description="Steps under way at once; when absent, 2 on a GPU and 1 on a CPU."
     )
@@ -219,6 +231,13 @@ class Settings(BaseSettings):
             )
         if self.max_adapters is not None and self.max_adapters < len(self.adapter):
             raise ValueError(f"max_adapters ({self.max_adapters}) is less than the {len(self.adapter)} of --adapter")
+        tiers = [name for name in _TIERS if getattr(self, name) is not None]
+        if tiers and not self.enable_prefix_caching:
+            raise ValueError(f"{tiers[0]} is for the prefix cache, which enable_prefix_caching turns off")
+        if tiers and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"{tiers[0]} is not served with tensor_parallel_size ({self.tensor_parallel_size}) above 1"
+            )
         if self.max_num_seqs > self.max_logit_rows:
             raise ValueError(
                 f"max_num_seqs ({self.max_num_seqs}) may not exceed max_logit_rows ({self.max_logit_rows})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.contract.info import NO_BLOCK, KVCacheGroup
 
@@ -51,6 +51,12 @@ class Pages(Protocol):
     def read(self, table: Sequence[int], end: int) -> list[int]:
         """The tokens before ``end``, after all rows of the step have written."""
 
+    def contents(self, block: int) -> Any:
+        """What a block holds, to be copied."""
+
+    def fill(self, block: int, contents: Any) -> None:
+        """Gives a block what :meth:`contents` gave of one."""
+
 
 def _block(table: Sequence[int], index: int) -> int:
     require(table[index] != NO_BLOCK, f"entry {index} of a table is read or written, but holds nothing: {table}")
@@ -79,6 +85,12 @@ class FullPages:
             context.append(entry[1])
         return context
 
+    def contents(self, block: int) -> Any:
+        return self._entries[block]
+
+    def fill(self, block: int, contents: Any) -> None:
+        self._entries[block] = contents
+
 
 class SlidingPages:
     def __init__(self, group: KVCacheGroup, block_size: int) -> None:
@@ -105,6 +117,12 @@ class SlidingPages:
             raise StepContractError(f"position {position} is not in its page: {entry and entry.position}")
         return entry
 
+    def contents(self, block: int) -> Any:
+        return self._entries[block]
+
+    def fill(self, block: int, contents: Any) -> None:
+        self._entries[block] = contents
+
 
 class StatePages:
     def __init__(self, group: KVCacheGroup, block_size: int) -> None:
@@ -130,6 +148,12 @@ class StatePages:
         if state is None or state.position != position:
             raise StepContractError(f"the state after position {position} is not there: {state and state.position}")
         return state
+
+    def contents(self, block: int) -> Any:
+        return self._states[block]
+
+    def fill(self, block: int, contents: Any) -> None:
+        self._states[block] = contents
 
 
 PAGES: dict[str, type[FullPages | SlidingPages | StatePages]] = {

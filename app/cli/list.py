@@ -23,10 +23,11 @@ def verb(home: Path | None) -> None:
     from app.store import Store, StoreError
     from app.store.listing import pulled
     from app.store.packed import packed_files
+    from app.store.prefix_cache import block_bytes
 
     try:
         store = Store(home)
-        models, packed = pulled(store), packed_files(store)
+        models, packed, blocks = pulled(store), packed_files(store), block_bytes(store)
     except StoreError as e:
         fail(str(e))
     if not models:
@@ -41,6 +42,8 @@ def verb(home: Path | None) -> None:
         total = decimal(sum(file.nbytes for file in packed))
         beside = f", {decimal(sum(file.nbytes for file in others))} of them of other models" if others else ""
         click.echo(f"packed weights: {total}{beside}; tuili rm --packed frees them, a start makes them again", err=True)
+    if blocks:
+        click.echo(f"prefix cache: {decimal(blocks)}; tuili rm --prefix-cache frees it", err=True)
 
 
 def _packed(model: Pulled, packed: list[PackedFile]) -> str:

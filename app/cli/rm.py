@@ -18,22 +18,30 @@ if TYPE_CHECKING:
 @click.command("rm")
 @click.argument("models", metavar="[NAME]...", nargs=-1, shell_complete=complete_model)
 @click.option("--packed", "packed_only", is_flag=True, help="Free packed weights alone; without a NAME all of them.")
+@click.option("--prefix-cache", is_flag=True, help="Free KV blocks that servers kept beside the models; names none.")
 @home_option
-def verb(models: tuple[str, ...], home: Path | None, *, packed_only: bool) -> None:
+def verb(models: tuple[str, ...], home: Path | None, *, packed_only: bool, prefix_cache: bool) -> None:
     """Delete models that were pulled, with their packed weights.
 
     A model that is used where it lies stays there; what was derived from it goes. With --packed only the weights in
     the layout of the kernels go, which the next start makes again.
     """
-    if not models and not packed_only:
-        raise click.UsageError("name a model (tuili list shows them), or --packed for all packed weights")
+    if models and prefix_cache:
+        raise click.UsageError("--prefix-cache frees the blocks of all models: name none with it")
+    if not models and not packed_only and not prefix_cache:
+        raise click.UsageError(
+            "name a model (tuili list shows them), or --packed for all packed weights, or --prefix-cache for KV blocks"
+        )
     from app.store import Store, StoreError
     from app.store.listing import find_pulled
     from app.store.packed import free, free_partial, packed_files
+    from app.store.prefix_cache import free_blocks
 
     try:
         store = Store(home)
-        if not models:
+        if prefix_cache:
+            _say("the prefix cache", free_blocks(store))
+        if not models and packed_only:
             _say("packed weights", free(packed_files(store)) + free_partial(store))
         # All are looked for before any is deleted.
         for name, entries in [(name, find_pulled(store, name)) for name in models]:

@@ -60,6 +60,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of logits one step may ask for; bounds the [rows, vocab] buffer."""
     enable_prefix_caching: bool = True
     """Whether requests start from blocks that other requests with the same prefix have computed."""
+    prefix_cache_ram: int | None = None
+    """Bytes of memory for blocks that the KV cache gives up; None: there is no such tier."""
+    prefix_cache_dir: str | None = None
+    """Directory that keeps blocks, absolute; None: there is no such tier."""
+    prefix_cache_disk: int | None = None
+    """Bytes of all files in that directory, at most; None: 8 GiB."""
     pipeline_depth: int | None = None
     """Steps that may be under way at once; None: two on a GPU, where the next is launched before the last is read."""
     enforce_eager: bool = False

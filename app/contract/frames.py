@@ -125,6 +125,27 @@ class EncodeOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The request's instants, of which ``first_token`` is None; None where the request was refused."""
 
 
+class TierStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A tier of the prefix cache below the KV cache; ``*_total`` fields count since the engine process started."""
+
+    tier: str
+    """``ram`` or ``disk``."""
+    hits_total: int = 0
+    """Blocks that were restored from it."""
+    hit_tokens_total: int = 0
+    """Prompt tokens that were found by that."""
+    misses_total: int = 0
+    """Blocks that were looked up in it in vain."""
+    stores_total: int = 0
+    """Blocks that it took."""
+    drops_total: int = 0
+    """Blocks that it did not take: too many waited to be written, or writing failed."""
+    damaged_total: int = 0
+    """Files that were not as they had been written, and are gone."""
+    held_bytes: int = 0
+    """Bytes that it holds: on disk, those of other servers and models in the same directory included."""
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """State of the engine after a step; ``*_total`` fields count since the engine process started."""
 
@@ -150,6 +171,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that were found in the prefix cache."""
     encode_tokens_total: int = 0
     """Tokens of sequences that were encoded."""
+    prefix_tiers: list[TierStats] = []
+    """The prefix cache's tiers below the KV cache."""
     forced_tokens_total: int = 0
     """Tokens generated that were not sampled: a grammar left no choice."""
     mask_seconds_total: float = 0.0

@@ -7,6 +7,7 @@ and the last request that was taken for it has ended.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,7 @@ class LoadedAdapter:
     name: str
     slot: int
     identity: str
-    """Names its contents in the prefix cache: no other adapter has it, loaded under whatever name."""
+    """Names its contents in the prefix cache: no adapter of other contents has it, loaded under whatever name."""
     num_requests: int = 0
     """Requests that need it and have not ended."""
 
@@ -49,21 +50,31 @@ class _Loading:
 
     name: str
     slot: int
-    future: Future[None]
+    future: Future[str]
+    """Its digest of contents, as the table's ``contents_of`` gives it."""
 
 
 class AdapterTable:
     """All slots for adapters. Only the engine's thread calls it."""
 
-    def __init__(self, runner: object, config: EngineConfig, on_loaded: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        runner: object,
+        config: EngineConfig,
+        on_loaded: Callable[[], None] = lambda: None,
+        *,
+        contents_of: Callable[[str], str] | None = None,
+    ) -> None:
         """
         Args:
             on_loaded: called from another thread when :attr:`has_outcomes` has become true.
+            contents_of: digest of the contents of an adapter's directory, or empty text; None: no block outlives the
+                process, and each loading counts as an adapter of its own.
 
         Raises:
             ValueError: an adapter that is required cannot be loaded.
         """
-        self._runner, self._on_loaded = runner, on_loaded
+        self._runner, self._on_loaded, self._contents_of = runner, on_loaded, contents_of
         self._num_slots = config.max_adapters
         self._by_name: dict[str, LoadedAdapter] = {}
         self._leaving: list[LoadedAdapter] = []
@@ -123,7 +134,7 @@ class AdapterTable:
             self._loading.remove(loading)
             error = loading.future.exception()
             if error is None:
-                self._enter(loading.name, loading.slot)
+                self._enter(loading.name, loading.slot, loading.future.result())
                 self._outcomes.append(AdapterOutcome(name=loading.name))
             elif isinstance(error, ValueError):
                 self._refuse(loading.name, str(error))
@@ -139,22 +150,30 @@ class AdapterTable:
         try:
             if slot is None:
                 raise ValueError(f"there is room for {self._num_slots} adapters; raise --max-adapters")
-            self._fill(slot, source.path)
+            contents = self._fill(slot, source.path)
         except ValueError as error:
             if source.required:
                 raise ValueError(f"adapter {source.name}: {error}") from None
             _log.error("adapter %s is left out: %s", source.name, error)
             return
-        self._enter(source.name, slot)
+        self._enter(source.name, slot, contents)
 
-    def _fill(self, slot: int, path: str) -> None:
+    def _fill(self, slot: int, path: str) -> str:
+        """Loads an adapter; returns the digest of its contents, empty if no block outlives the process. Where it is not
+        known, it is a text that nobody else has."""
         if not isinstance(self._runner, AdapterRunner):
             raise ValueError("this model takes no adapters")
+        if self._contents_of is None:
+            self._runner.load_adapter(slot, path)
+            return ""
+        contents = self._contents_of(path)
         self._runner.load_adapter(slot, path)
+        is_known = contents and self._contents_of(path) == contents  # nobody wrote to it meanwhile
+        return contents if is_known else secrets.token_hex(16)
 
-    def _enter(self, name: str, slot: int) -> None:
+    def _enter(self, name: str, slot: int, contents: str) -> None:
         self._num_loaded += 1
-        self._by_name[name] = LoadedAdapter(name, slot, f"{self._num_loaded} {name}")
+        self._by_name[name] = LoadedAdapter(name, slot, contents or f"{self._num_loaded} {name}")
 
     def _refuse(self, name: str, why: str) -> None:
         self._outcomes.append(AdapterOutcome(name=name, error=why))

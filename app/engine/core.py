@@ -27,7 +27,9 @@ from app.engine.answers import Answers
 from app.engine.constraints.desk import ConstraintDesk
 from app.engine.deadlines import Deadlines
 from app.engine.encoding import EncodeStep, EncodingCore
-from app.engine.kv.manager import KVManager
+from app.engine.kv.choose import new_kv_manager
+from app.engine.kv.tiered import TieredKVManager
+from app.engine.kv.tiers.fingerprint import adapter_contents
 from app.engine.records import StepRecords
 from app.engine.registry import Registry
 from app.engine.request import Request
@@ -37,6 +39,8 @@ from app.engine.step import Step
 from app.engine.trace import log_plan
 
 MAX_CONSECUTIVE_FAILURES = 3
+_BEHIND_SECONDS = 0.005
+"""Seconds between two copies of what ended requests left, while there is no work."""
 _TEND_SECONDS = 0.5
 """Seconds for which requests that wait for their grammar are left alone, at most."""
 
@@ -85,11 +89,7 @@ class EngineCore:
         self._runner = runner
         self._config = config
         self._clock = clock
-        cache_dtypes = (group.dtype for group in info.kv_cache.groups)
-        identity = (config.model_dir, *config.weights, info.dtype, *cache_dtypes)
-        self._kv = KVManager(
-            info.kv_cache, config, max_model_len=info.max_model_len, pipeline_depth=self._depth, identity=identity
-        )
+        self._kv = new_kv_manager(runner, config, pipeline_depth=self._depth, clock=clock)
         self._limits = Limits(info.vocab_size, info.max_model_len, self._kv.num_tokens)
         self._scheduler = Scheduler(config, self._kv)
         self._encoding = EncodingCore(config, vocab_size=info.vocab_size, max_len=info.max_encode_len, clock=clock)
@@ -98,7 +98,8 @@ class EngineCore:
         self._under_way: deque[_UnderWay] = deque()
         # A token that the logits cannot have ends nothing, and has no place in a mask over them.
         self._eos_token_ids = [token_id for token_id in config.eos_token_ids if 0 <= token_id < info.vocab_size]
-        self.adapters = AdapterTable(runner, config, on_news)
+        contents_of = adapter_contents if isinstance(self._kv, TieredKVManager) else None
+        self.adapters = AdapterTable(runner, config, on_news, contents_of=contents_of)
         self._desk = ConstraintDesk(info.vocab_size, self._eos_token_ids, on_news)
         self._num_received = 0
         self._deadlines = Deadlines()
@@ -136,15 +137,20 @@ class EngineCore:
     @property
     def longest_pause(self) -> float | None:
         """Seconds after which :meth:`tend` is to be called, if there is no work before; None: it need not be."""
+        if self._kv.has_backlog:
+            return _BEHIND_SECONDS
         if not len(self._desk):
             return None
         expires = self._deadlines.next
         return _TEND_SECONDS if expires is None else max(0.0, min(_TEND_SECONDS, expires - self._clock()))
 
     def tend(self) -> None:
-        """Looks after requests that wait for something else than a step: grammars that are there, deadlines."""
+        """Looks after requests that wait for something else than a step (grammars that are there, deadlines), and after
+        what ended ones left in the KV cache."""
         self._registry.settle()
         self._expire(self._clock())
+        if not self._has_requests:
+            self._kv.write_behind(idle=True)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -228,6 +234,7 @@ class EngineCore:
             self._collect(self._under_way.popleft())
         elif planned is None and self._has_requests:
             raise RuntimeError("requests wait, nothing is under way and nothing can be scheduled")
+        self._kv.write_behind(idle=False)
         if not self._has_requests and not self._under_way:
             self.pause()
             if self._config.integrity_checks:
@@ -332,11 +339,17 @@ class EngineCore:
             prefix_query_tokens_total=scheduler.num_query_tokens,
             prefix_hit_tokens_total=scheduler.num_hit_tokens,
             encode_tokens_total=self._encoding.num_tokens,
+            prefix_tiers=self._kv.tier_stats(),
         )
 
     def survey(self) -> Holdings:
         """Who holds the KV cache now."""
         return self._kv.survey(self._scheduler.running)
+
+    def close(self, seconds: float) -> None:
+        """Keeps what the prefix cache's tier on disk does not have yet, as far as that can be done in so many seconds.
+        No step may follow."""
+        self._kv.close(seconds)
 
     def check_integrity(self) -> None:
         """Raises :class:`~app.engine.kv.pool.IntegrityError` when the block allocator's books do not balance."""

@@ -44,6 +44,8 @@ MakeRunner = Callable[[EngineConfig, Callable[[LoadProgress], None]], Runner]
 _LOAD_ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _FLUSH_SECONDS = 5.0
 """Seconds that the last frames get to reach the client."""
+_CLOSE_SECONDS = 1.5
+"""Seconds that the prefix cache gets to write what is not on the disk: less than a supervisor waits for an exit."""
 _REPORT_SECONDS = 1.0
 """Seconds since the last report of the engine's state after which clients get one before a step, not only after it."""
 
@@ -236,8 +238,11 @@ def _serve(port: Port, config: EngineConfig, make_runner: MakeRunner, stamp: Pro
     port.send(
         EngineReady(info=runner.info, max_kv_tokens=core.max_kv_tokens, pid=os.getpid(), adapters=core.adapters.names)
     )
-    EngineLoop(core, port, stamp).run()
-    port.flush(_FLUSH_SECONDS)
+    try:
+        EngineLoop(core, port, stamp).run()
+        port.flush(_FLUSH_SECONDS)
+    finally:
+        core.close(_CLOSE_SECONDS)
     return 0
 
 

@@ -129,6 +129,8 @@ class Registry:
         if self._kv.can_rewind and not request.is_constrained:  # a draft's positions would need masks of their own
             request.has_drafter = bool(result.draft_token_ids)
             request.draft_token_ids = result.draft_token_ids
+        if request.first_token is None and (ending := self._kv.ending(request, end)) is not None:
+            self._kv.keep(ending)  # the prompt is copied while the answer is computed
         if new_token_ids:
             self._tell(request, new_token_ids, finish_reason, result.logprobs, now)
 

@@ -75,6 +75,8 @@ class Request:
         """Chained hashes of the full blocks of known tokens, as far as they were needed."""
         self.num_published_blocks = 0
         """Blocks from the first on that have been offered to the prefix cache."""
+        self.num_restorable: int | None = None
+        """Blocks that may still be restored from the prefix cache's tiers before it starts; None: not looked up yet."""
         self.parting = 0
         """Position at which a row has to end, so that its state is left there: other prefixes part from this one."""
 

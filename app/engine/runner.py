@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from app.contract.info import RunnerInfo
 from app.contract.step import EncodeResult, Plan, StepResult, TokenMasks
@@ -35,6 +36,39 @@ class Runner(Protocol):
 
     def collect(self, handle: Any, /) -> StepResult | EncodeResult:
         """Waits for the result of the oldest plan that has not been collected."""
+
+
+class BlockRecords(Protocol):
+    """Copies of blocks on their way to the host."""
+
+    def ready(self) -> bool:
+        """Whether they are there."""
+
+    def take(self) -> list[bytes]:
+        """The copies, once; waits for them."""
+
+
+@runtime_checkable
+class BlockRunner(Protocol):
+    """A runner whose blocks can be copied out of its pages and back.
+
+    A block's copy is its bytes of all layers of its group, ``bytes_per_block`` of them. Copies are made in the order of
+    calls: after all that was submitted before, before all that is submitted later.
+    """
+
+    @property
+    def info(self) -> RunnerInfo:
+        """Facts about the model."""
+
+    @property
+    def page_layout(self) -> str:
+        """What a copy's bytes mean: only pages of an equal text may be filled with it."""
+
+    def read_blocks(self, group: int, block_ids: Sequence[int], /) -> BlockRecords:
+        """Begins to copy blocks of a KV cache group, which may be overwritten by whatever is submitted next."""
+
+    def write_blocks(self, group: int, block_ids: Sequence[int], records: Sequence[bytes], /) -> None:
+        """Fills blocks of a KV cache group."""
 
 
 def check_result(step: Step | EncodeStep, result: StepResult | EncodeResult) -> None:

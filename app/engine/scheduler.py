@@ -84,6 +84,7 @@ class Scheduler:
         budget.reserved = 0
         if self.waiting and not short_of_blocks:
             self._admit(step, budget, now)
+        self._kv.end_step()
         if not step.rows:
             return None
         self._next_step += 1
@@ -123,18 +124,29 @@ class Scheduler:
         promised = self._promised_blocks()
         while self.waiting and self._free_slots and len(self.running) < self._max_running:
             request = self.waiting[0]
-            hit = self._kv.match(request)
-            num_cached = hit.num_blocks * self._kv.block_size
-            request.parting = hit.parting * self._kv.block_size
-            num_tokens = budget.chunk(request, request.up_to_parting(num_cached, len(request.token_ids) - num_cached))
-            if num_tokens == 0 or not all_fit(self._kv.needed(request, hit), subtracted(self._kv.num_free, promised)):
+            found = self._kv.match(request)
+            num_tokens = self._first_tokens(request, found, budget, promised)
+            if num_tokens == 0:
+                return
+            hit = self._kv.restore(request, found, bounded=bool(step.rows or self.in_flight))
+            if hit is None:
+                return
+            if hit is not found and (num_tokens := self._first_tokens(request, hit, budget, promised)) == 0:
                 return
             self.waiting.pop(0)
             self._start(request, hit, step, now)
-            gained = self._kv.allocate(request, num_cached + num_tokens)
+            gained = self._kv.allocate(request, request.num_computed_tokens + num_tokens)
             new_block_ids = [cached + new for cached, new in zip(hit.entries, gained, strict=True)]
             self._add_row(step, budget, request, num_tokens, [], new_block_ids)
             promised = added(promised, self._kv.promised([request]))
+
+    def _first_tokens(self, request: Request, hit: Hit, budget: Budget, promised: Counts) -> int:
+        """Tokens of the first row of a waiting request behind a cached prefix; 0 when it does not fit."""
+        num_cached = hit.num_blocks * self._kv.block_size
+        request.parting = hit.parting * self._kv.block_size
+        num_tokens = budget.chunk(request, request.up_to_parting(num_cached, len(request.token_ids) - num_cached))
+        fits = num_tokens and all_fit(self._kv.needed(request, hit), subtracted(self._kv.num_free, promised))
+        return num_tokens if fits else 0
 
     def _start(self, request: Request, hit: Hit, step: Step, now: float) -> None:
         """Binds a waiting request to a slot, its tables starting with a cached prefix."""
@@ -228,6 +240,7 @@ class Scheduler:
         self._let_go(request)
         request.rewind(0)
         request.prompt_logprobs = []
+        request.num_restorable = None
         request.status = RequestStatus.PREEMPTED
         self.num_preemptions += 1
         self.add(request)
@@ -236,7 +249,7 @@ class Scheduler:
         """Returns blocks and slot, now or when the last step in flight that uses them is collected."""
         if request.slot is None:
             raise RuntimeError(f"request {request.request_id} runs without a slot")
-        hold = Hold(request.tables, request.slot)
+        hold = Hold(request.tables, request.slot, self._kv.ending(request))
         request.tables, request.slot, request.num_published_blocks = [], None, 0
         for step in reversed(self.in_flight):
             if any(planned.row.slot == hold.slot for planned in step.rows):
@@ -246,6 +259,8 @@ class Scheduler:
 
     def _take_back(self, hold: Hold) -> None:
         self._kv.release(hold.tables)
+        if hold.ending is not None:
+            self._kv.keep(hold.ending)
         heapq.heappush(self._free_slots, hold.slot)
 
     # -- after a step -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.contract.step import ScheduledRow, SlotInit, StepPlan
-from app.engine.kv.manager import BlockRef
+from app.engine.kv.manager import BlockRef, Ending
 from app.engine.kv.table import BlockTable
 from app.engine.request import Request
 
@@ -36,6 +36,8 @@ class Hold(NamedTuple):
     tables: list[BlockTable]
     """Block table of each KV group."""
     slot: int
+    ending: Ending | None = None
+    """What the request leaves to be copied; None: nothing."""
 
 
 @dataclass(eq=False, slots=True)

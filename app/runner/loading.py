@@ -108,10 +108,13 @@ def encoder_bytes(model_config: ModelConfig, placement: Placement) -> int:
     return sum(weight.nbytes for weight in sizes)
 
 
-def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placement) -> None:
+def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placement, *, tier_bytes: int) -> None:
     """Checks that weights and KV cache fit before either is filled.
 
     A CPU's pages take memory only as they are written: what does not fit would end in a kill, under load.
+
+    Args:
+        tier_bytes: bytes that the prefix cache will take of a CPU's memory besides.
 
     Raises:
         RunnerError: they do not fit.
@@ -119,11 +122,14 @@ def check_memory(model_config: ModelConfig, plan: KVCachePlan, placement: Placem
     weight_bytes, kv_bytes = decoder_bytes(model_config, placement), plan.nbytes
     if placement.device.type == "cpu":  # whose memory all ranks share
         weight_bytes, kv_bytes = weight_bytes * placement.ranks.size, kv_bytes * placement.ranks.size
+    else:
+        tier_bytes = 0
     available = available_memory(placement.device)
-    if weight_bytes + kv_bytes > available:
+    if weight_bytes + kv_bytes + tier_bytes > available:
+        tier = f" with prefix_cache_ram of {tier_bytes} bytes" if tier_bytes else ""
         raise RunnerError(
-            f"weights of {weight_bytes} bytes and a KV cache of {kv_bytes} bytes do not fit into the {available} "
-            "bytes available; lower kv_cache_memory, or dtype to bfloat16"
+            f"weights of {weight_bytes} bytes and a KV cache of {kv_bytes} bytes{tier} do not fit into the {available} "
+            f"bytes available; lower kv_cache_memory{' or prefix_cache_ram' if tier else ''}, or dtype to bfloat16"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.kernels.backend import Backend
 from app.kernels.types import StepArena
 from app.models.base import Decoder
 from app.models.config import ModelConfig
+from app.runner.block_mover import BlockMover, Records
 from app.runner.device import runs_ahead
 from app.runner.errors import RunnerError
 from app.runner.execution.base import Executor
@@ -67,6 +69,7 @@ class ModelRunner:
         self._model = model
         self._config = config
         self._plan = plan
+        self._model_config = model_config
         self._backend = backend
         self._adapters = None if config.max_adapters == 0 else room_of(model.destinations())
         self._vocab_size, self._keepers = model_config.vocab_size, model_config.keepers
@@ -189,6 +192,26 @@ class ModelRunner:
             AdapterError: it does not fit the model, asks for what is not served, or cannot be read.
         """
         load_adapter(Path(path), self._model.destinations(), self._model.twins(), slot)
+
+    @property
+    def page_layout(self) -> str:
+        """What copies of blocks mean: of which computation they are, and how its results lie in pages."""
+        # Rotary angles may depend on the longest sequence that is served.
+        return repr((self._model_config, self._plan.max_model_len, self._mover.layout))
+
+    def read_blocks(self, group: int, block_ids: Sequence[int]) -> Records:
+        """Begins to copy blocks of a KV cache group, as they are after all that was submitted."""
+        return self._mover.read(group, block_ids)
+
+    def write_blocks(self, group: int, block_ids: Sequence[int], records: Sequence[bytes]) -> None:
+        """Fills blocks of a KV cache group, before whatever is submitted next."""
+        if group < len(self._populators):
+            self._populators[group].note(max(block_ids))
+        self._mover.write(group, block_ids, records)
+
+    @cached_property
+    def _mover(self) -> BlockMover:
+        return BlockMover(self._plan.spec, self._pages, self._backend.device)
 
     def profile_ops(self) -> tuple[list[str], ctypes.Array[ctypes.c_uint64]]:
         """Names of the recorded ops of a step without penalties, and the nanoseconds that each takes from here on.

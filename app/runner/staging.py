@@ -93,6 +93,9 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
 class Fetched(Protocol):
     """Values on their way to the host."""
 
+    def ready(self) -> bool:
+        """Whether they are there."""
+
     def arrays(self) -> list[NDArray[Any]]:
         """Waits for the values; one array for each tensor."""
 
@@ -140,6 +143,9 @@ class _Here(NamedTuple):
 
     tensors: tuple[Tensor, ...]
 
+    def ready(self) -> bool:
+        return True
+
     def arrays(self) -> list[NDArray[Any]]:
         return [tensor.numpy() for tensor in self.tensors]
 
@@ -149,6 +155,9 @@ class _Copy(NamedTuple):
 
     array: NDArray[Any]
 
+    def ready(self) -> bool:
+        return True
+
     def arrays(self) -> list[NDArray[Any]]:
         return [self.array]
 
@@ -157,8 +166,11 @@ class _Copied(NamedTuple):
     """Values of a GPU, which it copies to pinned memory; see :class:`Fetched`."""
 
     copies: list[Tensor]
-    ready: torch.cuda.Event
+    copied: torch.cuda.Event
+
+    def ready(self) -> bool:
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]
 
     def arrays(self) -> list[NDArray[Any]]:
-        self.ready.synchronize()
+        self.copied.synchronize()
         return [copy.numpy() for copy in self.copies]

@@ -116,7 +116,7 @@ def _settle(
         config = msgspec.structs.replace(config, num_blocks=made.kv.num_blocks)
         return config, placement, plan_kv_cache(model_config, config)
     plan = plan_kv_cache(model_config, config)
-    check_memory(model_config, plan, placement)
+    check_memory(model_config, plan, placement, tier_bytes=config.prefix_cache_ram or 0)
     return config, placement, plan
 
 

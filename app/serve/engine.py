@@ -43,6 +43,7 @@ def engine_config(
     """
     # As JSON has them: sizes are plain integers there.
     shared = settings.model_dump(mode="json", include=set(EngineConfig.__struct_fields__))
+    shared["prefix_cache_dir"] = _prefix_cache_dir(settings)
     of_the_model = {
         "model_dir": str(directory),
         "weights": [str(path) for path in weights],
@@ -55,3 +56,10 @@ def engine_config(
         "max_adapters": len(settings.adapter) if settings.max_adapters is None else settings.max_adapters,
     }
     return msgspec.convert(shared | of_the_model, EngineConfig)
+
+
+def _prefix_cache_dir(settings: Settings) -> str | None:
+    """The directory that keeps blocks: beside the models, if the settings name its size alone."""
+    if settings.prefix_cache_dir is not None:
+        return str(settings.prefix_cache_dir.expanduser().absolute())
+    return None if settings.prefix_cache_disk is None else str(Store(settings.home).prefix_cache)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.checkpoints.header import WeightError
+from app.contract.info import KVCacheSpec
 from app.kernels import dispatch
 from app.kernels.backend import choose_backend
 from app.models.config import ConfigError
@@ -54,13 +55,16 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
         made = plan_for_gpu(model, config, placement, Budget(memory=memory, reserve=DRIVER_BYTES + MARGIN_BYTES))
     except (StoreError, ConfigError, WeightError, RunnerError) as error:
         raise PlanError(str(error)) from None
+    tier = config.prefix_cache_ram or 0
+    tier_tokens = _tokens_in(tier, made.kv.spec)
     formats = {"dtype": config.dtype, "quantization": config.quantization, "kv_cache_dtype": config.kv_cache_dtype}
     if not json_only:
         _tell(
             f"{name}: {', '.join(f'{key} {value}' for key, value in formats.items())}",
             _table(made.rows(), made.memory),
             f"The KV cache holds {made.kv.num_tokens:,} tokens, {made.kv.num_sequences} sequences of "
-            f"{made.kv.max_model_len:,}.",
+            f"{made.kv.max_model_len:,}."
+            + (f" Its tier takes up to {gib(tier)} of the host's memory, for {tier_tokens:,} tokens." if tier else ""),
         )
     _write(
         {
@@ -70,8 +74,16 @@ def plan(settings: Settings, gpu_memory: str | None, *, json_only: bool) -> None
             **{what.lower().replace(" ", "_"): nbytes for what, nbytes in made.rows()},
             "kv_cache_tokens": made.kv.num_tokens,
             "max_model_len": made.kv.max_model_len,
+            "prefix_cache_ram": tier,
+            "prefix_cache_ram_tokens": tier_tokens,
         }
     )
+
+
+def _tokens_in(nbytes: int, spec: KVCacheSpec) -> int:
+    """Tokens whose keys and values, of the layers that keep all of them, take so many bytes."""
+    block_bytes = sum(group.bytes_per_block for group in spec.groups if group.kind == "full")
+    return nbytes // block_bytes * spec.block_size if block_bytes else 0
 
 
 def _plan_foreign(settings: Settings, memory: int, *, json_only: bool) -> None:

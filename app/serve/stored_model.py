@@ -68,19 +68,23 @@ class StoredModel:
         """Bytes of memory that it will take, by the size of its files: its weights may be kept in another format."""
         stored = sum(path.stat().st_size for path in self._files.weights)
         ranks = self._settings.tensor_parallel_size
-        return stored + ranks * ((self._settings.kv_cache_memory or _KV_BYTES) + PROCESS_BYTES)
+        return stored + self._tier_bytes + ranks * ((self._settings.kv_cache_memory or _KV_BYTES) + PROCESS_BYTES)
 
     def needs(self) -> int:
-        """Bytes of memory that it will take: weights and KV cache in the formats that its engine will choose, and a
-        process a rank.
+        """Bytes of memory that it will take: weights and KV cache in the formats that its engine will choose, the KV
+        cache's tier in memory, and a process a rank.
         """
         with self._measuring:  # who comes second gets what the first found out
             if self._needs is None:
                 files = self._files
                 measured = measured_needs(engine_config(self._settings, files.directory, files.weights))
                 processes = self._settings.tensor_parallel_size * PROCESS_BYTES
-                self._needs = self.guess() if measured is None else measured + processes
+                self._needs = self.guess() if measured is None else measured + self._tier_bytes + processes
             return self._needs
+
+    @property
+    def _tier_bytes(self) -> int:
+        return self._settings.prefix_cache_ram or 0
 
     def text_side(self) -> Generator:
         """Its tokenizer, templates and defaults. Raises ValueError."""

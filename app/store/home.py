@@ -4,6 +4,7 @@
 <home>/building/<entry>/ a model being pulled; renamed into ``models`` when it is complete
 <home>/locks/<entry>     held while that entry is written
 <home>/checked/          an empty file for each tokenizer of a directory elsewhere that was tried and is good
+<home>/prefix-cache/     KV blocks that outlive a server (--prefix-cache-disk)
 <home>/packed/           weights in the layout of the engine's native kernels, made anew whenever they are missing
 """
 
@@ -30,7 +31,7 @@ MANIFEST = "manifest.json"
 _ENTRY_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RETIRED = "~"
 """Suffix of an entry that is being deleted. No entry's name has this character."""
-_ROOMS = ("models", "building", "locks", "checked", "packed")
+_ROOMS = ("models", "building", "locks", "checked", "packed", "prefix-cache")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -83,6 +84,11 @@ class Store:
     def packed(self) -> Path:
         """Directory of the engine's packed weights."""
         return self.home / "packed"
+
+    @property
+    def prefix_cache(self) -> Path:
+        """Directory of the prefix cache's blocks, unless a server was given another."""
+        return self.home / "prefix-cache"
 
     def find(self, entry: str) -> tuple[Path, Manifest] | None:
         """An entry's directory and manifest, or None when it is absent or of an older format.

@@ -37,6 +37,14 @@ _PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/met
 _SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 _WAITING_REASONS = ("capacity", "deferred")
 _PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_TIER_TOTALS = {
+    "hits_total": "Blocks restored from a tier of the prefix cache.",
+    "hit_tokens_total": "Prompt tokens found by that.",
+    "misses_total": "Blocks looked up in it in vain.",
+    "stores_total": "Blocks that it took.",
+    "drops_total": "Blocks that it did not take: too many waited, or writing failed.",
+    "damaged_total": "Files that were not as they had been written, and are gone.",
+}
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _HOST_SECONDS = (
@@ -190,6 +198,13 @@ class Metrics:
             "prefix_hit_tokens_total": ("tuili_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
         }
         self._totals = {field: self._tally(*texts) for field, texts in totals.items()}
+        self._tier_totals = {
+            field: self._counter(f"tuili_prefix_tier_{field.removesuffix('_total')}", text, "tier")
+            for field, text in _TIER_TOTALS.items()
+        }
+        self._tier_bytes = self._gauge(
+            "tuili_prefix_tier_bytes", "Bytes that a tier of the prefix cache holds.", "tier"
+        )
 
     def _make_requests(self) -> None:
         name = self.model_name
@@ -281,6 +296,7 @@ class Metrics:
         self._kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         for field, counter in self._totals.items():
             counter.inc(getattr(stats, field) - getattr(last, field))
+        self._observe_tiers(stats, last)
         self._steps.inc(max(0, stats.steps_total - last.steps_total))
         for step in steps:
             self._kinds[step.encode, step.decode, step.replayed].inc()
@@ -288,6 +304,14 @@ class Metrics:
             self._step_seconds.observe(step.seconds)
             self._kernel_seconds.observe(step.kernel_seconds)
             self._host_seconds.observe(max(0.0, step.seconds - step.kernel_seconds))
+
+    def _observe_tiers(self, stats: EngineStats, last: EngineStats) -> None:
+        before = {tier.tier: tier for tier in last.prefix_tiers}
+        for tier in stats.prefix_tiers:
+            for field, counter in self._tier_totals.items():
+                counted = getattr(before[tier.tier], field) if tier.tier in before else 0
+                counter.labels(self.model_name, tier.tier).inc(getattr(tier, field) - counted)
+            self._tier_bytes.labels(self.model_name, tier.tier).set(tier.held_bytes)
 
     def observe_delivery(self, seconds: float) -> None:
         """Notes the seconds that a step's outputs took from its frame to the clients' sockets."""

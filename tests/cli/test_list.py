@@ -106,6 +106,20 @@ def test_packed_weights_alone(store: Store) -> None:
     assert [line[0].strip() for line in listed(store.home)] == ["alpha", "beta"]
 
 
+def test_kept_blocks_are_shown_and_freed(store: Store) -> None:
+    for name in ("ab", "cd"):
+        folder = store.prefix_cache / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}{'0' * 46}.kv").write_bytes(b"x" * 2_000_000)
+    (store.prefix_cache / "key").write_bytes(b"x" * 32)
+    result = CliRunner().invoke(main, ["list", "--home", str(store.home)])
+    assert "prefix cache: 4.0 MB; tuili rm --prefix-cache frees it" in result.stderr
+    assert "removed the prefix cache: 4.0 MB freed" in rm(store, "--prefix-cache")
+    assert not list(store.prefix_cache.glob("*/*.kv"))
+    assert [line[0].strip() for line in listed(store.home)] == ["alpha", "beta"]
+    assert "name none with it" in rm(store, "--prefix-cache", "alpha", code=2)
+
+
 def test_what_cannot_be_removed_says_what_to_do(store: Store, tmp_path: Path) -> None:
     assert "no model 'alpa' in" in (output := rm(store, "beta", "alpa", code=1))
     assert "(did you mean alpha?); tuili list shows" in output

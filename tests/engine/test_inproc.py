@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ from app.contract.request import FinishReason
 from app.engine import inproc
 from app.engine.inproc import InprocConnection
 from tests.engine.harness import wait_until
+from tests.fake_tiers import CopyingRunner
 from tests.fakes import FakeRunner, expected_tokens, fake_config, fake_request, make_fake_runner
 
 
@@ -48,6 +50,23 @@ async def outputs_until(connection: InprocConnection, *request_ids: str) -> dict
 async def read_to_the_end(connection: InprocConnection) -> None:
     while True:
         await connection.receive()
+
+
+async def test_an_engine_without_work_keeps_what_was_said_and_the_next_one_has_it(tmp_path: Path) -> None:
+    def make(config: EngineConfig, progress: Callable[[LoadProgress], None]) -> CopyingRunner:
+        progress(LoadProgress(phase="weights", done=1, total=1))
+        return CopyingRunner()
+
+    cached = []
+    for _ in range(2):
+        connection = InprocConnection(fake_config(prefix_cache_dir=str(tmp_path)), make)
+        await ready(connection)
+        await connection.send(fake_request("a", list(range(100)), 4))
+        outputs = await outputs_until(connection, "a")
+        cached.append(outputs["a"][-1].num_cached_tokens)
+        await asyncio.to_thread(wait_until, lambda: len(list(tmp_path.glob("??/*.kv"))) == 6)
+        await connection.close()
+    assert cached == [0, 96]
 
 
 async def test_requests_are_served(depth: int) -> None:

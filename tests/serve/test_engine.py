@@ -27,31 +27,40 @@ OTHERS: dict[str, Any] = {
     "max_num_seqs": 7,
     "max_num_batched_tokens": 777,
     "max_logit_rows": 99,
-    "enable_prefix_caching": False,
     "pipeline_depth": 2,
     "enforce_eager": True,
     "trace_step": True,
-    "tensor_parallel_size": 2,
     "threads": 5,
     "kernels": "strict",
     "seed": (1 << 64) - 1,
     "integrity_checks": True,
     "max_adapters": 5,
     "max_adapter_rank": 24,
+    "prefix_cache_ram": 2 << 30,
+    "prefix_cache_dir": "/blocks",
+    "prefix_cache_disk": 3 << 30,
 }
+
+
+TOGETHER_WITH_OTHERS: dict[str, Any] = {"enable_prefix_caching": False, "tensor_parallel_size": 2}
+"""The same for those that exclude some of the others."""
 
 
 def test_every_field_is_a_setting_or_named_as_none() -> None:
     fields = set(EngineConfig.__struct_fields__)
     assert fields >= OF_THE_MODEL | NO_SETTINGS
     assert not (OF_THE_MODEL | NO_SETTINGS) & set(Settings.model_fields)
-    assert fields - OF_THE_MODEL - NO_SETTINGS == fields & set(Settings.model_fields) == set(OTHERS)
+    assert (
+        fields - OF_THE_MODEL - NO_SETTINGS == fields & set(Settings.model_fields) == {*OTHERS, *TOGETHER_WITH_OTHERS}
+    )
 
 
 def test_every_setting_arrives(tmp_path: Path) -> None:
     settings = Settings.model_validate({**OTHERS, "kv_cache_memory": "3GiB", "home": tmp_path})
     config = engine_config(settings, tmp_path / "model", [tmp_path / "a.gguf"], [3, 4])
     assert {name: getattr(config, name) for name in OTHERS} == OTHERS
+    apart = engine_config(Settings.model_validate({**TOGETHER_WITH_OTHERS, "home": tmp_path}), tmp_path / "model")
+    assert {name: getattr(apart, name) for name in TOGETHER_WITH_OTHERS} == TOGETHER_WITH_OTHERS
     assert (config.model_dir, config.weights) == (str(tmp_path / "model"), (str(tmp_path / "a.gguf"),))
     assert config.eos_token_ids == (3, 4)
     assert config.packed_cache is not None
@@ -59,6 +68,18 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(EngineConfig)}
     assert {name: getattr(config, name) for name in NO_SETTINGS} == {name: defaults[name] for name in NO_SETTINGS}
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=EngineConfig) == config
+
+
+def test_the_prefix_cache_lies_beside_the_models_unless_told_otherwise(tmp_path: Path) -> None:
+    def directory(**fields: Any) -> str | None:
+        return engine_config(Settings.model_validate({"home": tmp_path, **fields}), tmp_path / "m").prefix_cache_dir
+
+    assert directory() is None
+    assert directory(prefix_cache_disk="1GiB") == str(tmp_path / "prefix-cache")
+    assert directory(prefix_cache_disk="1GiB", prefix_cache_dir="blocks") == str(Path("blocks").absolute())
+    for other in ({"enable_prefix_caching": False}, {"tensor_parallel_size": 2}):
+        with pytest.raises(ValueError, match=f"prefix_cache_ram.*{next(iter(other))}"):
+            directory(prefix_cache_ram="1GiB", **other)
 
 
 def test_adapters_are_named_with_their_directories(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_an_8b_model_on_80_gib(llama: Path) -> None:
     assert 0 <= row["memory"] - sum(row[part] for part in parts) < 16 * 131_072
 
 
+def test_the_prefix_caches_memory_is_told_beside_the_gpus(llama: Path) -> None:
+    plain = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192")
+    tiered = row_of(llama, "--gpu-memory", "80GiB", "--max-model-len", "8192", "--prefix-cache-ram", "64GiB")
+    assert (plain["prefix_cache_ram"], plain["prefix_cache_ram_tokens"]) == (0, 0)
+    assert (tiered["prefix_cache_ram"], tiered["prefix_cache_ram_tokens"]) == (64 * GIB, 64 * GIB // 131_072)
+    assert tiered["kv_cache"] == plain["kv_cache"]
+
+
 def test_a_gpt2_xl(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GPT2_XL))
     row = row_of(tmp_path, "--gpu-memory", "16GiB")

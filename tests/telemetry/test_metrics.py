@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.contract.frames import EngineStats, RequestTimings, StepRecord
+from app.contract.frames import EngineStats, RequestTimings, StepRecord, TierStats
 from app.contract.request import FinishReason
 from app.telemetry.metrics import Metrics
 from app.telemetry.per_request import RequestFigures
@@ -253,6 +253,20 @@ def test_an_engine_that_starts_again_adds_to_the_counters() -> None:
     assert samples["tuili_engine_prompt_tokens_total"][0][1] == 23
     assert samples["tuili_engine_steps_total"][0][1] == 3
     assert samples["tuili_engine_restarts_total"][0][1] == 1
+
+
+def test_tiers_of_the_prefix_cache_are_told_apart() -> None:
+    metrics = Metrics("m")
+    for hits, held in ((2, 100), (5, 60)):
+        tiers = [TierStats(tier="ram", hits_total=hits, held_bytes=held), TierStats(tier="disk", damaged_total=1)]
+        metrics.observe_step(EngineStats(prefix_tiers=tiers))
+    metrics.observe_engine_lost()
+    metrics.observe_step(EngineStats(prefix_tiers=[TierStats(tier="ram", hits_total=1, held_bytes=10)]))
+    samples = page(metrics)
+    of_tier = {labels["tier"]: value for labels, value in samples["tuili_prefix_tier_hits_total"]}
+    assert of_tier == {"ram": 6, "disk": 0}
+    assert {labels["tier"]: value for labels, value in samples["tuili_prefix_tier_damaged_total"]}["disk"] == 1
+    assert {labels["tier"]: value for labels, value in samples["tuili_prefix_tier_bytes"]}["ram"] == 10
 
 
 def test_a_frame_without_a_step_is_no_step() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from app.contract.config import EngineConfig
-from app.contract.frames import Holding, Holdings
+from app.contract.frames import Holding, Holdings, TierStats
 from app.contract.info import NO_BLOCK, KVCacheGroup, KVCacheSpec
 from app.engine.kv.chain import PrefixChain
 from app.engine.kv.counted import CountedPolicy
@@ -43,6 +43,15 @@ class Hit(NamedTuple):
     parting: int = 0
     """Blocks of a longer prefix that only the groups that keep everything have; 0: there is none. A row that ends there
     leaves the state that is missing, so that the next request with this prefix finds all of it."""
+
+
+class Ending(NamedTuple):
+    """What a request has left in the pools so far, all of it computed."""
+
+    digests: list[bytes]
+    """Digests of its full blocks."""
+    num_blocks: int
+    """How many of them count."""
 
 
 class BlockRef(NamedTuple):
@@ -221,22 +230,35 @@ class KVManager:
         if num_blocks == 0:
             return Hit(0, [[] for _ in self._pools])
         found: list[dict[int, int]] = [{} for _ in self._pools]
-        agreed = 0
-        for group in itertools.cycle(self._by_reach):
-            if num_blocks == 0 or agreed == len(self._pools):
-                break
-            longest = self._policies[group].longest_hit(num_blocks, self._finder(request, group, found[group]))
-            agreed = agreed + 1 if longest == num_blocks else 1
-            num_blocks = longest
+        num_blocks = self._longest(num_blocks, lambda group: self._finder(request, group, found[group]))
         entries = []
-        for policy, block_ids in zip(self._policies, found, strict=True):
-            first = min(policy.first_kept(num_blocks * self.block_size), num_blocks)
+        for group, block_ids in enumerate(found):
+            first = self._first_kept(group, num_blocks)
             entries.append([NO_BLOCK] * first + [block_ids[index] for index in range(first, num_blocks)])
         parting = 0
         if self._leaves_at_ends and self._all_kept:
             common = min(len(found[group]) for group in self._all_kept)
             parting = common if common > num_blocks else 0
         return Hit(num_blocks, entries, parting)
+
+    def _longest(self, num_blocks: int, has_of: Callable[[int], Callable[[int], bool]]) -> int:
+        """The largest number of blocks, at most ``num_blocks``, behind which a sequence can start in every group.
+
+        Args:
+            has_of: gives for a group what tells whether it has the block with an index.
+        """
+        agreed = 0
+        for group in itertools.cycle(self._by_reach):
+            if num_blocks == 0 or agreed == len(self._pools):
+                break
+            longest = self._policies[group].longest_hit(num_blocks, has_of(group))
+            agreed = agreed + 1 if longest == num_blocks else 1
+            num_blocks = longest
+        return num_blocks
+
+    def _first_kept(self, group: int, num_blocks: int) -> int:
+        """Index of the first block that a sequence reads which starts behind ``num_blocks``."""
+        return min(self._policies[group].first_kept(num_blocks * self.block_size), num_blocks)
 
     def _finder(self, request: Request, group: int, found: dict[int, int]) -> Callable[[int], bool]:
         """A function that tells whether a group has published a block of the request, and notes it in ``found``."""
@@ -282,6 +304,50 @@ class KVManager:
         request.num_published_blocks = num_full
         self._fresh.update(ref for ref in refs if ref.group in self._written_late)
         return refs
+
+    # -- tiers below the pools, of which this manager has none: see TieredKVManager -----------------------------
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether :meth:`write_behind` has something to do."""
+        return False
+
+    def restore(self, request: Request, hit: Hit, *, bounded: bool) -> Hit | None:  # noqa: ARG002
+        """Restores blocks for a waiting request that is about to start from ``hit``, and for which there is room.
+
+        Args:
+            bounded: others have rows in the next step, which is not kept waiting for long.
+
+        Returns:
+            The hit that the request starts from; None: there is more to restore before the step behind the next one.
+        """
+        return hit
+
+    def end_step(self) -> None:
+        """Ends the filling of a step: saves what the blocks hold that it will overwrite."""
+
+    def ending(self, request: Request, num_tokens: int | None = None) -> Ending | None:  # noqa: ARG002
+        """What a request leaves, to be given to :meth:`keep` once it has been computed; None: nothing is to be kept.
+
+        Args:
+            num_tokens: counts its first tokens alone; None: all that it has published.
+        """
+        return None
+
+    def keep(self, ending: Ending) -> None:
+        """Has copied behind the steps what a request left."""
+
+    def write_behind(self, *, idle: bool) -> None:
+        """Copies some of it, more if the engine is idle."""
+
+    def tier_stats(self) -> list[TierStats]:
+        """Counts of each tier."""
+        return []
+
+    def close(self, seconds: float) -> None:
+        """Copies what is left, as far as that can be done in so many seconds. The manager is of no use afterwards."""
+
+    # -- publications -------------------------------------------------------------------------------------------
 
     def refs(self, request: Request) -> list[BlockRef]:
         """All blocks that the request holds."""

@@ -33,6 +33,9 @@ class BlockPool:
         self._contents: list[_Contents | None] = [None] * num_blocks
         self._published: dict[bytes, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.evicted: list[tuple[int, bytes]] | None = None
+        """Published blocks that were handed out to be written, with the digests that they were known by; whoever wants
+        to know makes it a list, and empties it. None: nobody does."""
 
     @property
     def num_free(self) -> int:
@@ -53,6 +56,8 @@ class BlockPool:
     def take(self) -> int:
         """A free block, held from here on; what it held is forgotten. Callers ask :attr:`num_free` first."""
         block_id, _ = self._free.popitem(last=False)
+        if self.evicted is not None and (contents := self._contents[block_id]) is not None:
+            self.evicted.append((block_id, contents.digest))
         self._forget(block_id)
         self._ref_counts[block_id] = 1
         return block_id
@@ -93,6 +98,10 @@ class BlockPool:
             return None
         contents = self._contents[block_id]
         return block_id if contents is not None and contents.token_ids == token_ids else None  # digests may collide
+
+    def block_of(self, digest: bytes) -> int | None:
+        """The block that is published under a digest, or None."""
+        return self._published.get(digest)
 
     def publish(self, block_id: int, digest: bytes, token_ids: list[int]) -> bool:
         """Publishes a held block; returns whether that was done: of blocks with equal contents the first stays."""
