@@ -82,6 +82,7 @@ def fake_request(
     arrival_time: float = 0.0,
     cache_salt: str = "",
     adapter: str = "",
+    prediction_token_ids: Sequence[int] = (),
     **sampling: object,
 ) -> GenerateRequest:
     """A greedy request."""
@@ -97,6 +98,7 @@ def fake_request(
         arrival_time=arrival_time,
         cache_salt=cache_salt,
         adapter=adapter,
+        prediction_token_ids=list(prediction_token_ids),
     )
 
 
@@ -212,6 +214,7 @@ class FakeRunner:
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             max_encode_len=max_encode_len,
+            verifies_drafts=True,
         )
         self.fail_encode = fail_encode
         self.next_token = next_token

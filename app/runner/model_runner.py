@@ -70,6 +70,8 @@ class ModelRunner:
         self._backend = backend
         self._adapters = None if config.max_adapters == 0 else room_of(model.destinations())
         self._vocab_size, self._keepers = model_config.vocab_size, model_config.keepers
+        # A GPU attends for rows of several tokens by other products than for decodes: texts would depend on drafts.
+        self._verifies_drafts = config.draft != "none" and backend.device.type == "cpu"
         groups, device = plan.spec.groups, backend.device
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
@@ -83,6 +85,7 @@ class ModelRunner:
             config.max_num_seqs,
             self._vocab_size,
             device,
+            max_samples=max_logit_rows if self._verifies_drafts else 0,
             workspace=backend.sample_workspace(config.max_num_seqs, self._vocab_size),
             padded=backend.pads_steps,
         )
@@ -139,6 +142,7 @@ class ModelRunner:
             kernels=self._backend.name(self._model.lm_head.weight),
             device=self._config.device,
             pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._backend.device) else 1,
+            verifies_drafts=self._verifies_drafts,
         )
 
     def footprint(self) -> Footprint:

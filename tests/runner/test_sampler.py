@@ -307,10 +307,69 @@ def test_non_finite_prompt_logits_fail_their_row_alone() -> None:
     assert len(outputs[1].token_ids) == 1
 
 
-def test_drafts_are_refused() -> None:
+UNCOUNTED = [params for params in PARAMS if not (params.presence_penalty or params.frequency_penalty)][:4] + [
+    SamplingParams(temperature=0.8, min_tokens=6, logit_bias={7: 5.0}),
+    SamplingParams(temperature=0.9, logprobs=2),
+]
+
+
+def with_drafts(text: Text, slot: int, drafts: list[int]) -> tuple[ScheduledRow, Tensor]:
+    """A row that verifies drafts, and its logits: each position's are those of the text up to it."""
+    known = text.prompt + text.outputs
+    row = row_of(slot, len(known) - 1, [known[-1], *drafts], num_samples=1 + len(drafts))
+    return row, torch.stack([language(known + drafts[:count]) for count in range(1 + len(drafts))])
+
+
+@pytest.mark.parametrize("right", [0, 1, 3])
+def test_a_draft_holds_while_it_is_what_its_position_draws(right: int) -> None:
+    """Three drafts a row, the first few right, beside rows of one sample: every request says what it says alone."""
+    texts = dict(enumerate(texts_of([*UNCOUNTED, SamplingParams(repetition_penalty=1.4)])))
+    sampler = Sampler(len(texts), VOCAB, CPU, max_samples=40)
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    counted = len(texts) - 1
+    while len(texts[0].outputs) < 12:
+        rows, logits, expected = [], [], []
+        for slot, text in texts.items():
+            truth = text.expected(4)
+            drafts = [token if n < right else (token + 1) % VOCAB for n, token in enumerate(truth[:3])]
+            row, own = with_drafts(text, slot, [] if slot == counted else drafts)
+            rows.append(row)
+            logits.append(own)
+            expected.append(truth[:1] if slot == counted else truth[: 1 + right])
+        for text, output, tokens in zip(
+            texts.values(), sample_once(sampler, torch.cat(logits), rows), expected, strict=True
+        ):
+            assert output.token_ids == tokens
+            if text.params.logprobs is not None:
+                assert output.logprobs is not None
+                assert [report.token_id for report in output.logprobs] == tokens
+            text.outputs += output.token_ids
+
+
+def test_logits_behind_a_wrong_draft_may_be_anything() -> None:
+    sampler = Sampler(2, VOCAB, CPU, max_samples=6)
+    texts = dict(enumerate(texts_of([GREEDY, GREEDY])))
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    right, wrong = [(texts[slot].expected(1)[0] + slot) % VOCAB for slot in range(2)]
+    (first, own), (second, other) = with_drafts(texts[0], 0, [right, 5]), with_drafts(texts[1], 1, [wrong, 5])
+    own[1, 3] = other[1, 3] = math.nan
+    outputs = sample_once(sampler, torch.cat([own, other]), [first, second])
+    assert outputs[0].error is not None
+    assert outputs[1].error is None
+    assert outputs[1].token_ids == texts[1].expected(1)
+
+
+def test_drafts_that_penalties_would_count_are_refused() -> None:
+    sampler = Sampler(1, VOCAB, CPU, max_samples=4)
+    sampler.bind([slot_of(0, [1], SamplingParams(presence_penalty=1.0))])
+    with pytest.raises(RunnerError, match="slot 0 has penalties"):
+        sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)])
+
+
+def test_more_samples_than_there_is_room_for_are_refused() -> None:
     sampler = Sampler(1, VOCAB, CPU)
     sampler.bind([slot_of(0, [1])])
-    with pytest.raises(RunnerError, match="drafts are not supported"):
+    with pytest.raises(RunnerError, match="a step of 2 samples, the buffers hold 1"):
         sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)])
 
 
