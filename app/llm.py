@@ -53,6 +53,9 @@ class EngineOptions(TypedDict, total=False):
     max_logit_rows: int
     enable_prefix_caching: bool
     pipeline_depth: int
+    draft: str
+    max_draft_tokens: int
+    draft_ngram: int
     tensor_parallel_size: int
     threads: int
     seed: int

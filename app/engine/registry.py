@@ -131,11 +131,8 @@ class Registry:
             return
         self._kv.publish(request, min(end, len(request.token_ids)))
         self._kv.give_back(request, end)
-        if self._kv.can_rewind and not request.is_constrained:  # a draft's positions would need masks of their own
-            request.has_drafter = bool(result.draft_token_ids)
-            request.draft_token_ids = result.draft_token_ids
-        if finish_reason is None and not result.draft_token_ids:
-            self._drafts.propose(request, len(self._scheduler.running))
+        if self._kv.can_rewind and finish_reason is None:
+            self._drafts.propose(request, result.draft_token_ids, len(self._scheduler.running))
         if new_token_ids:
             self._tell(request, new_token_ids, finish_reason, result.logprobs, now)
 

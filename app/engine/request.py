@@ -55,6 +55,8 @@ class Request:
         """Whether a grammar binds what is generated."""
         self.constraint: TokenConstraint | None = None
         """Where the request stands in its grammar; None before that is compiled."""
+        self.constraints_ahead: list[TokenConstraint] = []
+        """Where it would stand behind each of the drafts."""
         self.untold: list[int] = []
         """Generated tokens that wait to go out with the next ones: those that a grammar begins with."""
         # A grammar says where an answer may end: nothing is to come after that.

@@ -74,8 +74,13 @@ class Scheduler:
         self._yield_to_priority()
         step = Step(self._next_step)
         candidates = [(request, request.num_schedulable_tokens) for request in self.running]
-        num_rows, num_decodes = sum(wanted > 0 for _, wanted in candidates), sum(wanted == 1 for _, wanted in candidates)
-        budget = Budget(self._max_tokens, self._max_logit_rows, num_rows, num_decodes, self._kv.max_chunk)
+        budget = Budget(
+            self._max_tokens,
+            self._max_logit_rows,
+            num_rows=sum(wanted > 0 for _, wanted in candidates),
+            num_decodes=sum(wanted == 1 for _, wanted in candidates),
+            max_chunk=self._kv.max_chunk,
+        )
         short_of_blocks = False
         for request, wanted in candidates:
             if wanted == 0 or request.status is not RequestStatus.RUNNING:

@@ -76,7 +76,7 @@ class Step:
 class Budget:
     """Tokens and rows of logits that are left of a step while it is being filled."""
 
-    def __init__(self, tokens: int, logit_rows: int, num_rows: int, num_decodes: int, max_chunk: int) -> None:
+    def __init__(self, tokens: int, logit_rows: int, *, num_rows: int, num_decodes: int, max_chunk: int) -> None:
         self.tokens = tokens
         """Tokens that are left."""
         self.max_chunk = max_chunk

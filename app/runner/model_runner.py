@@ -176,8 +176,8 @@ class ModelRunner:
                 max((max(row.new_block_ids[index], default=0) for row in step.rows if row.new_block_ids), default=0)
             )
         self._sampler.bind(step.slots)
-        staged = self._sampler.stage(step.rows)
         masks = masks or sent_masks(step)
+        staged = self._sampler.stage(step.rows, masks)
         executed = self._executor.run(step, staged, masks)
         pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
         return StepHandle(pending, len(step.rows), executed.replayed, executed.kernel_seconds)

@@ -94,10 +94,14 @@ class Sampler:
         self._workspace = workspace
         self._num_slots = num_slots
         self._max_samples = max_samples = max(num_slots, max_samples)
-        self.last_token = torch.zeros(num_slots + padded, dtype=torch.int64, device=device)
+        # A masked sample behind a draft has a row of the tables to itself: its mask is not that of its slot.
+        spare = max_samples if max_samples > num_slots else 0
+        self._first_spare = num_slots + padded
+        self._last_tokens = torch.zeros(self._first_spare + spare, dtype=torch.int64, device=device)
+        self.last_token = self._last_tokens[: self._first_spare]
         """[S] int64: the token that each slot sampled last, the slot of padding rows included."""
         self._device = device
-        self._params = SlotParams(num_slots, vocab_size, device, padded=padded)
+        self._params = SlotParams(num_slots, vocab_size, device, padded=padded, spare=spare)
         self._floats, self._ints = self._params.floats, self._params.ints
         # Parameters of the step's samples, at addresses that stay.
         dtypes = (*(torch.int64,) * (3 + NUM_KERNEL_INTS), *(torch.float32,) * len(FloatParam), torch.bool)
@@ -111,6 +115,8 @@ class Sampler:
         self._failed = self._results[max_samples * torch.int64.itemsize :].view(torch.bool)
         self._returns = Returns(device)
         self._fetch_results = self._returns.of(self._results)
+        self._mask_rows: dict[int, list[int]] = {}
+        """Rows of the table of masks for the staged samples of a slot, where they are more than its own."""
         self._decoding: tuple[list[int], StagedSamples] | None = None
         """Slots and samples of the step before; None if it was no decode, or a slot was bound since."""
 
@@ -141,7 +147,7 @@ class Sampler:
 
     def sample(self, logits_LV: Tensor, rows: Sequence[ScheduledRow], masks: TokenMasks | None = None) -> PendingSample:
         """:meth:`stage`, :meth:`mask`, :meth:`launch` and :meth:`finish` in one."""
-        staged = self.stage(rows)
+        staged = self.stage(rows, masks)
         if staged.sampled:
             self.upload()
             if masks is not None:
@@ -149,11 +155,12 @@ class Sampler:
             self.launch(logits_LV, len(staged.sampled), staged.parts.masked() if masks else staged.parts)
         return self.finish(logits_LV, staged)
 
-    def stage(self, rows: Sequence[ScheduledRow]) -> StagedSamples:
+    def stage(self, rows: Sequence[ScheduledRow], masks: TokenMasks | None = None) -> StagedSamples:
         """Fills the buffers with the parameters of a step's samples.
 
         Args:
             rows: the step's rows; each wants logits of its positions ``logits_start`` to ``num_tokens``.
+            masks: masks that :meth:`mask` will bring.
 
         Raises:
             RunnerError: there are more samples than the buffers hold, a row's drafts would have to be counted by
@@ -168,7 +175,7 @@ class Sampler:
                 self._positions.array[: len(slots)] = positions
                 return staged  # all else is as it was
         self._check_rows(rows)
-        staged = self._stage(rows, np.array(slots, dtype=np.int64))
+        staged = self._stage(rows, np.array(slots, dtype=np.int64), frozenset(masks.slots if masks else ()))
         self._decoding = (slots, staged) if decodes and not staged.parts.min_tokens else None
         return staged
 
@@ -183,7 +190,7 @@ class Sampler:
                 message = f"slot {row.slot} has {unsampled} positions for {len(row.logprob_targets)} logprob targets"
                 raise RunnerError(message)
 
-    def _stage(self, rows: Sequence[ScheduledRow], slots: NDArray[np.int64]) -> StagedSamples:
+    def _stage(self, rows: Sequence[ScheduledRow], slots: NDArray[np.int64], masked: frozenset[int]) -> StagedSamples:
         ends = np.cumsum([row.num_tokens - row.logits_start for row in rows])
         sampled, before_end, positions = list[int](), list[int](), list[int]()
         for index, row in enumerate(rows):
@@ -196,6 +203,9 @@ class Sampler:
         floats, ints = np.take(self._floats, own, axis=1), np.take(self._ints, own, axis=1)
         self._logit_rows.array[:count] = ends[sampled] - before_end
         self._slots.array[:count] = own
+        self._mask_rows = {}
+        if masked and max(before_end) > 1:
+            self._spare_rows(rows, masked)
         self._positions.array[:count] = positions
         active = np.array(positions, dtype=np.int64) < ints[IntParam.MIN_LEN]
         self._active.array[:count] = active
@@ -218,6 +228,18 @@ class Sampler:
             masked_below=int(ints[IntParam.MIN_LEN].max(initial=0)),
         )
 
+    def _spare_rows(self, rows: Sequence[ScheduledRow], masked: frozenset[int]) -> None:
+        """Gives the samples behind drafts that have masks rows of the tables to themselves."""
+        spare, sample = self._first_spare, 0
+        for row in rows:
+            behind = row.num_samples - 1 if row.slot in masked else 0
+            if behind > 0:
+                own = list(range(spare, spare + behind))
+                spare += behind
+                self._slots.array[sample + 1 : sample + 1 + behind] = own
+                self._mask_rows[row.slot] = [row.slot, *own]
+            sample += row.num_samples
+
     def pad(self, count: int, to: int) -> None:
         """Adds greedy samples whose tokens are not read behind the staged ones, on a GPU.
 
@@ -239,7 +261,11 @@ class Sampler:
 
     def mask(self, masks: TokenMasks) -> None:
         """Waits for the masks of a step and brings them to the device, for parts that are ``masked``."""
-        self._params.token_mask.write(masks.slots, masks.wait().view(np.int32))
+        slots = list(masks.slots)
+        if self._mask_rows:
+            rows = {slot: iter(self._mask_rows.get(slot, (slot,))) for slot in slots}
+            slots = [next(rows[slot]) for slot in slots]
+        self._params.token_mask.write(slots, masks.wait().view(np.int32))
 
     def launch(self, logits_LV: Tensor, count: int, parts: SampleParts) -> None:
         """Draws the first ``count`` staged samples on the device and notes their tokens; does not wait for them.
@@ -251,7 +277,7 @@ class Sampler:
         params = self._sample_params(count, parts)
         sample(logits_LV, params, self._tokens[:count], self._failed[:count])
         counts = self._params.output_counts.require() if parts.penalties else None
-        record_tokens(self._tokens[:count], params.slots, self.last_token, counts)
+        record_tokens(self._tokens[:count], params.slots, self._last_tokens, counts)
 
     def finish(self, logits_LV: Tensor, staged: StagedSamples) -> PendingSample:
         """Starts computing the log-probabilities that were asked for, and fetching the samples.
@@ -348,9 +374,7 @@ def _parts(floats: NDArray[np.float32], ints: NDArray[np.int64], active: NDArray
 
 def _penalized(floats: NDArray[np.float32]) -> bool:
     """Whether any of the parameters, [parameter, …], are penalties that change something."""
-    return bool(
-        (floats[FloatParam.REPETITION] != 1).any() or floats[[FloatParam.PRESENCE, FloatParam.FREQUENCY]].any()
-    )
+    return bool((floats[FloatParam.REPETITION] != 1).any() or floats[[FloatParam.PRESENCE, FloatParam.FREQUENCY]].any())
 
 
 def _drafts(rows: Sequence[ScheduledRow]) -> dict[int, list[int]]:

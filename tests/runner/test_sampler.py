@@ -16,7 +16,7 @@ from app.runner.errors import RunnerError
 from app.runner.sampler import Sampler
 from tests.kernels import sampling_oracle as oracle
 from tests.kernels.util import randn
-from tests.runner.masks import FixedMasks
+from tests.runner.masks import FixedMasks, StackedMasks
 from tests.runner.steps import GREEDY, row_of, slot_of
 
 VOCAB = 97
@@ -307,7 +307,8 @@ def test_non_finite_prompt_logits_fail_their_row_alone() -> None:
     assert len(outputs[1].token_ids) == 1
 
 
-UNCOUNTED = [params for params in PARAMS if not (params.presence_penalty or params.frequency_penalty)][:4] + [
+UNCOUNTED = [
+    *PARAMS[:4],
     SamplingParams(temperature=0.8, min_tokens=6, logit_bias={7: 5.0}),
     SamplingParams(temperature=0.9, logprobs=2),
 ]
@@ -357,6 +358,34 @@ def test_logits_behind_a_wrong_draft_may_be_anything() -> None:
     assert outputs[0].error is not None
     assert outputs[1].error is None
     assert outputs[1].token_ids == texts[1].expected(1)
+
+
+@pytest.mark.parametrize(
+    "neighbour", [SamplingParams(), SamplingParams(frequency_penalty=1.0), SamplingParams(min_tokens=9)]
+)
+def test_each_position_behind_a_draft_has_a_mask_of_its_own(neighbour: SamplingParams) -> None:
+    """The row between two without masks; a mask lets one token come, or none."""
+    texts = dict(enumerate(texts_of([SamplingParams(), SamplingParams(), neighbour])))
+    sampler = Sampler(len(texts), VOCAB, CPU, max_samples=8)
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    plain = texts[2].expected(2)
+    for only, drafts, expected in (
+        ([11, 12, 13], [11, 12], [11, 12, 13]),
+        ([11, 12, 13], [11, 50], [11, 12]),
+        ([11, 12, None], [11, 50], [11, 12]),
+        ([11, None, 13], [11, 12], None),
+    ):
+        pairs = [with_drafts(texts[0], 0, [3]), with_drafts(texts[1], 1, drafts), with_drafts(texts[2], 2, [])]
+        masks = StackedMasks([(1, [] if token is None else [token]) for token in only], VOCAB)
+        logits = torch.cat([own for _, own in pairs])
+        outputs = sampler.sample(logits, [row for row, _ in pairs], masks).result()
+        assert outputs[0].token_ids[:1] == texts[0].expected(1)
+        assert outputs[2].token_ids == plain[:1]
+        assert outputs[1].token_ids == (expected or [])
+        assert (outputs[1].error is None) == (expected is not None)
+        sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    outputs = sample_once(sampler, texts[1].logits()[None], [texts[1].row(1)])
+    assert outputs[0].token_ids == texts[1].expected(1)
 
 
 def test_drafts_that_penalties_would_count_are_refused() -> None:

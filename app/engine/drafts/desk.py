@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.contract.config import EngineConfig
+from app.engine.constraints.base import TokenConstraint
 from app.engine.drafts.costs import StepCosts
 from app.engine.drafts.history import Histories
 from app.engine.drafts.ngrams import NGramIndex
@@ -71,18 +72,23 @@ class DraftDesk:
         """Those of them that were right."""
 
     def begin(self, request: Request) -> None:
-        """Takes a new request. Nothing is guessed where penalties count what was sampled, or a grammar binds it."""
-        if self._enabled and not request.is_constrained and not request.has_penalties:
+        """Takes a new request. Nothing is guessed where penalties count what was sampled."""
+        if self._enabled and not request.has_penalties:
             request.drafting = Drafting(request, self._size)
 
-    def propose(self, request: Request, num_running: int) -> None:
-        """Guesses what follows the known tokens of a request whose last row has been collected."""
-        drafting = request.drafting
-        if drafting is None:
-            return
-        awake = num_running <= _MAX_ROWS and not drafting.pace.rests(len(request.token_ids))
+    def propose(self, request: Request, offered: list[int], num_running: int) -> None:
+        """Guesses what follows the known tokens of a request whose last row has been collected.
+
+        Args:
+            offered: the runner's own guesses, which go before others.
+            num_running: requests that run.
+        """
+        drafts, drafting, awake = offered, request.drafting, bool(offered)
+        if drafting is not None and not awake:
+            awake = num_running <= _MAX_ROWS and not drafting.pace.rests(len(request.token_ids))
+            drafts = drafting.propose(request, self._histories, self._most) if awake else []
         request.has_drafter = awake
-        request.draft_token_ids = drafting.propose(request, self._histories, self._most) if awake else []
+        request.draft_token_ids = _followed(request, drafts) if request.is_constrained else drafts
 
     def worthwhile(self, request: Request, budget: Budget) -> list[int]:
         """The request's first guesses: those that fit the step, and are likely enough for what they cost."""
@@ -116,3 +122,16 @@ class DraftDesk:
         """Remembers the answer of a request that has ended."""
         if self._histories is not None and request.drafting is not None and request.num_output_tokens > self._size:
             self._histories.add(request.cache_salt, request.token_ids[request.num_prompt_tokens :])
+
+
+def _followed(request: Request, drafts: list[int]) -> list[int]:
+    """The first of the drafts that a request's grammar lets come. What it forces is taken without being sampled, so no
+    draft may stand before that; nor one that ends the request."""
+    stands, at = list[TokenConstraint](), request.constraint
+    for draft in drafts:
+        at = at.ahead(draft) if at is not None and draft not in request.stop_token_ids else None
+        if at is None:
+            break
+        stands.append(at)
+    request.constraints_ahead = stands
+    return drafts[: len(stands)]

@@ -35,7 +35,7 @@ class Histories:
         if len(self._indices) > _TENANTS:
             self._indices.popitem(last=False)
 
-    def find(self, tenant: str, context: Sequence[int], count: int) -> Match | None:
+    def find(self, tenant: str, context: list[int], count: int) -> Match | None:
         """See :meth:`~app.engine.drafts.ngrams.NGramIndex.find`."""
         index = self._indices.get(tenant)
         return None if index is None else index.find(context, count)

@@ -103,8 +103,8 @@ class NGramIndex:
     def __init__(self, size: int, capacity: int) -> None:
         self._size = size
         self._most = max(1, capacity // 2)
-        self._part, self._older = _Part(size), None
-        self._older: _Part | None
+        self._part = _Part(size)
+        self._older: _Part | None = None
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Adds tokens to the end of the text."""
@@ -123,7 +123,7 @@ class NGramIndex:
         """What is added from here on is another text."""
         self.append([_BREAK])
 
-    def find(self, context: Sequence[int], count: int) -> Match | None:
+    def find(self, context: list[int], count: int) -> Match | None:
         """Where the end of a context stood, longest match first; None where it did not.
 
         Args:
@@ -134,7 +134,7 @@ class NGramIndex:
         key = 0
         for token_id in context[-self._size :]:
             key = key << _BITS | token_id & _BREAK
-        found = self._part.find(context, key, count)
+        found = self._part.find(context, key, count)  # the later text counts where both are as good
         older = None if self._older is None else self._older.find(context, key, count)
         if older is not None and (found is None or older.length > found.length):
             return older

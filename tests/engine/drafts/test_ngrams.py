@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,12 +57,10 @@ def test_tokens_that_share_a_key_are_told_apart() -> None:
     capacity=st.sampled_from([2, 7, 40, 1000]),
     count=st.integers(1, 6),
 )
-def test_whatever_is_found_stood_there(
-    text: list[int], cuts: list[int], size: int, capacity: int, count: int
-) -> None:
+def test_whatever_is_found_stood_there(text: list[int], cuts: list[int], size: int, capacity: int, count: int) -> None:
     index = NGramIndex(size, capacity)
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         index.append(text[begin:end])
     found = index.find(text, count)
     if found is not None:
