@@ -137,7 +137,7 @@ def main(
     head = context("drafts")
     store = Store()
     files = pull(model, store, SilentProgress())
-    tokenizer, template = Tokenizer.load(files.tokenizer_file), ChatTemplate(files.chat_template or "")
+    tokenizer, template = Tokenizer.load(files.tokenizer_file), ChatTemplate(files.chat_template)
     prompts = {
         name: [template.encode([{"role": "user", "content": text}], tokenizer) for text in _QUESTIONS[name]]
         for name in kind

@@ -69,7 +69,7 @@ class Request:
         self.draft_token_ids: list[int] = []
         """Guesses for the tokens that follow; the next row verifies them."""
         self.has_drafter = False
-        """Whether there may be drafts for the next row, which then waits for the last one's result."""
+        """Whether there were drafts for the next row, which then waits for the last one's result."""
         self.drafting: Drafting | None = None
         """What its drafts are made of; None where the engine makes none for it."""
         self.prediction_token_ids = source.prediction_token_ids

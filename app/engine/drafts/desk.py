@@ -6,7 +6,7 @@ from app.contract.config import EngineConfig
 from app.engine.constraints.base import TokenConstraint
 from app.engine.drafts.costs import StepCosts
 from app.engine.drafts.history import Histories
-from app.engine.drafts.ngrams import NGramIndex
+from app.engine.drafts.ngrams import Match, NGramIndex
 from app.engine.drafts.pace import Pace
 from app.engine.request import Request
 from app.engine.step import Budget, Step
@@ -17,6 +17,10 @@ _INDEXED = 1 << 16
 """Tokens of a request that are searched, at most; of a longer one the latest."""
 _INDEXED_AT_ONCE = 2048
 """Tokens of a request that are indexed between two steps: they take about a millisecond."""
+_LONG = 8
+"""Tokens of a match that is long: what follows it is a copy rather than a common turn of phrase."""
+_FIRST_LONG, _FIRST_SHORT = 0.8, 0.4
+"""Shares of guesses behind long and short matches that are taken to be right before a request's own say so."""
 _LEAST_CHANCE = 0.1
 """Chance of being right below which a guess is not tried, even where it is free: the host's work is not."""
 
@@ -29,7 +33,9 @@ class Drafting:
     """
 
     def __init__(self, request: Request, size: int) -> None:
-        self.pace = Pace()
+        self._long, self._short = Pace(_FIRST_LONG), Pace(_FIRST_SHORT)
+        self.pace = self._short
+        """The pace of the guesses that were made last."""
         self._index = NGramIndex(size, _INDEXED)
         self._size = size
         self._prediction = request.prediction_token_ids[:_INDEXED]
@@ -43,14 +49,19 @@ class Drafting:
         token_ids, start = request.token_ids, self._num_indexed
         self._index.append(token_ids[start : start + _INDEXED_AT_ONCE])
         self._num_indexed = min(len(token_ids), start + _INDEXED_AT_ONCE)
-        begun = request.num_output_tokens
-        if begun < self._size and self._prediction[:begun] == token_ids[request.num_prompt_tokens :]:
-            return self._prediction[begun : begun + count]
+        found = self._find(request, histories, count)
+        if found is None:
+            return []
+        self.pace = self._long if found.length >= _LONG else self._short
+        return [] if self.pace.rests(len(token_ids)) else found.token_ids
+
+    def _find(self, request: Request, histories: Histories | None, count: int) -> Match | None:
+        begun, token_ids = request.num_output_tokens, request.token_ids
+        if 0 < begun < self._size and self._prediction[:begun] == token_ids[request.num_prompt_tokens :]:
+            return Match(_LONG, self._prediction[begun : begun + count])
         found = self._index.find(token_ids, count)
         other = None if histories is None else histories.find(request.cache_salt, token_ids, count)
-        if other is not None and (found is None or other.length > found.length):
-            found = other
-        return [] if found is None else found.token_ids
+        return other if other is not None and (found is None or other.length > found.length) else found
 
 
 class DraftDesk:
@@ -83,12 +94,11 @@ class DraftDesk:
             offered: the runner's own guesses, which go before others.
             num_running: requests that run.
         """
-        drafts, drafting, awake = offered, request.drafting, bool(offered)
-        if drafting is not None and not awake:
-            awake = num_running <= _MAX_ROWS and not drafting.pace.rests(len(request.token_ids))
-            drafts = drafting.propose(request, self._histories, self._most) if awake else []
-        request.has_drafter = awake
-        request.draft_token_ids = _followed(request, drafts) if request.is_constrained else drafts
+        drafts, drafting = offered, request.drafting
+        if drafting is not None and not drafts and num_running <= _MAX_ROWS:
+            drafts = drafting.propose(request, self._histories, self._most)
+        drafts = _followed(request, drafts) if request.is_constrained else drafts
+        request.draft_token_ids, request.has_drafter = drafts, bool(drafts)
 
     def worthwhile(self, request: Request, budget: Budget) -> list[int]:
         """The request's first guesses: those that fit the step, and are likely enough for what they cost."""

@@ -6,7 +6,6 @@ import math
 
 _WEIGHT = 2.0
 """Guesses that the first estimate counts for."""
-_FIRST_RATE = 0.5
 _FADING = 0.8
 """Weight of what was seen before a verification, when the next is added."""
 _FIRST_PAUSE = 16
@@ -15,10 +14,15 @@ _LONGEST_PAUSE = 512
 
 
 class Pace:
-    """Estimate of one request's guesses, and its pauses."""
+    """Estimate of one request's guesses, and its pauses.
 
-    def __init__(self) -> None:
-        self._right, self._tried = _FIRST_RATE * _WEIGHT, _WEIGHT
+    Args:
+        first: share of them that is taken to be right until they say so themselves.
+    """
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._right, self._tried = first * _WEIGHT, _WEIGHT
         self._pause = _FIRST_PAUSE
         self._resumes_at = 0
 
@@ -48,4 +52,4 @@ class Pace:
         """Leaves the request alone for a while, the longer the more often in a row, and begins anew then."""
         self._resumes_at = num_tokens + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._right, self._tried = _FIRST_RATE * _WEIGHT, _WEIGHT
+        self._right, self._tried = self._first * _WEIGHT, _WEIGHT

@@ -9,7 +9,7 @@ from app.engine.drafts.pace import Pace
 
 
 def test_right_guesses_bring_more_and_wrong_ones_fewer() -> None:
-    pace = Pace()
+    pace = Pace(0.5)
     before = pace.most(0.1)
     for _ in range(5):
         pace.note(4, 4)
@@ -21,7 +21,7 @@ def test_right_guesses_bring_more_and_wrong_ones_fewer() -> None:
 
 
 def test_guesses_behind_the_first_wrong_one_say_nothing() -> None:
-    long, short = Pace(), Pace()
+    long, short = Pace(0.5), Pace(0.5)
     for _ in range(3):
         long.note(8, 1)
         short.note(2, 1)
@@ -29,14 +29,14 @@ def test_guesses_behind_the_first_wrong_one_say_nothing() -> None:
 
 
 def test_a_dearer_guess_has_to_be_likelier() -> None:
-    pace = Pace()
+    pace = Pace(0.5)
     counts = [pace.most(chance) for chance in (0.05, 0.2, 0.45, 0.9)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 0
 
 
 def test_pauses_grow_until_guesses_are_right_again() -> None:
-    pace, at, pauses = Pace(), 100, []
+    pace, at, pauses = Pace(0.5), 100, []
     for _ in range(3):
         pace.rest(at)
         pauses.append(next(n for n in range(10_000) if not pace.rests(at + n)))
