@@ -15,6 +15,7 @@ from app.contract.frames import TokenLogprobs
 from app.contract.request import GenerateRequest, SamplingParams
 from app.engine.core import EngineCore
 from app.engine.runner import Runner
+from app.runner.model_runner import ModelRunner
 from app.runner.start import make_runner
 from app.store import ModelFiles
 from app.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from tests.integration.engines import isas, make_engine, step_until_idle
 from tests.integration.prompts import long_prompt
 from tests.models.tiny import make_reference, save
 from tests.runner.driver import discard, engine_config
+from tests.runner.ranks import run_on_ranks
 
 pytestmark = pytest.mark.skipif(not isas(), reason="no native kernels here")
 
@@ -103,6 +105,29 @@ def test_log_probabilities_are_the_same_bit_for_bit(checkpoint: Path, settings: 
     stats = drafting.stats()
     assert stats.accepted_draft_tokens_total > 20
     assert stats.draft_tokens_total > stats.accepted_draft_tokens_total
+    assert all(record.replayed for record in drafting.take_records())
+
+
+def test_ranks_verify_the_same_drafts(tmp_path: Path) -> None:
+    directory = save(make_reference("qwen3"), tmp_path)
+    requests = asked([[(7 * n + step * 3) % 128 for n in range(5 + 11 * step)] for step in range(3)])
+    options = {"dtype": "bfloat16", "tensor_parallel_size": 2}
+
+    def answered(asked_for: Sequence[GenerateRequest], draft: str) -> list[tuple[Answers, int]]:
+        config = engine_config(directory, draft=draft, **options)
+
+        def work(runner: ModelRunner) -> tuple[Answers, int]:
+            engine = core_of(runner, config)
+            return answers_of(engine, asked_for), engine.stats().accepted_draft_tokens_total
+
+        return run_on_ranks(config, tmp_path / f"meeting-{draft}", work)
+
+    (plain, none), other = answered(requests, "none")
+    drafted = answered(foretold(requests, plain, wrong=7), "lookup")
+    assert other == (plain, none) == (plain, 0)
+    assert drafted[0] == drafted[1]
+    assert drafted[0][0] == plain
+    assert drafted[0][1] > 20
 
 
 def test_torch_chooses_the_same_tokens(tmp_path: Path) -> None:
