@@ -38,7 +38,7 @@ class Drafting:
         """The pace of the guesses that were made last."""
         self._index = NGramIndex(size, _INDEXED)
         self._size = size
-        self._prediction = request.prediction_token_ids[:_INDEXED]
+        self._prediction = request.prediction_token_ids[: _INDEXED // 4]
         self._num_indexed = max(0, len(request.token_ids) - _INDEXED // 2)
         if self._prediction:
             self._index.append(self._prediction)
