@@ -163,8 +163,8 @@ class Sampler:
             masks: masks that :meth:`mask` will bring.
 
         Raises:
-            RunnerError: there are more samples than the buffers hold, a row's drafts would have to be counted by
-                penalties, or its logprob targets do not match its positions.
+            RunnerError: there are more samples than the buffers hold, a row with drafts has penalties or both masks and
+                a bias, or a row's logprob targets do not match its positions.
         """
         slots = [row.slot for row in rows]
         decodes = all(_is_decode(row) for row in rows)
@@ -174,17 +174,20 @@ class Sampler:
             if min(positions) >= staged.masked_below:
                 self._positions.array[: len(slots)] = positions
                 return staged  # all else is as it was
-        self._check_rows(rows)
-        staged = self._stage(rows, np.array(slots, dtype=np.int64), frozenset(masks.slots if masks else ()))
+        masked = frozenset(masks.slots if masks else ())
+        self._check_rows(rows, masked)
+        staged = self._stage(rows, np.array(slots, dtype=np.int64), masked)
         self._decoding = (slots, staged) if decodes and not staged.parts.min_tokens else None
         return staged
 
-    def _check_rows(self, rows: Sequence[ScheduledRow]) -> None:
+    def _check_rows(self, rows: Sequence[ScheduledRow], masked: frozenset[int]) -> None:
         if (num_samples := sum(row.num_samples for row in rows)) > self._max_samples:
             raise RunnerError(f"a step of {num_samples} samples, the buffers hold {self._max_samples}")
         for row in rows:
             if row.num_samples > 1 and _penalized(self._floats[:, row.slot]):
                 raise RunnerError(f"slot {row.slot} has penalties, which would have to count its drafts")
+            if row.num_samples > 1 and row.slot in masked and self._ints[IntParam.BIASED, row.slot]:
+                raise RunnerError(f"slot {row.slot} has masks and a bias, which no row of drafts may have both")
             unsampled = row.num_tokens - row.logits_start - row.num_samples
             if unsampled != len(row.logprob_targets):
                 message = f"slot {row.slot} has {unsampled} positions for {len(row.logprob_targets)} logprob targets"
@@ -204,7 +207,7 @@ class Sampler:
         self._logit_rows.array[:count] = ends[sampled] - before_end
         self._slots.array[:count] = own
         self._mask_rows = {}
-        if masked and max(before_end) > 1:
+        if masked and max(before_end, default=0) > 1:
             self._spare_rows(rows, masked)
         self._positions.array[:count] = positions
         active = np.array(positions, dtype=np.int64) < ints[IntParam.MIN_LEN]

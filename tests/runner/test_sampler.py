@@ -395,6 +395,14 @@ def test_drafts_that_penalties_would_count_are_refused() -> None:
         sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)])
 
 
+def test_drafts_with_masks_and_a_bias_are_refused() -> None:
+    sampler = Sampler(1, VOCAB, CPU, max_samples=4)
+    sampler.bind([slot_of(0, [1], SamplingParams(logit_bias={3: 1.0}))])
+    masks = StackedMasks([(0, [1]), (0, [2])], VOCAB)
+    with pytest.raises(RunnerError, match="slot 0 has masks and a bias"):
+        sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)], masks)
+
+
 def test_more_samples_than_there_is_room_for_are_refused() -> None:
     sampler = Sampler(1, VOCAB, CPU)
     sampler.bind([slot_of(0, [1])])

@@ -83,8 +83,8 @@ class DraftDesk:
         """Those of them that were right."""
 
     def begin(self, request: Request) -> None:
-        """Takes a new request. Nothing is guessed where penalties count what was sampled."""
-        if self._enabled and not request.has_penalties:
+        """Takes a new request."""
+        if self._enabled and _may_have_drafts(request):
             request.drafting = Drafting(request, self._size)
 
     def propose(self, request: Request, offered: list[int], num_running: int) -> None:
@@ -94,7 +94,7 @@ class DraftDesk:
             offered: the runner's own guesses, which go before others.
             num_running: requests that run.
         """
-        drafts, drafting = offered, request.drafting
+        drafts, drafting = offered if _may_have_drafts(request) else [], request.drafting
         if drafting is not None and not drafts and num_running <= _MAX_ROWS:
             drafts = drafting.propose(request, self._histories, self._most)
         drafts = _followed(request, drafts) if request.is_constrained else drafts
@@ -132,6 +132,14 @@ class DraftDesk:
         """Remembers the answer of a request that has ended."""
         if self._histories is not None and request.drafting is not None and request.num_output_tokens > self._size:
             self._histories.add(request.cache_salt, request.token_ids[request.num_prompt_tokens :])
+
+
+def _may_have_drafts(request: Request) -> bool:
+    """Not where penalties count what was sampled, nor where a grammar binds a request whose tokens are biased or banned
+    by id: a sample behind a draft has a mask of its own instead of its slot's tables."""
+    params = request.sampling
+    is_biased = bool(params.logit_bias or params.allowed_token_ids)
+    return not request.has_penalties and not (request.is_constrained and is_biased)
 
 
 def _followed(request: Request, drafts: list[int]) -> list[int]:

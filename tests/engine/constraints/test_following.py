@@ -217,6 +217,14 @@ def test_an_answer_that_repeats_itself_is_guessed_within_its_grammar() -> None:
     assert engine.last["a"].num_right_drafts > 20
 
 
+def test_nothing_is_guessed_where_a_grammar_meets_a_bias() -> None:
+    runner = byte_runner(next_token=lambda context: b"words and ."[len(context) % 11], draft=lambda _: [ord("w")])
+    engine = ConstrainedEngine(runner, draft="lookup")
+    engine.add(constrained("a", "start: /[a-z ]{60}/", 60, logit_bias={ord("x"): -1.0}))
+    engine.run()
+    assert engine.last["a"].num_drafts == 0
+
+
 def test_a_grammars_first_tokens_are_none_of_the_prompts_cached_ones() -> None:
     engine = ConstrainedEngine(block_size=4, runner=byte_runner(block_size=4))
     for request_id in "ab":
