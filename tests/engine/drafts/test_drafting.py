@@ -83,7 +83,8 @@ def test_no_more_is_guessed_than_allowed() -> None:
 @pytest.mark.parametrize("penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_nothing_is_guessed_where_penalties_count_what_was_sampled(penalty: str) -> None:
     engine = engine_of()
-    engine.add(fake_request("a", verse(0), LONG, **{penalty: 1.5}), fake_request("b", verse(1), LONG))
+    penalties: dict[str, Any] = {penalty: 1.5}
+    engine.add(fake_request("a", verse(0), LONG, **penalties), fake_request("b", verse(1), LONG))
     engine.run()
     assert engine.last["a"].num_drafts == 0 < engine.last["b"].num_drafts
 
