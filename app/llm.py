@@ -56,6 +56,9 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache_dir: str
     prefix_cache_disk: int
     pipeline_depth: int
+    draft: str
+    max_draft_tokens: int
+    draft_ngram: int
     tensor_parallel_size: int
     threads: int
     seed: int

@@ -12,7 +12,8 @@ OF_A_MODEL = frozenset({
     "reasoning_format", "default_sampling", "load_format", "via", "dtype", "quantization", "kv_cache_dtype", "kernels",
     "device", "seed", "stall_timeout", "max_queue", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
     "max_logit_rows", "kv_cache_memory", "enable_prefix_caching", "prefix_cache_ram", "pipeline_depth",
-    "enforce_eager", "trace_step", "tensor_parallel_size", "threads", "integrity_checks",
+    "enforce_eager", "draft", "max_draft_tokens", "draft_ngram", "trace_step", "tensor_parallel_size", "threads",
+    "integrity_checks",
 })  # fmt: skip
 """Settings that may differ between models."""
 _OF_ONE = ("revision", "served_model_name")

@@ -210,6 +210,15 @@ class Settings(BaseSettings):
     enforce_eager: bool = Field(
         False, description="Run every step op by op: no recorded steps on a CPU, no CUDA graphs."
     )
+    draft: Literal["none", "lookup", "history"] = Field(
+        "none",
+        description="Guess tokens ahead and verify several in a step; no text changes. lookup: from the request's own "
+        "text, and its prediction. history: from recent answers to the same key (or cache_salt), too.",
+    )
+    max_draft_tokens: Annotated[int, Field(ge=1, le=64)] = Field(8, description="Most guesses that a step verifies.")
+    draft_ngram: Annotated[int, Field(ge=1, le=16)] = Field(
+        3, description="Tokens that have to be the same for what followed them to be a guess."
+    )
     trace_step: bool = Field(False, description="Log the plan of every step: slot, position, tokens, samples, blocks.")
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Ranks that share the model: each a process with a GPU of its own, or on the CPU."

@@ -82,6 +82,7 @@ def fake_request(
     arrival_time: float = 0.0,
     cache_salt: str = "",
     adapter: str = "",
+    prediction_token_ids: Sequence[int] = (),
     **sampling: object,
 ) -> GenerateRequest:
     """A greedy request."""
@@ -97,6 +98,7 @@ def fake_request(
         arrival_time=arrival_time,
         cache_salt=cache_salt,
         adapter=adapter,
+        prediction_token_ids=list(prediction_token_ids),
     )
 
 
@@ -212,6 +214,7 @@ class FakeRunner:
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             max_encode_len=max_encode_len,
+            verifies_drafts=True,
         )
         self.fail_encode = fail_encode
         self.next_token = next_token
@@ -233,8 +236,8 @@ class FakeRunner:
         self._pages = [new_pages(group, block_size) for group in groups]
         self._slots: dict[int, _Slot] = {}
         self._in_flight: deque[_Handle] = deque()
-        self._masks: dict[int, NDArray[np.uint32]] = {}
-        """Masks of the step that is computed, by slot."""
+        self._masks: dict[int, list[NDArray[np.uint32]]] = {}
+        """Masks of the samples of the step that is computed, by slot."""
 
     # -- Runner -------------------------------------------------------------------------------------------------
 
@@ -244,7 +247,9 @@ class FakeRunner:
             return self._encode(step)
         self._check_step(step)
         self.steps.append(step)
-        self._masks = dict(zip(masks.slots, masks.wait(), strict=True)) if masks is not None else {}
+        self._masks = {}
+        for slot, words in zip(masks.slots, masks.wait(), strict=True) if masks is not None else ():
+            self._masks.setdefault(slot, []).append(words)
         for init in step.slots:
             self._slots[init.slot] = _Slot(init, [[] for _ in self._pages])
         if self.fail_submit is not None and self.fail_submit(step):
@@ -381,7 +386,9 @@ class FakeRunner:
             prompt_logprobs = [self._logprobs(target, params.prompt_logprobs) for target in row.logprob_targets]
         if row.num_samples == 0 or (self.withhold is not None and self.withhold(step, row)):
             return RowOutput(prompt_logprobs=prompt_logprobs)
-        if row.slot in self._masks and not self._masks[row.slot].any():
+        masks = self._masks.get(row.slot)
+        require(masks is None or len(masks) == row.num_samples, f"not one mask for each sample: {row}")
+        if masks is not None and not masks[0].any():
             return RowOutput(error="every token is masked")
         token_ids = self._verify(row, slot, context)
         logprobs = None
@@ -397,7 +404,7 @@ class FakeRunner:
         """The next token, and one more for each draft that turns out right."""
         token_ids: list[int] = []
         for position in range(len(context) - row.num_samples, len(context)):
-            token_ids.append(self._next(slot, context[: position + 1]))
+            token_ids.append(self._next(slot, context[: position + 1], len(token_ids)))
             if position + 1 < len(context):
                 if context[position + 1] != token_ids[-1]:
                     self.num_rejected_drafts += len(context) - position - 1
@@ -405,9 +412,11 @@ class FakeRunner:
                 self.num_accepted_drafts += 1
         return token_ids
 
-    def _next(self, slot: _Slot, context: list[int]) -> int:
+    def _next(self, slot: _Slot, context: list[int], nth: int) -> int:
+        """The token that follows a context, the row's ``nth`` sample."""
         token_id = self.next_token(context)
-        mask = self._masks.get(slot.init.slot)
+        masks = self._masks.get(slot.init.slot)
+        mask = None if masks is None else masks[nth]
         while mask is not None and not mask[token_id // 32] >> token_id % 32 & 1:
             token_id = (token_id + 1) % self.info.vocab_size
         if len(context) - slot.init.prompt_len < slot.init.sampling.min_tokens:

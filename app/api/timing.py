@@ -16,7 +16,8 @@ def generation_phases(generations: Sequence[Generation]) -> Phases:
 
 
 def server_timing(generations: Sequence[Generation]) -> dict[str, str]:
-    """The header: milliseconds of each phase that is over, and the prompt tokens that came from the prefix cache.
+    """The header: milliseconds of each phase that is over, the prompt tokens that came from the prefix cache and, where
+    there were guesses, how many of how many were right.
 
     A stream's headers leave with its first text, so decoding is known of whole answers alone.
     """
@@ -25,4 +26,8 @@ def server_timing(generations: Sequence[Generation]) -> dict[str, str]:
         known = known._replace(decode=None)
     parts = [f"{name};dur={1000 * value:.3f}" for name, value in known._asdict().items() if value is not None]
     cached = sum(generation.usage.cached_tokens for generation in generations)
-    return {"server-timing": ", ".join([*parts, f'cached_tokens;desc="{cached}"'])}
+    parts.append(f'cached_tokens;desc="{cached}"')
+    if drafted := sum(generation.usage.draft_tokens for generation in generations):
+        right = sum(generation.usage.accepted_draft_tokens for generation in generations)
+        parts.append(f'drafts;desc="{right}/{drafted}"')
+    return {"server-timing": ", ".join(parts)}

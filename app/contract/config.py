@@ -80,6 +80,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which kernels run: ``auto``, ``reference`` (plain torch) or ``strict`` (the device's fast ones or an error)."""
     seed: int = 0
     """Seed of dummy weights."""
+    draft: str = "none"
+    """Who guesses tokens ahead, which a step then verifies: ``none``, ``lookup`` (what followed the same tokens before
+    in the request's own text) or ``history`` (or in recent answers to the same tenant)."""
+    max_draft_tokens: int = 8
+    """Guesses that a row verifies, at most."""
+    draft_ngram: int = 3
+    """Tokens that have to be the same for what followed them to be a guess."""
     adapters: tuple[AdapterSource, ...] = ()
     """Adapters that are loaded at the start."""
     max_adapters: int = 0

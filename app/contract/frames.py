@@ -106,6 +106,10 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     error: EngineError | None = None
     timings: RequestTimings | None = None
     """The request's instants, with its first output and with its last; None with others."""
+    num_drafts: int = 0
+    """Tokens that were guessed and verified so far."""
+    num_right_drafts: int = 0
+    """Those of them that were right, and so are among the generated tokens."""
 
 
 class EncodeOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -173,6 +177,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of sequences that were encoded."""
     prefix_tiers: list[TierStats] = []
     """The prefix cache's tiers below the KV cache."""
+    draft_tokens_total: int = 0
+    """Tokens that were guessed and verified."""
+    accepted_draft_tokens_total: int = 0
+    """Those of them that were right."""
     forced_tokens_total: int = 0
     """Tokens generated that were not sampled: a grammar left no choice."""
     mask_seconds_total: float = 0.0

@@ -105,6 +105,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Device that the model runs on; with several ranks, the first rank's."""
     pipeline_depth: int = 1
     """Steps that are best under way at once."""
+    verifies_drafts: bool = False
+    """Whether a row may sample several positions, each with the bits that it has in a row of its own."""
     tasks: tuple[str, ...] = ("generate",)
     """Names of the tasks that the model offers."""
     max_encode_len: int = 0

@@ -101,6 +101,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """Requests share cached prefixes only under the same salt."""
     adapter: str = ""
     """Name of the adapter that answers; empty: the model itself."""
+    prediction_token_ids: list[int] = []
+    """What the client thinks the answer will be like: guesses of its tokens, where the engine takes any."""
     constraint: str = ""
     """Grammar that the generated tokens' bytes have to match, as llguidance reads it; empty: none."""
 

@@ -23,16 +23,16 @@ class TokenMasks(Protocol):
 
     @property
     def slots(self) -> Sequence[int]:
-        """Slots whose sample is masked, one mask each; all others may sample any token."""
+        """Slot of each mask: one for each sample of its row, in their order. Slots without may sample any token."""
 
     @property
     def made_meanwhile(self) -> bool:
         """Whether they are made while the step's forward pass runs; otherwise :meth:`wait` makes them."""
 
     def wait(self) -> NDArray[np.uint32]:
-        """Waits for the masks: [slots, ceil(V / 32)]; token v may be sampled when bit v % 32 of word v // 32 is set.
+        """Waits for the masks: [masks, ceil(V / 32)]; token v may be sampled when bit v % 32 of word v // 32 is set.
 
-        A row without any bit fails, and no other with it.
+        A sample without any bit fails its row, and no other with it.
         """
 
 
@@ -94,7 +94,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     num_logit_rows: int
     """Rows of logits of all rows."""
     token_masks: dict[int, bytes] = {}
-    """Slot -> its mask's words, where the plan goes to other processes; see :class:`TokenMasks`."""
+    """Slot -> the words of its masks, where the plan goes to other processes; see :class:`TokenMasks`."""
 
     @property
     def is_decode(self) -> bool:

@@ -54,6 +54,8 @@ class Answers:
             stop_token_id=_stop_token(request, new_token_ids) if finish_reason is FinishReason.STOP else None,
             num_cached_tokens=request.num_cached_tokens,
             timings=request.timings() if is_first or finish_reason is not None else None,
+            num_drafts=request.num_drafts,
+            num_right_drafts=request.num_right_drafts,
         )
         self._emit(request.client_index, output)
 
@@ -65,6 +67,8 @@ class Answers:
             num_cached_tokens=request.num_cached_tokens,
             error=error,
             timings=request.timings(),
+            num_drafts=request.num_drafts,
+            num_right_drafts=request.num_right_drafts,
         )
         self._emit(request.client_index, output)
 

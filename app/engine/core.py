@@ -26,6 +26,7 @@ from app.engine.admission import Limits, check
 from app.engine.answers import Answers
 from app.engine.constraints.desk import ConstraintDesk
 from app.engine.deadlines import Deadlines
+from app.engine.drafts.desk import DraftDesk
 from app.engine.encoding import EncodeStep, EncodingCore
 from app.engine.kv.choose import new_kv_manager
 from app.engine.kv.tiered import TieredKVManager
@@ -91,7 +92,8 @@ class EngineCore:
         self._clock = clock
         self._kv = new_kv_manager(runner, config, pipeline_depth=self._depth, clock=clock)
         self._limits = Limits(info.vocab_size, info.max_model_len, self._kv.num_tokens)
-        self._scheduler = Scheduler(config, self._kv)
+        self._drafts = DraftDesk(config, enabled=self._takes_drafts())
+        self._scheduler = Scheduler(config, self._kv, self._drafts)
         self._encoding = EncodingCore(config, vocab_size=info.vocab_size, max_len=info.max_encode_len, clock=clock)
         self._encodes_next = False
         """Whether the next step encodes, while there are both requests to generate and requests to encode."""
@@ -104,10 +106,24 @@ class EngineCore:
         self._num_received = 0
         self._deadlines = Deadlines()
         self._answers = Answers()
-        self._registry = Registry(self._kv, self._scheduler, self._desk, self._deadlines, self._answers, clock=clock)
+        self._registry = Registry(
+            self._kv, self._scheduler, self._desk, self._drafts, self._deadlines, self._answers, clock=clock
+        )
         self._num_steps = 0
         self._num_failures = 0
         self._records = StepRecords()
+
+    def _takes_drafts(self) -> bool:
+        """Whether rows may have drafts; where they were asked for and may not, the log says why."""
+        info, drafter = self._runner.info, self._config.draft
+        if drafter == "none" or not info.kv_cache.groups:
+            return False
+        if not self._kv.can_rewind:
+            _log.warning("no drafts (%s): the model's recurrent state cannot go back by a token", drafter)
+        elif not info.verifies_drafts:
+            how = f"with {info.via}" if info.via else f"on {info.device}"
+            _log.warning("no drafts (%s): rows of several samples are not computed bit for bit %s", drafter, how)
+        return self._kv.can_rewind and info.verifies_drafts
 
     @property
     def num_steps(self) -> int:
@@ -296,11 +312,12 @@ class EngineCore:
         self._num_failures = 0
         self._num_steps += 1
         now = self._clock()
-        self._records.add(step, result, now)
+        seconds = self._records.add(step, result, now)
         if isinstance(step, EncodeStep) and isinstance(result, EncodeResult):
             self._encoding.finish(step, result)
         elif isinstance(step, Step) and isinstance(result, StepResult):
             self._scheduler.retire(step)
+            self._drafts.observe(step, seconds)
             for planned, row_output in zip(step.rows, result.rows, strict=True):
                 self._registry.update(planned, row_output, now)
 
@@ -331,6 +348,8 @@ class EngineCore:
             steps_total=self._num_steps,
             prompt_tokens_total=scheduler.num_prompt_tokens,
             generation_tokens_total=self._registry.num_generated,
+            draft_tokens_total=self._drafts.num_drafts,
+            accepted_draft_tokens_total=self._drafts.num_right,
             forced_tokens_total=self._desk.totals.forced_tokens,
             mask_seconds_total=self._desk.totals.mask_seconds,
             grammars_compiled_total=self._desk.totals.grammars,

@@ -28,8 +28,8 @@ class StepRecords:
         """No step follows at once: the time until the next one counts for no step."""
         self._began = None
 
-    def add(self, step: Step | EncodeStep, result: StepResult | EncodeResult, now: float) -> None:
-        """Records a step that ended now."""
+    def add(self, step: Step | EncodeStep, result: StepResult | EncodeResult, now: float) -> float:
+        """Records a step that ended now; returns the seconds that it took."""
         seconds = now - (now if self._began is None else self._began)
         self._began = now
         self._records.append(
@@ -44,6 +44,7 @@ class StepRecords:
         )
         if len(self._records) > 2 * _MAX_RECORDS:
             del self._records[:-_MAX_RECORDS]
+        return seconds
 
     def take(self) -> list[StepRecord]:
         """The records since the last call, or only the latest of them when that was long ago."""

@@ -11,6 +11,7 @@ from app.engine.answers import Answers
 from app.engine.constraints.base import ConstraintError
 from app.engine.constraints.desk import ConstraintDesk
 from app.engine.deadlines import Deadlines
+from app.engine.drafts.desk import DraftDesk
 from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
@@ -25,12 +26,13 @@ class Registry:
         kv: KVManager,
         scheduler: Scheduler,
         desk: ConstraintDesk,
+        drafts: DraftDesk,
         deadlines: Deadlines,
         answers: Answers,
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._kv, self._scheduler, self._desk = kv, scheduler, desk
+        self._kv, self._scheduler, self._desk, self._drafts = kv, scheduler, desk, drafts
         self._deadlines, self._answers, self._clock = deadlines, answers, clock
         self._requests: dict[str, Request] = {}
         self.num_generated = 0
@@ -47,6 +49,7 @@ class Registry:
     def add(self, request: Request, constraint: str) -> None:
         """Takes a request: the scheduler's next, or one that waits for its grammar first."""
         self._requests[request.request_id] = request
+        self._drafts.begin(request)
         if request.adapter is not None:
             request.adapter.num_requests += 1
         if request.deadline is not None:
@@ -111,6 +114,8 @@ class Registry:
         if rejected and not self._kv.can_rewind:
             self._scheduler.preempt(request)
             return
+        if row.num_samples > 1:
+            self._drafts.note(request, row.num_samples - 1, max(0, len(result.token_ids) - 1))
         if rejected:
             request.rewind(end)
         else:
@@ -126,9 +131,8 @@ class Registry:
             return
         self._kv.publish(request, min(end, len(request.token_ids)))
         self._kv.give_back(request, end)
-        if self._kv.can_rewind and not request.is_constrained:  # a draft's positions would need masks of their own
-            request.has_drafter = bool(result.draft_token_ids)
-            request.draft_token_ids = result.draft_token_ids
+        if self._kv.can_rewind and finish_reason is None:
+            self._drafts.propose(request, result.draft_token_ids, len(self._scheduler.running))
         if request.first_token is None and (ending := self._kv.ending(request, end)) is not None:
             self._kv.keep(ending)  # the prompt is copied while the answer is computed
         if new_token_ids:
@@ -162,6 +166,7 @@ class Registry:
         if not (request.is_constrained and self._desk.drop(request)):
             self._scheduler.remove(request)
         del self._requests[request.request_id]
+        self._drafts.end(request)
         if request.adapter is not None:
             request.adapter.num_requests -= 1
         self._deadlines.forget(request.request_id)

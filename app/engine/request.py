@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from app.contract.frames import RequestTimings, TokenLogprobs
 from app.contract.request import FinishReason, GenerateRequest, RequestStatus
 from app.engine.adapters import LoadedAdapter
 from app.engine.constraints.base import TokenConstraint
 from app.engine.kv.table import BlockTable
+
+if TYPE_CHECKING:
+    from app.engine.drafts.desk import Drafting
 
 
 class Request:
@@ -51,6 +55,8 @@ class Request:
         """Whether a grammar binds what is generated."""
         self.constraint: TokenConstraint | None = None
         """Where the request stands in its grammar; None before that is compiled."""
+        self.constraints_ahead: list[TokenConstraint] = []
+        """Where it would stand behind each of the drafts."""
         self.untold: list[int] = []
         """Generated tokens that wait to go out with the next ones: those that a grammar begins with."""
         # A grammar says where an answer may end: nothing is to come after that.
@@ -63,7 +69,14 @@ class Request:
         self.draft_token_ids: list[int] = []
         """Guesses for the tokens that follow; the next row verifies them."""
         self.has_drafter = False
-        """Whether the last row brought drafts. The next row then waits for that row's result."""
+        """Whether there were drafts for the next row, which then waits for the last one's result."""
+        self.drafting: Drafting | None = None
+        """What its drafts are made of; None where the engine makes none for it."""
+        self.prediction_token_ids = source.prediction_token_ids
+        self.num_drafts = 0
+        """Drafts that were verified."""
+        self.num_right_drafts = 0
+        """Those of them that were right."""
         self.epoch = 0
         """Counts preemptions and roll-backs: the rows in flight at each of them are void."""
 
@@ -102,6 +115,12 @@ class Request:
         return self.sampling.prompt_logprobs is not None and self.num_output_tokens == 0 and self.num_pending == 0
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether what was sampled changes what is sampled next, beside what the model makes of it."""
+        params = self.sampling
+        return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @property
     def takes_forced(self) -> bool:
         """Whether tokens that a grammar forces are taken without being sampled: not where their log-probabilities are
         wanted, where penalties count what was sampled, or where tokens are biased or banned by id."""
@@ -111,7 +130,7 @@ class Request:
             or params.prompt_logprobs is not None
             or params.logit_bias
             or params.allowed_token_ids
-            or (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+            or self.has_penalties
         )
 
     @property

@@ -25,6 +25,7 @@ from operator import attrgetter
 from app.contract.config import EngineConfig
 from app.contract.request import RequestStatus
 from app.contract.step import ScheduledRow, SlotInit
+from app.engine.drafts.desk import DraftDesk
 from app.engine.kv.counts import Counts, added, all_fit, subtracted
 from app.engine.kv.manager import Hit, KVManager
 from app.engine.kv.table import BlockTable
@@ -37,8 +38,8 @@ _by_order = attrgetter("order")
 class Scheduler:
     """Queues of requests, and the slots and blocks that they hold. Sees no results; the engine says what to undo."""
 
-    def __init__(self, config: EngineConfig, kv: KVManager) -> None:
-        self._kv = kv
+    def __init__(self, config: EngineConfig, kv: KVManager, drafts: DraftDesk) -> None:
+        self._kv, self._drafts = kv, drafts
         self._max_tokens = config.max_num_batched_tokens
         self._max_logit_rows = config.max_logit_rows
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens, config.max_logit_rows)
@@ -73,8 +74,13 @@ class Scheduler:
         self._yield_to_priority()
         step = Step(self._next_step)
         candidates = [(request, request.num_schedulable_tokens) for request in self.running]
-        num_decodes = sum(wanted == 1 for _, wanted in candidates)
-        budget = Budget(self._max_tokens, self._max_logit_rows, num_decodes, self._kv.max_chunk)
+        budget = Budget(
+            self._max_tokens,
+            self._max_logit_rows,
+            num_rows=sum(wanted > 0 for _, wanted in candidates),
+            num_decodes=sum(wanted == 1 for _, wanted in candidates),
+            max_chunk=self._kv.max_chunk,
+        )
         short_of_blocks = False
         for request, wanted in candidates:
             if wanted == 0 or request.status is not RequestStatus.RUNNING:
@@ -96,8 +102,8 @@ class Scheduler:
         num_tokens = budget.chunk(request, wanted)
         if num_tokens == 0:
             return True
-        drafts = budget.drafts(request) if request.draft_token_ids else []
         end = request.num_computed_tokens + num_tokens
+        drafts = self._drafts.worthwhile(request, budget) if request.draft_token_ids else []
         if not self._has_room(request, end + len(drafts)):
             drafts = []  # a guess is not worth a preemption
             if not self._secure_blocks(request, end):

@@ -78,13 +78,19 @@ class Step:
 class Budget:
     """Tokens and rows of logits that are left of a step while it is being filled."""
 
-    def __init__(self, tokens: int, logit_rows: int, num_decodes: int, max_chunk: int) -> None:
+    def __init__(self, tokens: int, logit_rows: int, *, num_rows: int, num_decodes: int, max_chunk: int) -> None:
         self.tokens = tokens
         """Tokens that are left."""
         self.max_chunk = max_chunk
         """Tokens of a row, at most."""
         self.logit_rows = logit_rows
         """Rows of logits that are left."""
+        self.num_rows = num_rows
+        """Rows of running requests that there may be."""
+        self.num_drafts = 0
+        """Drafts in the step."""
+        self.num_expected = 0.0
+        """Those of them that are expected to be right."""
         self.reserved = num_decodes
         """Decode rows still to come; one token and one row of logits are kept for each."""
 

@@ -73,6 +73,8 @@ class ModelRunner:
         self._backend = backend
         self._adapters = None if config.max_adapters == 0 else room_of(model.destinations())
         self._vocab_size, self._keepers = model_config.vocab_size, model_config.keepers
+        # A GPU attends for rows of several tokens by other products than for decodes: texts would depend on drafts.
+        self._verifies_drafts = config.draft != "none" and backend.device.type == "cpu"
         groups, device = plan.spec.groups, backend.device
         max_logit_rows = min(config.max_logit_rows, config.max_num_batched_tokens)
         self._arena = StepArena(config.max_num_batched_tokens, device, max_logit_rows)
@@ -86,6 +88,7 @@ class ModelRunner:
             config.max_num_seqs,
             self._vocab_size,
             device,
+            max_samples=max_logit_rows if self._verifies_drafts else 0,
             workspace=backend.sample_workspace(config.max_num_seqs, self._vocab_size),
             padded=backend.pads_steps,
         )
@@ -142,6 +145,7 @@ class ModelRunner:
             kernels=self._backend.name(self._model.lm_head.weight),
             device=self._config.device,
             pipeline_depth=STEPS_UNDER_WAY if runs_ahead(self._backend.device) else 1,
+            verifies_drafts=self._verifies_drafts,
         )
 
     def footprint(self) -> Footprint:
@@ -175,8 +179,8 @@ class ModelRunner:
                 max((max(row.new_block_ids[index], default=0) for row in step.rows if row.new_block_ids), default=0)
             )
         self._sampler.bind(step.slots)
-        staged = self._sampler.stage(step.rows)
         masks = masks or sent_masks(step)
+        staged = self._sampler.stage(step.rows, masks)
         executed = self._executor.run(step, staged, masks)
         pending = self._sampler.finish(self._logits_LV, staged) if step.num_logit_rows else None
         return StepHandle(pending, len(step.rows), executed.replayed, executed.kernel_seconds)

@@ -15,7 +15,7 @@ from app.kernels.sample import LogprobsOut, logprobs
 from app.runner.staging import Fetched, Returns
 
 RESULT_BYTES = torch.int64.itemsize + torch.bool.itemsize
-"""Bytes of a sampled row's result: its token, and whether it failed."""
+"""Bytes of a sample: its token, and whether it failed."""
 _SAMPLE_FAILED = "no token could be sampled: the logits are not finite, or every token is masked"
 _PROMPT_FAILED = "the logits of a prompt token are not finite"
 
@@ -59,13 +59,15 @@ class PendingSample:
     num_rows: int
     """Rows of the step."""
     sampled_rows: list[int]
-    """Row of each sampled token."""
+    """Row of each sample, in ascending order."""
     results: Fetched
     """Bytes: tokens of the largest step's samples, int64, then for each whether it failed; this step's come first."""
+    drafts: dict[int, list[int]]
+    """Drafts that a row's samples but the last verify, by row; rows of one sample have none."""
     reports: Reports | None
     """Log-probabilities of sampled tokens."""
-    reported_rows: list[int]
-    """Row of each of ``reports``."""
+    reported: list[int]
+    """Sample of each of ``reports``."""
     prompt_reports: Reports | None
     """Log-probabilities of prompt tokens."""
     prompt_rows: list[int]
@@ -79,24 +81,34 @@ class PendingSample:
         token_ids: list[int] = results[:tokens_end].view(np.int64)[:count].tolist()
         failures: list[bool] = results[tokens_end:].view(np.bool_)[:count].tolist()
         plain = self.reports is None and self.prompt_reports is None and len(token_ids) == self.num_rows
-        if plain and not any(failures):
+        if plain and not self.drafts and not any(failures):
             return [RowOutput(token_ids=[token_id]) for token_id in token_ids]
-        tokens = dict(zip(self.sampled_rows, token_ids, strict=True))
-        failed = {row for row, bad in zip(self.sampled_rows, failures, strict=True) if bad}
-        reports = dict(zip(self.reported_rows, self.reports.result(), strict=True)) if self.reports else {}
+        reports = dict(zip(self.reported, self.reports.result(), strict=True)) if self.reports else {}
         prompts: dict[int, list[TokenLogprobs]] = {}
         if self.prompt_reports:
             for row, report in zip(self.prompt_rows, self.prompt_reports.result(), strict=True):
                 prompts.setdefault(row, []).append(report)
+        valid = self._valid(token_ids)
         outputs = []
         for row in range(self.num_rows):
-            prompt = prompts.get(row)
-            if row in failed:
+            samples, prompt = valid.get(row, []), prompts.get(row)
+            if any(failures[sample] for sample in samples):
                 outputs.append(RowOutput(error=_SAMPLE_FAILED))
             elif prompt and not all(math.isfinite(report.logprob) for report in prompt):
                 outputs.append(RowOutput(error=_PROMPT_FAILED))
             else:
-                new = [tokens[row]] if row in tokens else []
-                own = [reports[row]] if row in reports else None
-                outputs.append(RowOutput(token_ids=new, logprobs=own, prompt_logprobs=prompt))
+                new = [token_ids[sample] for sample in samples]
+                own = [reports[sample] for sample in samples if sample in reports]
+                outputs.append(RowOutput(token_ids=new, logprobs=own or None, prompt_logprobs=prompt))
         return outputs
+
+    def _valid(self, token_ids: list[int]) -> dict[int, list[int]]:
+        """Samples of each row that follow from tokens of the sequence: up to the first that is not the draft there."""
+        samples: dict[int, list[int]] = {}
+        for sample, row in enumerate(self.sampled_rows):
+            samples.setdefault(row, []).append(sample)
+        for row, drafts in self.drafts.items():
+            own = samples[row]
+            held = next((n for n, draft in enumerate(drafts) if token_ids[own[n]] != draft), len(drafts))
+            del own[held + 1 :]
+        return samples

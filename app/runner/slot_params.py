@@ -51,25 +51,39 @@ NUM_KERNEL_INTS = 3
 
 
 class VocabTable:
-    """A table [S, V], allocated when the first slot needs its row."""
+    """A table [S, V], allocated when the first slot needs its row.
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
+    Args:
+        spare: rows behind those of the slots, which stay zero.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, *, spare: int = 0) -> None:
+        self._shape, self._dtype, self._device, self._spare = shape, dtype, device, spare
         self._table: Tensor | None = None
         self._dirty: set[int] = set()
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that the table will take once a slot needs it; 0 when it has been allocated."""
-        return 0 if self._table is not None else self._shape[0] * self._shape[1] * self._dtype.itemsize
+        if self._table is not None:
+            return 0
+        return self._shape[0] * self._shape[1] * self._dtype.itemsize
 
     def require(self) -> Tensor:
-        """[S, V], zeros when new; on a CPU they take memory as they are written."""
+        """[S + spare, V], zeros when new; spare rows take no memory."""
         if self._table is None:
             # First asked for while a step is recorded, in inference mode; slots are bound outside of it.
             with torch.inference_mode(mode=False):
-                self._table = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+                self._table = self._zeros()
         return self._table
+
+    def _zeros(self) -> Tensor:
+        (count, width), dtype = self._shape, self._dtype
+        if not self._spare:
+            return torch.zeros(count, width, dtype=dtype, device=self._device)
+        # numpy's zeros take memory as they are written.
+        values = torch.from_numpy(np.zeros((count + self._spare) * width * dtype.itemsize, dtype=np.uint8))
+        return values.view(dtype).view(count + self._spare, width)
 
     def row(self, slot: int) -> Tensor:
         """A slot's row [V], to be written to."""
@@ -93,8 +107,8 @@ class MaskTable:
     Slots that nobody masks may sample any.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        self._shape = (num_slots, -(-vocab_size // 32))
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self._shape = (num_rows, -(-vocab_size // 32))
         self._device = device
         self._table: Tensor | None = None
         self._rows: NDArray[np.int32] | None = None  # the table without torch: see app.runner.staging.Returns.of
@@ -137,10 +151,11 @@ class SlotParams:
 
     Args:
         num_slots: slots that requests are bound to.
-        padded: the tables have one row more, the last, for rows that pad a step.
+        padded: the tables have one row more, for rows that pad a step.
+        spare: rows more behind that, on a CPU, of which only masks are written.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, *, padded: bool) -> None:
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, *, padded: bool, spare: int = 0) -> None:
         self._vocab_size = vocab_size
         self._device = device
         self.floats = np.zeros((len(FloatParam), num_slots), dtype=np.float32)
@@ -148,15 +163,15 @@ class SlotParams:
         self.ints = np.zeros((len(IntParam), num_slots), dtype=np.int64)
         """[parameter, S]: integer parameters, on the host."""
         shape = (num_slots + padded, vocab_size)
-        self.prompt_mask = VocabTable(shape, torch.bool, device)
+        self.prompt_mask = VocabTable(shape, torch.bool, device, spare=spare)
         """Tokens of the prompt."""
-        self.output_counts = VocabTable(shape, torch.int32, device)
+        self.output_counts = VocabTable(shape, torch.int32, device, spare=spare)
         """Occurrences of each token in the output."""
-        self.stop_mask = VocabTable(shape, torch.bool, device)
+        self.stop_mask = VocabTable(shape, torch.bool, device, spare=spare)
         """Tokens that end the request."""
-        self.logit_bias = VocabTable(shape, torch.float32, device)
+        self.logit_bias = VocabTable(shape, torch.float32, device, spare=spare)
         """What is added to each token's logit; -inf where it is not among those allowed."""
-        self.token_mask = MaskTable(num_slots + padded, vocab_size, device)
+        self.token_mask = MaskTable(num_slots + padded + spare, vocab_size, device)
         """Tokens that the slot's grammar lets come next."""
 
     @property

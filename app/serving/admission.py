@@ -203,6 +203,7 @@ def _fan_out(request: GenerationRequest, arrival: float, stop_token_ids: tuple[i
             arrival_time=arrival,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
+            prediction_token_ids=request.prediction_token_ids,
             adapter=request.adapter,
             constraint=request.constraint,
         )

@@ -45,6 +45,8 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.last_arrival: float | None = None
         """When its last token came."""
+        self.drafts = (0, 0)
+        """Tokens that the engine guessed of it so far, and those of them that were right."""
         self._params = params
         self._tokenizer = tokenizer
         self._parser = parser

@@ -217,6 +217,11 @@ class Generation:
             if choice.last_arrival is not None:
                 self._entry.add_interval(arrival.time - choice.last_arrival, count)
             choice.last_arrival = arrival.time
+        if output.num_drafts:
+            tried, right = choice.drafts
+            self.usage.draft_tokens += output.num_drafts - tried
+            self.usage.accepted_draft_tokens += output.num_right_drafts - right
+            choice.drafts = (output.num_drafts, output.num_right_drafts)
         if choice.index == 0:
             if output.timings is not None:
                 self._entry.note_timings(output.timings)

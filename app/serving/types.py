@@ -22,6 +22,8 @@ class GenerationRequest:
     deadline: float | None = None
     """Instant of ``time.monotonic`` at which the request is given up."""
     cache_salt: str = ""
+    prediction_token_ids: list[int] = field(default_factory=list)
+    """What the client thinks the answer will be like; it changes nothing but how soon that comes."""
     adapter: str = ""
     """Name of the adapter that answers; empty: the model itself."""
     constraint: str = ""
@@ -100,6 +102,10 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     """Those of ``completion_tokens`` that the model thought with."""
+    draft_tokens: int = 0
+    """Tokens that the engine guessed and verified."""
+    accepted_draft_tokens: int = 0
+    """Those of them that were right, and so were generated."""
 
 
 @dataclass(slots=True)

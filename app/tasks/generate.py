@@ -16,6 +16,7 @@ from app.serving.types import GenerationRequest
 from app.tasks.prompts import EncodedPrompt, Prompt, check_token_ids, unread_variables
 from app.tasks.reply import ReplyOptions, bind, with_reply
 from app.text.grammars.grammar import Grammar
+from app.text.long_text import FEW_CHARACTERS
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this divide logits into infinities; they are greedy anyway."""
@@ -106,6 +107,8 @@ class GenerateTask:
     """Lower runs first."""
     cache_salt: str = ""
     """Cached prompt prefixes are shared only among requests with the same salt."""
+    prediction: str = ""
+    """What the client thinks the answer will be like; it changes nothing but how soon that comes."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names that the client's protocol has for fields of this class and of its options, where they differ: errors name
     the client's. ``prompt`` stands for one of :attr:`prompts`."""
@@ -156,7 +159,17 @@ class GenerateTask:
         if not all(prompt.token_ids for prompt in encoded):
             param = self._name("prompt")
             raise RequestError(f"{param} has no tokens.", code="invalid_value", param=param)
-        return encoded
+        if not self.prediction:
+            return encoded
+        predicted = await self._encode_prediction(generator, deadline)
+        return [dataclasses.replace(prompt, prediction_token_ids=predicted) for prompt in encoded]
+
+    async def _encode_prediction(self, generator: Generator, deadline: float | None) -> list[int]:
+        """Token ids of the prediction; its beginning alone is of use where it is longer than any answer."""
+        most = self._most_context(generator)
+        text = self.prediction[: FEW_CHARACTERS * most]
+        token_ids = await generator.tokenizer.encode_async(text, add_special_tokens=False, deadline=deadline)
+        return token_ids[:most]
 
     async def _encode(self, prompt: Prompt, generator: Generator, deadline: float | None) -> EncodedPrompt:
         prompt = with_reply(prompt, self.reply, generator)
@@ -200,6 +213,7 @@ class GenerateTask:
                 priority=self.priority,
                 deadline=deadline,
                 cache_salt=cache_salt,
+                prediction_token_ids=prompt.prediction_token_ids,
                 constraint=prompt.constraint,
                 constraint_name=self._name("form"),
                 new_parser=prompt.new_parser,

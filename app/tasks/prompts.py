@@ -32,6 +32,8 @@ class EncodedPrompt:
     """Where the text's tokens begin and end among the token ids; None: they are all of them."""
     ends: tuple[int, ...] = ()
     """Tokens that end an answer to it, besides the model's own end of text."""
+    prediction_token_ids: list[int] = field(default_factory=list)
+    """What the client thinks the answer will be like."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

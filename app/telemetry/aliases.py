@@ -21,6 +21,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tuili_cached_tokens_by_source": ("vllm:prompt_tokens_cached_by_source",),
     "tuili_generated_tokens": ("vllm:generation_tokens",),
     "tuili_preemptions": ("vllm:num_preemptions",),
+    "tuili_draft_tokens": ("vllm:spec_decode_num_draft_tokens",),
+    "tuili_accepted_draft_tokens": ("vllm:spec_decode_num_accepted_tokens",),
     "tuili_prefix_cache_queries": ("vllm:prefix_cache_queries",),
     "tuili_prefix_cache_hits": ("vllm:prefix_cache_hits",),
     "tuili_request_success": ("vllm:request_success",),

@@ -188,6 +188,8 @@ class Metrics:
         totals = {
             "prompt_tokens_total": ("tuili_engine_prompt_tokens", "Prompt tokens computed, cached ones excluded."),
             "generation_tokens_total": ("tuili_engine_generation_tokens", "Tokens sampled, wanted by a client or not."),
+            "draft_tokens_total": ("tuili_draft_tokens", "Tokens that were guessed and verified."),
+            "accepted_draft_tokens_total": ("tuili_accepted_draft_tokens", "Those of them that were right."),
             "forced_tokens_total": ("tuili_forced_tokens", "Tokens that a grammar left no choice about, not sampled."),
             "mask_seconds_total": ("tuili_mask_seconds", "Seconds that making masks took, beside the kernels."),
             "grammars_compiled_total": ("tuili_grammars_compiled", "Grammars compiled, those in the cache excluded."),

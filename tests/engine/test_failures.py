@@ -12,6 +12,7 @@ from app.contract.info import KVCacheSpec
 from app.contract.request import FinishReason, RequestStatus
 from app.contract.step import RowOutput, StepPlan, StepResult
 from app.engine.core import EngineFailedError
+from app.engine.drafts.desk import DraftDesk
 from app.engine.kv.manager import KVManager
 from app.engine.request import Request
 from app.engine.scheduler import Scheduler
@@ -96,7 +97,7 @@ def test_a_bystander_of_a_failed_step_is_not_disturbed() -> None:
 def test_a_request_may_have_resumed_on_blocks_that_it_published_in_the_failed_step() -> None:
     config = fake_config(pipeline_depth=3)
     kv = KVManager(KVCacheSpec(block_size=16, groups=[kv_group("full", 8)]), config, max_model_len=128)
-    scheduler = Scheduler(config, kv)
+    scheduler = Scheduler(config, kv, DraftDesk(config, enabled=False))
     request = Request(fake_request("a", PREFIX, 4), 0, ())
     scheduler.add(request)
     failing = scheduler.schedule(0.0)

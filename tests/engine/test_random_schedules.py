@@ -24,7 +24,9 @@ PREFIX = [(11 * i) % VOCAB for i in range(200)]
 
 
 def next_token(context: Sequence[int]) -> int:
-    return hash_token(context, VOCAB)
+    """Any token, or as often as not the one that stood eleven places before."""
+    drawn = hash_token(context)
+    return drawn // 2 % VOCAB if drawn % 2 or len(context) < 11 else context[-11]
 
 
 def draw(*parts: int) -> int:
@@ -142,6 +144,7 @@ state = st.builds(kv_group, st.just("state"), st.integers(3, 20))
     budget=st.integers(1, 64),
     logit_rows=st.integers(1, 32),
     caching=st.sampled_from([True, True, True, False]),
+    draft=st.sampled_from(["none", "lookup", "history"]),
 )
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_schedule_gives_the_same_text(
@@ -153,6 +156,7 @@ def test_every_schedule_gives_the_same_text(
     budget: int,
     logit_rows: int,
     caching: bool,
+    draft: str,
 ) -> None:
     logging.getLogger("app.engine.core").setLevel(logging.CRITICAL)
     engine = Harness(
@@ -162,6 +166,8 @@ def test_every_schedule_gives_the_same_text(
         max_num_batched_tokens=budget,
         max_logit_rows=logit_rows,
         enable_prefix_caching=caching,
+        draft=draft,
+        draft_ngram=2,
         eos_token_ids=(EOS,),
     )
     play(engine, scenario)

@@ -16,7 +16,7 @@ from app.runner.errors import RunnerError
 from app.runner.sampler import Sampler
 from tests.kernels import sampling_oracle as oracle
 from tests.kernels.util import randn
-from tests.runner.masks import FixedMasks
+from tests.runner.masks import FixedMasks, StackedMasks
 from tests.runner.steps import GREEDY, row_of, slot_of
 
 VOCAB = 97
@@ -307,10 +307,106 @@ def test_non_finite_prompt_logits_fail_their_row_alone() -> None:
     assert len(outputs[1].token_ids) == 1
 
 
-def test_drafts_are_refused() -> None:
+UNCOUNTED = [
+    *PARAMS[:4],
+    SamplingParams(temperature=0.8, min_tokens=6, logit_bias={7: 5.0}),
+    SamplingParams(temperature=0.9, logprobs=2),
+]
+
+
+def with_drafts(text: Text, slot: int, drafts: list[int]) -> tuple[ScheduledRow, Tensor]:
+    """A row that verifies drafts, and its logits: each position's are those of the text up to it."""
+    known = text.prompt + text.outputs
+    row = row_of(slot, len(known) - 1, [known[-1], *drafts], num_samples=1 + len(drafts))
+    return row, torch.stack([language(known + drafts[:count]) for count in range(1 + len(drafts))])
+
+
+@pytest.mark.parametrize("right", [0, 1, 3])
+def test_a_draft_holds_while_it_is_what_its_position_draws(right: int) -> None:
+    """Three drafts a row, the first few right, beside rows of one sample: every request says what it says alone."""
+    texts = dict(enumerate(texts_of([*UNCOUNTED, SamplingParams(repetition_penalty=1.4)])))
+    sampler = Sampler(len(texts), VOCAB, CPU, max_samples=40)
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    counted = len(texts) - 1
+    while len(texts[0].outputs) < 12:
+        rows, logits, expected = [], [], []
+        for slot, text in texts.items():
+            truth = text.expected(4)
+            drafts = [token if n < right else (token + 1) % VOCAB for n, token in enumerate(truth[:3])]
+            row, own = with_drafts(text, slot, [] if slot == counted else drafts)
+            rows.append(row)
+            logits.append(own)
+            expected.append(truth[:1] if slot == counted else truth[: 1 + right])
+        for text, output, tokens in zip(
+            texts.values(), sample_once(sampler, torch.cat(logits), rows), expected, strict=True
+        ):
+            assert output.token_ids == tokens
+            if text.params.logprobs is not None:
+                assert output.logprobs is not None
+                assert [report.token_id for report in output.logprobs] == tokens
+            text.outputs += output.token_ids
+
+
+def test_logits_behind_a_wrong_draft_may_be_anything() -> None:
+    sampler = Sampler(2, VOCAB, CPU, max_samples=6)
+    texts = dict(enumerate(texts_of([GREEDY, GREEDY])))
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    right, wrong = [(texts[slot].expected(1)[0] + slot) % VOCAB for slot in range(2)]
+    (first, own), (second, other) = with_drafts(texts[0], 0, [right, 5]), with_drafts(texts[1], 1, [wrong, 5])
+    own[1, 3] = other[1, 3] = math.nan
+    outputs = sample_once(sampler, torch.cat([own, other]), [first, second])
+    assert outputs[0].error is not None
+    assert outputs[1].error is None
+    assert outputs[1].token_ids == texts[1].expected(1)
+
+
+@pytest.mark.parametrize(
+    "neighbour", [SamplingParams(), SamplingParams(frequency_penalty=1.0), SamplingParams(min_tokens=9)]
+)
+def test_each_position_behind_a_draft_has_a_mask_of_its_own(neighbour: SamplingParams) -> None:
+    """The row between two without masks; a mask lets one token come, or none."""
+    texts = dict(enumerate(texts_of([SamplingParams(), SamplingParams(), neighbour])))
+    sampler = Sampler(len(texts), VOCAB, CPU, max_samples=8)
+    sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    plain = texts[2].expected(2)
+    for only, drafts, expected in (
+        ([11, 12, 13], [11, 12], [11, 12, 13]),
+        ([11, 12, 13], [11, 50], [11, 12]),
+        ([11, 12, None], [11, 50], [11, 12]),
+        ([11, None, 13], [11, 12], None),
+    ):
+        pairs = [with_drafts(texts[0], 0, [3]), with_drafts(texts[1], 1, drafts), with_drafts(texts[2], 2, [])]
+        masks = StackedMasks([(1, [] if token is None else [token]) for token in only], VOCAB)
+        logits = torch.cat([own for _, own in pairs])
+        outputs = sampler.sample(logits, [row for row, _ in pairs], masks).result()
+        assert outputs[0].token_ids[:1] == texts[0].expected(1)
+        assert outputs[2].token_ids == plain[:1]
+        assert outputs[1].token_ids == (expected or [])
+        assert (outputs[1].error is None) == (expected is not None)
+        sampler.bind([text.bind(slot) for slot, text in texts.items()])
+    outputs = sample_once(sampler, texts[1].logits()[None], [texts[1].row(1)])
+    assert outputs[0].token_ids == texts[1].expected(1)
+
+
+def test_drafts_that_penalties_would_count_are_refused() -> None:
+    sampler = Sampler(1, VOCAB, CPU, max_samples=4)
+    sampler.bind([slot_of(0, [1], SamplingParams(presence_penalty=1.0))])
+    with pytest.raises(RunnerError, match="slot 0 has penalties"):
+        sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)])
+
+
+def test_drafts_with_masks_and_a_bias_are_refused() -> None:
+    sampler = Sampler(1, VOCAB, CPU, max_samples=4)
+    sampler.bind([slot_of(0, [1], SamplingParams(logit_bias={3: 1.0}))])
+    masks = StackedMasks([(0, [1]), (0, [2])], VOCAB)
+    with pytest.raises(RunnerError, match="slot 0 has masks and a bias"):
+        sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)], masks)
+
+
+def test_more_samples_than_there_is_room_for_are_refused() -> None:
     sampler = Sampler(1, VOCAB, CPU)
     sampler.bind([slot_of(0, [1])])
-    with pytest.raises(RunnerError, match="drafts are not supported"):
+    with pytest.raises(RunnerError, match="a step of 2 samples, the buffers hold 1"):
         sampler.sample(randn(2, VOCAB), [row_of(0, 0, [1, 2], num_samples=2)])
 
 

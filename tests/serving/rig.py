@@ -143,6 +143,7 @@ async def running(
     max_backlog: int = 4096,
     kind: type[FakeRunner] = FakeRunner,
     max_adapters: int = 0,
+    draft: str = "none",
 ) -> AsyncIterator[Rig]:
     """A text side over a live engine; afterwards the engine must hold nothing."""
     rig = make_rig(max_num_seqs=max_num_seqs, max_queue=max_queue, max_backlog=max_backlog)
@@ -165,6 +166,7 @@ async def running(
         eos_token_ids=(EOS_ID,),
         integrity_checks=True,
         max_adapters=max_adapters,
+        draft=draft,
     )
     serving = asyncio.create_task(rig.client.serve(InprocConnection(config, make_runner)))
     try:

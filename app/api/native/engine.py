@@ -135,6 +135,8 @@ async def _view(service: Service, served: Served) -> EngineView:
             prefix_query_tokens=stats.prefix_query_tokens_total,
             prefix_hit_tokens=stats.prefix_hit_tokens_total,
             preemptions=stats.preemptions_total,
+            draft_tokens=stats.draft_tokens_total,
+            accepted_draft_tokens=stats.accepted_draft_tokens_total,
         ),
         info=_info(served),
     )

@@ -106,6 +106,7 @@ def read_chat(body: ChatBody) -> ReadRequest:
         reply=reply,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
+        prediction=_predicted(body),
         names={
             "prompt": "messages",
             "logprobs": "top_logprobs",
@@ -121,6 +122,14 @@ def read_chat(body: ChatBody) -> ReadRequest:
         model=body.model,
         timeout=body.timeout,
     )
+
+
+def _predicted(body: ChatBody) -> str:
+    """Text of the body's prediction; empty where there is none."""
+    if body.prediction is None:
+        return ""
+    content = body.prediction.content
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ChatWriter(OpenAIWriter):

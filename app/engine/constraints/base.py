@@ -35,6 +35,10 @@ class TokenConstraint(Protocol):
         Raises :class:`ConstraintError`.
         """
 
+    def ahead(self, token_id: int) -> TokenConstraint | None:
+        """Where the sequence would stand with one token more, apart from this; None where the token may not come, or
+        leaves no choice of what follows."""
+
     @property
     def may_end(self) -> bool:
         """Whether the tokens so far match the whole grammar."""

@@ -123,7 +123,7 @@ class ConstraintDesk:
         if not self._num_following or self._masks is None:
             return None
         rows = [
-            (planned.row.slot, planned.request)
+            (planned.request, planned.row)
             for planned in step.rows
             if planned.request.constraint is not None and planned.row.num_samples
         ]

@@ -83,10 +83,10 @@ class GuidanceGrammar:
 class GuidanceConstraint:
     """:class:`~app.engine.constraints.base.TokenConstraint`."""
 
-    def __init__(self, matcher: LLMatcher, grammar: GuidanceGrammar) -> None:
+    def __init__(self, matcher: LLMatcher, grammar: GuidanceGrammar, share: _Share | None = None) -> None:
         self._matcher = matcher
         self._grammar = grammar
-        self._seconds_left = _SECONDS
+        self._share = share or _Share()
 
     def fill(self, words: NDArray[np.uint32], *, bounded: bool = True) -> None:
         """See :class:`~app.engine.constraints.base.TokenConstraint`."""
@@ -103,7 +103,7 @@ class GuidanceConstraint:
         """See :class:`~app.engine.constraints.base.TokenConstraint`."""
         started = time.thread_time()
         taken = self._matcher.consume_tokens(list(token_ids))
-        self._seconds_left = min(_SECONDS, self._seconds_left + _SECONDS_PER_TOKEN * len(token_ids))
+        self._share.seconds = min(_SECONDS, self._share.seconds + _SECONDS_PER_TOKEN * len(token_ids))
         self._spend(started)
         self._check()
         if not taken:
@@ -114,6 +114,16 @@ class GuidanceConstraint:
         token_ids = self._matcher.compute_ff_tokens()
         self._check()
         return token_ids
+
+    def ahead(self, token_id: int) -> GuidanceConstraint | None:
+        """See :class:`~app.engine.constraints.base.TokenConstraint`. What it takes is this sequence's time, too."""
+        started = time.thread_time()
+        matcher = self._matcher.deep_copy()
+        may_come = not matcher.is_error() and matcher.validate_tokens([token_id]) == 1
+        goes_on = may_come and matcher.consume_tokens([token_id]) and not matcher.is_stopped()
+        has_choice = goes_on and not matcher.compute_ff_tokens() and not matcher.is_error()
+        self._spend(started)
+        return GuidanceConstraint(matcher, self._grammar, self._share) if has_choice else None
 
     @property
     def may_end(self) -> bool:
@@ -127,14 +137,21 @@ class GuidanceConstraint:
 
     def _spend(self, started: float) -> None:
         """Takes off what the thread has worked since: who takes more than a share holds up all others."""
-        self._seconds_left -= time.thread_time() - started
+        self._share.seconds -= time.thread_time() - started
 
     def _check(self) -> None:
         if self._matcher.is_error():
             self._grammar.is_spent = True
             raise ConstraintError(f"the grammar cannot be followed further: {_one_line(self._matcher.get_error())}")
-        if self._seconds_left < 0:
+        if self._share.seconds < 0:
             raise ConstraintError("the grammar takes too long to follow: it is ambiguous, or too complex")
+
+
+class _Share:
+    """Processor time that a sequence may still take."""
+
+    def __init__(self) -> None:
+        self.seconds = _SECONDS
 
 
 class _MaskShape:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.contract.step import ScheduledRow
 from app.engine.constraints.base import ConstraintError, TokenConstraint
 from app.engine.constraints.threads import start_thread
 from app.engine.request import Request
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class MaskJob(NamedTuple):
-    """A row whose mask is wanted."""
+    """A sample whose mask is wanted."""
 
     slot: int
     constraint: TokenConstraint
@@ -96,13 +97,14 @@ class MaskMaker:
         self._queue: queue.SimpleQueue[StepMasks | None] | None = None
         self._last: StepMasks | None = None
 
-    def begin(self, rows: Sequence[tuple[int, Request]]) -> StepMasks:
+    def begin(self, rows: Sequence[tuple[Request, ScheduledRow]]) -> StepMasks:
         """The masks of a step's rows. Nobody else may use their constraints until they have been waited for.
 
         Args:
-            rows: slot and request of each; the requests have constraints.
+            rows: request and row of each; the requests have constraints, the rows samples.
         """
-        masks = StepMasks([self._job(slot, request) for slot, request in rows], self._num_words)
+        jobs = [self._job(request, row.slot, nth) for request, row in rows for nth in range(row.num_samples)]
+        masks = StepMasks(jobs, self._num_words)
         if self._last is not None and self._last.seconds > _SLOW_SECONDS:
             masks.make_in(self._thread())
         self._last = masks
@@ -115,12 +117,14 @@ class MaskMaker:
             weakref.finalize(self, self._queue.put, None)
         return self._queue
 
-    def _job(self, slot: int, request: Request) -> MaskJob:
-        if request.constraint is None:
+    def _job(self, request: Request, slot: int, nth: int) -> MaskJob:
+        """The mask of a row's ``nth`` sample, which stands behind as many drafts."""
+        constraint = request.constraint if nth == 0 else request.constraints_ahead[nth - 1]
+        if constraint is None:
             raise RuntimeError(f"request {request.request_id} has no grammar")
         others = [token_id for token_id in request.stop_token_ids if token_id not in self._eos_token_ids]
-        early = request.num_output_tokens < request.sampling.min_tokens
-        return MaskJob(slot, request.constraint, sorted(others), sorted(request.stop_token_ids) if early else ())
+        early = request.num_output_tokens + nth < request.sampling.min_tokens
+        return MaskJob(slot, constraint, sorted(others), sorted(request.stop_token_ids) if early else ())
 
 
 def _serve(jobs: queue.SimpleQueue[StepMasks | None]) -> None:

@@ -155,7 +155,7 @@ def record_tokens(
 
     Args:
         token_ids_R: [R] int64.
-        slots_R: [R] int64, all different.
+        slots_R: [R] int64. Equal ones verify drafts or pad a step: what is noted and counted for these is left open.
         last_token_S: [S] int64.
         output_counts_SV: [S, V] int32.
 

@@ -41,6 +41,49 @@ async def test_whole_answer() -> None:
     assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_prediction_comes_true_sooner(in_parts: bool) -> None:
+    text = "abcdefghijklmnopqrstuvwxyz0123456789"  # in which nothing comes twice
+    predicted = text.replace("tuv", "ABC")
+    parts = [{"type": "text", "text": part} for part in (predicted[:9], predicted[9:])]
+    content: Any = parts if in_parts else predicted
+    async with start_server(next_token=recite(text, prompt_len=PROMPT_TOKENS), draft="lookup") as server:
+        answer, plain = [
+            await server.openai.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, **fields)
+            for fields in ({"prediction": {"type": "content", "content": content}}, {})
+        ]
+        engine = (await server.http.get("/v1/engine")).json()["totals"]
+        counted = server.rig.sample("tuili_accepted_draft_tokens_total")
+    assert answer.parse().choices[0].message.content == plain.parse().choices[0].message.content == text
+    usage, none = answer.parse().usage, plain.parse().usage
+    assert usage is not None
+    assert none is not None
+    details, nothing = usage.completion_tokens_details, none.completion_tokens_details
+    assert details is not None
+    assert nothing is not None
+    assert usage.completion_tokens == none.completion_tokens == len(text) + 1
+    accepted, rejected = details.accepted_prediction_tokens, details.rejected_prediction_tokens
+    assert accepted is not None
+    assert rejected is not None
+    assert accepted > 0
+    assert nothing.accepted_prediction_tokens is None
+    assert f'drafts;desc="{accepted}/{accepted + rejected}"' in answer.headers["server-timing"]
+    assert "drafts" not in plain.headers["server-timing"]
+    assert (engine["accepted_draft_tokens"], engine["draft_tokens"]) == (accepted, accepted + rejected)
+    assert counted == accepted
+
+
+async def test_a_prediction_is_heeded_by_form_even_where_nothing_is_guessed(server: Server) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "max_completion_tokens": 2}
+    taken = await server.post("/v1/chat/completions", {**body, "prediction": {"type": "content", "content": "x"}})
+    assert taken.status_code == 200
+    assert "x-ignored-params" not in taken.headers
+    assert "accepted_prediction_tokens" not in taken.json()["usage"]["completion_tokens_details"]
+    refused = await server.post("/v1/chat/completions", {**body, "prediction": {"type": "image", "content": "x"}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"].startswith("prediction")
+
+
 async def test_the_engine_gets_the_rendered_template(server: Server) -> None:
     await server.openai.chat.completions.create(model=MODEL, messages=MESSAGES, max_completion_tokens=1)
     assert server.rig.runner is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -174,14 +175,54 @@ def test_prompts_in_chunks_are_masked_only_where_they_end() -> None:
     assert re.fullmatch("[0-9]{3,5}", engine.text("a"))
 
 
-def test_guesses_are_not_followed(depth: int) -> None:
-    """Only a sample whose mask is made may be taken."""
-    runner = byte_runner(draft=lambda context: [next_byte(context), 7, 7])
+GUESSED = {
+    "digits": "start: /[0-9]{20}/",
+    "forced between": 'start: (/[0-9]/ "then" /[0-9]/ | /[0-9]/ "and" /[0-9][0-9]/) /[0-9]{6}/ "." /[ab]{4}/',
+    "free": "start: /(.|\\n){30}/",
+    "may end": "start: /[0-4]{2,30}/",
+    "a schema": SCHEMA,
+}
+
+
+@pytest.mark.parametrize("name", list(GUESSED))
+@pytest.mark.parametrize("stop", [(), (ord("7"),)], ids=["", "stop"])
+def test_guesses_change_no_answer(depth: int, name: str, stop: tuple[int, ...]) -> None:
+    """Guesses that are mostly right, some that the grammar does not let come, some of what it forces."""
+    request = constrained("a", GUESSED[name], 30, stop_token_ids=stop, min_tokens=5)
+    plain = ConstrainedEngine(pipeline_depth=depth)
+    plain.add(request)
+    plain.run()
+    answer = plain.tokens["a"]
+
+    def guess(context: Sequence[int]) -> list[int]:
+        told = answer[len(context) - len("prompt") :][:4]
+        return [*told[:2], ord("7"), *told[3:]] if len(context) % 3 else told
+
+    runner = byte_runner(draft=guess)
     engine = ConstrainedEngine(runner, pipeline_depth=depth)
-    engine.add(constrained("a", "start: /[0-9]{20}/"))
+    engine.add(request)
     engine.run()
-    assert re.fullmatch("[0-9]{20}", engine.text("a"))
-    assert all(row.num_samples <= 1 for step in runner.steps for row in step.rows)
+    assert engine.tokens == plain.tokens
+    assert engine.last["a"].finish_reason is plain.last["a"].finish_reason
+    if name in ("digits", "free"):
+        assert runner.num_accepted_drafts > 4
+
+
+def test_an_answer_that_repeats_itself_is_guessed_within_its_grammar() -> None:
+    runner = byte_runner(next_token=lambda context: b"words and ."[len(context) % 11])
+    engine = ConstrainedEngine(runner, draft="lookup")
+    engine.add(constrained("a", "start: /[a-z ]{60}/", 60))
+    engine.run()
+    assert re.fullmatch("[a-z ]{60}", engine.text("a"))
+    assert engine.last["a"].num_right_drafts > 20
+
+
+def test_nothing_is_guessed_where_a_grammar_meets_a_bias() -> None:
+    runner = byte_runner(next_token=lambda context: b"words and ."[len(context) % 11], draft=lambda _: [ord("w")])
+    engine = ConstrainedEngine(runner, draft="lookup")
+    engine.add(constrained("a", "start: /[a-z ]{60}/", 60, logit_bias={ord("x"): -1.0}))
+    engine.run()
+    assert engine.last["a"].num_drafts == 0
 
 
 def test_a_grammars_first_tokens_are_none_of_the_prompts_cached_ones() -> None:

@@ -70,6 +70,10 @@ class EngineTotals(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_tokens: int
     """Prompt tokens found there."""
     preemptions: int
+    draft_tokens: int = 0
+    """Tokens that were guessed and verified."""
+    accepted_draft_tokens: int = 0
+    """Those of them that were right."""
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):

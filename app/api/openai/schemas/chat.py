@@ -45,6 +45,13 @@ MAX_FUNCTIONS = 1024
 """Functions that are read; :data:`app.tasks.reply.MAX_TOOLS` are honoured."""
 
 
+class Prediction(Body):
+    """What the answer will mostly be: a file of which a few lines change, say."""
+
+    type: Literal["content"]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[TextParts, Tag("list")], Discriminator(text_or_list)]
+
+
 class FunctionDefinition(Body):
     """A function that the model may call."""
 
@@ -127,6 +134,11 @@ class ChatBody(GenerationBody):
     functions: Functions | None = Field(None, description="The older name and form of `tools`.")
     function_call: Literal["none", "auto"] | FunctionName | None = Field(
         None, description="The older name and form of `tool_choice`."
+    )
+    prediction: Prediction | None = Field(
+        None,
+        description="What the answer will mostly be. It changes no answer; where the server guesses ahead (`--draft`), "
+        "what comes true comes sooner.",
     )
     include_reasoning: bool | None = Field(None, description="Show the model's thought. Default true.")
     enable_thinking: bool | None = Field(
