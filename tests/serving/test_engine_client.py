@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ class Engine:
         return None if self.serving.cancelled() else self.serving.result()
 
 
-def step(*outputs: EngineOutput, **stats: int) -> OutputFrame:
+def step(*outputs: EngineOutput, **stats: Any) -> OutputFrame:
     """One step's frame."""
     return OutputFrame(client_index=0, outputs=list(outputs), stats=EngineStats(**stats))
 

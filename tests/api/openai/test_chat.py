@@ -46,11 +46,12 @@ async def test_a_prediction_comes_true_sooner(in_parts: bool) -> None:
     text = "abcdefghijklmnopqrstuvwxyz0123456789"  # in which nothing comes twice
     predicted = text.replace("tuv", "ABC")
     parts = [{"type": "text", "text": part} for part in (predicted[:9], predicted[9:])]
-    content: Any = parts if in_parts else predicted
+    prediction = {"type": "content", "content": parts if in_parts else predicted}
+    requests: list[dict[str, Any]] = [{"prediction": prediction}, {}]
     async with start_server(next_token=recite(text, prompt_len=PROMPT_TOKENS), draft="lookup") as server:
         answer, plain = [
             await server.openai.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, **fields)
-            for fields in ({"prediction": {"type": "content", "content": content}}, {})
+            for fields in requests
         ]
         engine = (await server.http.get("/v1/engine")).json()["totals"]
         counted = server.rig.sample("tuili_accepted_draft_tokens_total")

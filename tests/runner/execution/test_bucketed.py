@@ -52,7 +52,15 @@ def run(executor: BucketedExecutor, *lengths: int, parts: SampleParts = PLAIN) -
     sampled = list(range(len(rows)))
     ends = np.arange(1, len(rows) + 1)
     staged = StagedSamples(
-        rows=rows, slots=ends, ends=ends, sampled=sampled, parts=parts, recordable=parts, reported=[], masked_below=0
+        rows=rows,
+        slots=ends,
+        ends=ends,
+        sampled=sampled,
+        drafts={},
+        parts=parts,
+        recordable=parts,
+        reported=[],
+        masked_below=0,
     )
     return executor.run(step_of(rows), staged).replayed
 
