@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from app.kernels.lora import LowRank, LowRankWeight, PackedLowRankWeight, new_packed_low_rank, pack_low_rank
-from app.kernels.types import NativeWeight, Weight
+from app.kernels.lora import LowRank, new_low_rank, store_low_rank
+from app.kernels.types import Weight
 from app.quant.destination import Adapted, Destination, Interleaved, Transposed
 
 
@@ -42,7 +41,7 @@ class AdapterRoom:
     def __init__(self, limits: AdapterLimits, dtype: torch.dtype, device: torch.device) -> None:
         self.limits = limits
         self.device = device
-        self._dtype = dtype
+        self.dtype = dtype
         self.layers: list[LayerAdapters] = []
         self.token_slots = torch.full((limits.max_tokens,), -1, dtype=torch.int32, device=device)
         """[max_tokens] int32: the slot of each token's adapter, -1 for none. May be replaced before the first step."""
@@ -50,10 +49,6 @@ class AdapterRoom:
         """[max_tokens] int32: a step's tokens sorted by slot. May be replaced likewise."""
         self.scratch = torch.empty(0, dtype=torch.float32, device=device)
         """What is between two kernels of a layer; grows with the layers that are made."""
-
-    def new_matrices(self, *shape: int) -> Tensor:
-        """Room for matrices beside a weight that is not packed, uninitialised."""
-        return torch.empty(*shape, dtype=self._dtype, device=self.device)
 
     def new_layer(self, parts: Sequence[int], beside: Weight) -> LayerAdapters:
         """Room for the adapters of a layer.
@@ -80,19 +75,8 @@ class LayerAdapters:
 
     def __init__(self, room: AdapterRoom, parts: Sequence[int], beside: Weight) -> None:
         self.room = room
-        self._begins = [0, *accumulate(parts)][:-1]
         limits = room.limits
-        self.weight: LowRankWeight | PackedLowRankWeight
-        if isinstance(beside, NativeWeight):
-            self.weight = new_packed_low_rank(limits.slots, parts, limits.rank, beside)
-            return
-        features, width = beside.values.shape
-        self.weight = LowRankWeight(
-            down=room.new_matrices(limits.slots, len(parts), limits.rank, width),
-            up=room.new_matrices(limits.slots, limits.rank, features),
-            ranks=torch.zeros(limits.slots, len(parts), dtype=torch.int32, device=room.device),
-            ends=torch.tensor(list(accumulate(parts)), dtype=torch.int32, device=room.device),
-        )
+        self.weight = new_low_rank(limits.slots, parts, limits.rank, beside, room.dtype)
 
     def of_tokens(self, tokens: int) -> LowRank:
         """The adapters of a step's first tokens."""
@@ -101,13 +85,7 @@ class LayerAdapters:
 
     def store(self, slot: int, part: int, down_rK: Tensor, up_nr: Tensor) -> None:
         """Keeps an adapter's matrices of one projection; its scale is in ``up``."""
-        if isinstance(self.weight, PackedLowRankWeight):
-            pack_low_rank(self.weight, slot, part, down_rK, up_nr)
-            return
-        rank, begin = down_rK.shape[0], self._begins[part]
-        self.weight.down[slot, part, :rank].copy_(down_rK)
-        self.weight.up[slot, :rank, begin : begin + up_nr.shape[0]].copy_(up_nr.t())
-        self.weight.ranks[slot, part] = rank
+        store_low_rank(self.weight, slot, part, down_rK, up_nr)
 
 
 class AdaptableRows(Adapted):

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import psutil
+
 READY = re.compile(r"ready: (http://127\.0\.0\.1:(\d+))")
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 45.0
@@ -100,3 +102,9 @@ def start_server(*args: str, env: dict[str, str] | None = None) -> Iterator[Serv
                 server.process.wait()
                 raise
         server.close()
+
+
+def engine_of(pid: int) -> psutil.Process:
+    """The engine of a server of one model; a process that tries grammars may be beside it."""
+    (engine,) = [child for child in psutil.Process(pid).children() if "app.worker" in " ".join(child.cmdline())]
+    return engine

@@ -11,7 +11,7 @@ import httpx
 import psutil
 from transformers import LlamaForCausalLM
 
-from tests.integration.server import START_TIMEOUT, start_server
+from tests.integration.server import START_TIMEOUT, engine_of, start_server
 from tests.models.adapter_files import write_adapter
 
 
@@ -37,8 +37,8 @@ def load(http: httpx.Client, name: str, path: Path) -> None:
 
 
 def kill_engine(http: httpx.Client, pid: int) -> None:
-    """Kills the one child of the server and waits until another takes requests."""
-    (engine,) = psutil.Process(pid).children()
+    """Kills the engine of the server and waits until another takes requests."""
+    engine = engine_of(pid)
     engine.kill()
     end = time.monotonic() + START_TIMEOUT
     while engine in (now := psutil.Process(pid).children()) or not now or http.get("/readyz").status_code != 200:

@@ -6,11 +6,10 @@ import asyncio
 from pathlib import Path
 
 import httpx
-import psutil
 
 from benchmarks.served import LedgerLine, Totals, read_ledger, totals_at_rest
 from benchmarks.streams import Outcome, ask_stream, ask_whole, cases, check_account, check_texts
-from tests.integration.server import Server, start_server
+from tests.integration.server import Server, engine_of, start_server
 
 STREAMS = 64
 LEAVING = 8
@@ -66,7 +65,7 @@ async def test_a_full_queue_refuses_at_once_and_serves_what_it_took(tiny_llama: 
     arguments = ("--max-num-seqs", str(SLOTS), "--max-queue", str(QUEUE), "--threads", "1")
     body = {"prompt": "Once", "max_tokens": 20, "ignore_eos": True}
     with start_server("--model", str(tiny_llama), *arguments) as server:
-        (engine,) = psutil.Process(server.pid).children()
+        engine = engine_of(server.pid)
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
             engine.suspend()  # so that the queue stays as full as it is, and no refusal can wait for the engine
             try:

@@ -21,15 +21,10 @@ import app
 from app.keys import new_key
 from app.store import ModelFiles
 from tests.checkpoints.fp8_files import in_blocks, write_fp8
-from tests.integration.server import START_TIMEOUT, Server, spawn, start_server
+from tests.integration.server import START_TIMEOUT, Server, engine_of, spawn, start_server
 
 # Failing takes about a second; a start that hangs must not hang the tests.
 FAILURE_BOUND = 60.0
-
-
-def _engine(server: Server) -> psutil.Process:
-    (engine,) = psutil.Process(server.pid).children()
-    return engine
 
 
 def _maps_torch(process: psutil.Process) -> bool:
@@ -39,7 +34,7 @@ def _maps_torch(process: psutil.Process) -> bool:
 @pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="no memory maps on this platform")
 def test_the_live_api_process_has_no_torch(server: Server) -> None:
     httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi", "max_tokens": 2}).raise_for_status()
-    assert _maps_torch(_engine(server))
+    assert _maps_torch(engine_of(server.pid))
     assert not _maps_torch(psutil.Process(server.pid))
 
 
@@ -104,7 +99,7 @@ def test_sigterm_finishes_streams_and_exits_zero(tiny_llama: Path) -> None:
     flags = ("--model", str(tiny_llama), "--drain-delay", "1.5")
     with start_server(*flags) as server, httpx.Client(base_url=server.url, timeout=60) as http:
         assert http.get("/readyz").status_code == 200
-        engine = _engine(server)
+        engine = engine_of(server.pid)
         body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
@@ -160,7 +155,7 @@ def test_a_killed_engine_is_answered_for_and_replaced(tiny_llama: Path) -> None:
         with http.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
-            _engine(server).kill()
+            engine_of(server.pid).kill()
             rest = [line for line in lines if line]
         assert '"error"' in rest[-1]
         assert "engine" in rest[-1]

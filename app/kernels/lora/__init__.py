@@ -10,6 +10,7 @@ from app.kernels.dispatch import fall_back, runs_triton
 from app.kernels.lora.adapted import MAX_PARTS, MAX_RANK, LowRankWeight
 from app.kernels.lora.pack import PackedLowRankWeight, new_packed_low_rank, pack_low_rank
 from app.kernels.lora.reference import lora_reference
+from app.kernels.lora.room import new_low_rank, store_low_rank
 from app.kernels.lora.step import LowRank
 from app.kernels.types import Act, NativeWeight
 
@@ -22,8 +23,10 @@ __all__ = [
     "check_low_rank",
     "check_packed_low_rank",
     "lora",
+    "new_low_rank",
     "new_packed_low_rank",
     "pack_low_rank",
+    "store_low_rank",
 ]
 
 _OP = "lora"
