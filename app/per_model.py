@@ -17,7 +17,7 @@ OF_A_MODEL = frozenset({
 })  # fmt: skip
 """Settings that may differ between models."""
 _OF_ONE = ("revision", "served_model_name")
-"""Of these, those that are of one model alone."""
+"""Settings of these that are of one model alone."""
 
 
 def per_model(settings: Settings) -> tuple[Settings, ...]:

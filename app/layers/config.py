@@ -101,9 +101,9 @@ class LatentConfig(msgspec.Struct, frozen=True, kw_only=True):
     interleaved: bool
     """Rotated pairs are neighbours, otherwise half of the rotated elements apart."""
     norm_eps: float
-    """Of the norms of latents and of what lies between the queries' two products."""
+    """Epsilon of the norms of latents and of what lies between the queries' two products."""
     bias: bool = False
-    """Of the products that make latents, what lies between the queries' two, and the result."""
+    """Whether the products that make latents, what lies between the queries' two, and the result have a bias."""
     output_scale: float = 1.0
     """Factor on what is added to the residual stream."""
 
@@ -229,10 +229,10 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
     chosen: int
     """Experts of a token."""
     width: int
-    """Of each expert, between its two products."""
+    """Width of each expert between its two products."""
     activation: Activation | ClampedSwiglu = "silu"
     bias: bool = False
-    """Of each expert's products."""
+    """Whether each expert's products have a bias."""
     router_bias: bool = False
     scoring: Scoring = "softmax"
     """How the router's logits become scores: softmax over all experts, or over the chosen ones, or sigmoid."""

@@ -45,7 +45,7 @@ class ExpertsBuffers:
     routing: Routing
     scratch: ExpertsScratch
     shared: MlpBuffers | None
-    """Of the shared expert."""
+    """Buffers of the shared expert; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class Experts:
         return named
 
     def _biases(self, index: int, expert: str, parts: Mapping[str, tuple[int, int]]) -> dict[str, Destination]:
-        """Of one expert; that of the last product is the first rank's."""
+        """Biases of one expert; that of the last product is the first rank's."""
         named: dict[str, Destination] = {}
         for part, (start, stop) in parts.items():
             if (bias := self._new.gate_up_bias(index, start, stop)) is not None:

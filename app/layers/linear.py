@@ -59,9 +59,9 @@ class Linear:
         self._activation = activation
         self._sums = sums and splits_inputs and shares > 1
         self.in_features = in_features // shares if splits_inputs else in_features
-        """Of this rank."""
+        """Input features of this rank."""
         self.out_features = sum(self._parts.values())
-        """Of this rank, all parts together."""
+        """Output features of this rank, all parts together."""
         self._new = placement.new_weight(
             self.out_features,
             self.in_features,

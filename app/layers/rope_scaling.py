@@ -50,7 +50,7 @@ class LongRopeScaling(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     short_factor: tuple[_Positive, ...]
-    """Of each frequency."""
+    """Factor of each frequency."""
     long_factor: tuple[_Positive, ...]
     original_max_position_embeddings: Annotated[int, msgspec.Meta(gt=1, lt=1 << 31)]
     factor: _Positive

@@ -298,7 +298,7 @@ class _Stream:
     delta: Tensor
     """[T, D] what a sublayer makes."""
     buffers: list[Any]
-    """Of the sublayers, one of each layout."""
+    """Buffers of the sublayers, one of each layout."""
     final: Tensor
     """[T, D]"""
     begun: bool = False

@@ -18,7 +18,7 @@ from app.models.gguf_names import LAYER_PARTS, Floats, GGUFPair, GGUFTensor
 from app.models.reading import DecoderFields, Positive
 
 NORM_EPS: Final = 1e-6
-"""Of the norms within attention, whatever the config says of the others."""
+"""Epsilon of the norms within attention, whatever the config says of the others."""
 
 
 class LatentFields(DecoderFields, kw_only=True):
@@ -127,7 +127,7 @@ LATENT_PARTS: Mapping[str, str | GGUFTensor] = {
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
 }
-"""Of layers that attend to latents."""
+"""Names of the tensors of layers that attend to latents."""
 
 
 def _pair_shape(keys: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -143,4 +143,4 @@ def _joined(keys: Floats, values: Floats) -> Floats:
 
 
 LATENT_PAIR: Final = GGUFPair("self_attn.kv_b_proj.weight", "attn_k_b.weight", "attn_v_b.weight", _pair_shape, _joined)
-"""Of newer files: the heads' matrices apart, those of keys transposed."""
+"""Pair of tensors of newer files: the heads' matrices apart, those of keys transposed."""

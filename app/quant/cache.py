@@ -55,7 +55,7 @@ class PackedCache:
             return False
 
     def _identity_of(self, destinations: Mapping[str, Destination]) -> str:
-        """Of these weights: those of a config with other parameters are others."""
+        """Identity of these weights: those of a config with other parameters are others."""
         given = {name: found for name, place in destinations.items() if (found := list(_parameters_of(place)))}
         return _digest((self._identity, given)) if given else self._identity
 

@@ -15,7 +15,7 @@ class Destination(Protocol):
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of the checkpoint's tensor."""
+        """Shape of the checkpoint's tensor."""
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +44,7 @@ class Tee:
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of the checkpoint's tensor."""
+        """Shape of the checkpoint's tensor."""
         return self.parts[0].shape
 
     @property
@@ -186,7 +186,7 @@ class PairsApart(Adapted):
         self._heads, self._width = heads, width
 
     def adapt(self, source: Tensor) -> Tensor:
-        """Of each head first the firsts of its pairs, then the seconds, then what is not rotated."""
+        """Rows of each head: first the firsts of its pairs, then the seconds, then what is not rotated."""
         rows = source.reshape(self._heads, -1, *source.shape[1:])
         turned, rest = rows[:, : self._width], rows[:, self._width :]
         return torch.cat((turned[:, 0::2], turned[:, 1::2], rest), dim=1).flatten(0, 1)

@@ -22,11 +22,11 @@ class Placement:
     """Handed down a model's constructors."""
 
     dtype: torch.dtype
-    """Of activations and norms."""
+    """Dtype of activations and norms."""
     device: torch.device
     format: WeightFormat = WeightFormat.PLAIN
     workspace: SplitKWorkspace | None = None
-    """Of the model that is being built."""
+    """Workspace of the model that is being built."""
     ranks: Ranks = ONE_RANK
     """That share the model; this process holds the share of one."""
     adapter_limits: AdapterLimits | None = None
@@ -69,7 +69,7 @@ class Placement:
 
     @property
     def table_dtype(self) -> torch.dtype:
-        """Of what is floating in every format: the token embedding, which a native kernel widens as it looks up."""
+        """Dtype of what is floating in every format: the token embedding, which a kernel widens as it looks up."""
         return self._storage.table_dtype(self.dtype)
 
     @property

@@ -30,9 +30,9 @@ class CatalogEntry:
     pieces: tuple[WheelFile, ...]
     """What it is joined of, in order."""
     sha256: str
-    """Of the whole file."""
+    """SHA-256 of the whole file, in hexadecimal digits."""
     licence: str
-    """Of the weights, as their packages name it: an SPDX identifier if there is one."""
+    """Licence of the weights, as their packages name it: an SPDX identifier if there is one."""
     licence_file: WheelFile
     """The licence's text."""
 

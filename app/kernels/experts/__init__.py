@@ -56,7 +56,7 @@ class ExpertsScratchLayout:
     inner: int
     hidden_dtype: torch.dtype
     scales: int
-    """Of a slot's hidden; 0 of floating ones."""
+    """Number of scales of a slot's hidden values; 0 where they are floating."""
     products: int
     """Width of the products; 0: there are none."""
     dtype: torch.dtype

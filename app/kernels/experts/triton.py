@@ -314,7 +314,7 @@ class _Projection:
     scale: Tensor | None
     bias: Tensor | None
     gate: Gate | None = None
-    """Of those two."""
+    """Gate of those two."""
 
     def arguments(self, n: int) -> dict[str, Any]:
         """A kernel's, as far as they are pointers and sizes."""

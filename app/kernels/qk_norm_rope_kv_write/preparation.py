@@ -28,7 +28,7 @@ class Preparation:
 
     @property
     def distance(self) -> int:
-        """From an element that is rotated to the one that it is rotated with."""
+        """Distance from an element that is rotated to the one that it is rotated with, in elements."""
         return self.rotary_dim // 2 if self.pair_distance is None else self.pair_distance
 
 

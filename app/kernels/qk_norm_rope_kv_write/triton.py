@@ -147,7 +147,7 @@ def _whole_weight(
 
 @triton.jit
 def _sum_of_squares(x, COUNT: tl.constexpr):
-    """Of elements that every program of a token reads, whichever heads it has."""
+    """Sum of the squares of elements that every program of a token reads, whichever heads it has."""
     SPAN: tl.constexpr = 1024
     total = tl.zeros((SPAN,), tl.float32)
     for start in range(0, COUNT, SPAN):

@@ -25,7 +25,7 @@ from app.models.reading_experts import check_experts, expert_count, read_groups,
 
 V3: Final = "DeepseekV3ForCausalLM"
 LEAST_SUM: Final = 1e-20
-"""Of a token's scores by which V3 divides them: none are divided by 0."""
+"""Least sum of a token's scores, by which V3 divides them: none are divided by 0."""
 _IN_GROUPS: Final = "group_limited_greedy"
 _SAID: Final[Mapping[bool, Mapping[str, tuple[Any, ...]]]] = {
     False: {

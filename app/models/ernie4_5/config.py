@@ -30,7 +30,7 @@ class _Fields(DecoderFields, kw_only=True):
     head_dim: Positive | None = 128
     tie_word_embeddings: bool | None = True
     use_bias: bool | None = False
-    """Of every projection."""
+    """Whether every projection has a bias."""
 
 
 FIELDS_READ: Final = frozenset(_Fields.__struct_fields__) | BESIDE_FIELDS | ROPE_FIELDS

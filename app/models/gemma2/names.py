@@ -11,7 +11,7 @@ from app.models.names import DecoderNames, FamilyNames
 _LAYERS_27B: Final = 46
 """By which llama.cpp knows the one whose attention is scaled by the width a head has of the stream's."""
 _WINDOW, _SCORE_CAP, _LOGIT_CAP = 4096, 50.0, 30.0
-"""Of every published model: files need not say."""
+"""Window and caps of every published model: files need not say."""
 
 
 def _config(reader: GGUFReader) -> dict[str, Any]:

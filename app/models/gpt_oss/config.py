@@ -46,7 +46,7 @@ class _Fields(msgspec.Struct, kw_only=True):
     vocab_size: Positive = 201_088
     hidden_size: Positive = 2880
     intermediate_size: Positive = 2880
-    """Of each expert."""
+    """Width of each expert."""
     num_hidden_layers: NumLayers = 36
     num_attention_heads: Positive = 64
     num_key_value_heads: Positive = 8

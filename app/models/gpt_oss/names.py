@@ -10,7 +10,7 @@ from app.models.gguf_names import EXPERT_PARTS, LAYER_PARTS, MODEL_PARTS, GGUFNa
 from app.models.names import DecoderNames, FamilyNames, StoredParts
 
 _THETA, _WINDOW = 150_000.0, 128
-"""Of both published models: files need not say."""
+"""Rotary base and window of both published models: files need not say."""
 _SOFTMAX_CHOSEN: Final = 3
 """llama.cpp's number for a softmax over the chosen experts."""
 

@@ -37,7 +37,7 @@ _DEFAULT_ROPE: Final = {
     "mscale_all_dim": 1.0,
     _BETA: 0.1,
 }
-"""Of a Ministral 3 whose config has no rotary settings."""
+"""Rotary settings of a Ministral 3 whose config has none."""
 
 
 class _MistralFields(DecoderFields, kw_only=True):
@@ -93,7 +93,7 @@ def _windows(fields: DecoderFields) -> tuple[int | None, ...]:
 
 
 def _query_scale(text: Mapping[str, Any]) -> PositionScale | None:
-    """Of the rotary settings, in whose original context positions count alike."""
+    """Scale of queries by position, of the rotary settings, in whose original context positions count alike."""
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     beta, interval = rope.get(_BETA), rope.get("original_max_position_embeddings")
     if not beta:

@@ -26,7 +26,7 @@ from app.models.reading import (
 _OLMO3 = "Olmo3ForCausalLM"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _PERIOD, _THETA_3 = 4, 5e5
-"""Of an OLMo 3: layers from one that sees all positions to the next, and the base where a config is silent."""
+"""Period and base of an OLMo 3: layers from one that sees all positions to the next; where a config is silent."""
 
 
 class _Fields(DecoderFields, kw_only=True):

@@ -33,7 +33,7 @@ WITH_EXPERTS: Final = ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGenerat
 
 
 class QwenFields(SparseFields, kw_only=True):
-    """Of all, with transformers' defaults."""
+    """Config fields of the whole family, with transformers' defaults."""
 
     linear_num_key_heads: Positive = 16
     linear_num_value_heads: Positive = 32

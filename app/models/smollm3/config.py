@@ -54,7 +54,7 @@ def read(architecture: str, config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _rotated(fields: _Fields) -> Sequence[bool]:
-    """Of each layer whether it rotates: all but every fourth, unless the config says otherwise."""
+    """Whether each layer rotates: all but every fourth, unless the config says otherwise."""
     count, given = fields.num_hidden_layers, fields.no_rope_layers
     if given is None:
         return [(index + 1) % fields.no_rope_layer_interval != 0 for index in range(count)]

@@ -69,7 +69,7 @@ class BlockRows:
 
     @property
     def nbytes(self) -> int:
-        """Of codes and scales, without padding."""
+        """Bytes of codes and scales, without padding."""
         layout = LAYOUTS[self._new.types.get((self._start, self._stop), WHOLE.name)]
         return self.shape[0] * layout.row_bytes(self.shape[1])
 
@@ -112,7 +112,7 @@ class BlockBias:
 
     @property
     def nbytes(self) -> int:
-        """Of fp32 values."""
+        """Bytes of fp32 values."""
         return self.numel() * torch.float32.itemsize
 
     def numel(self) -> int:

@@ -72,7 +72,7 @@ class PackedRows:
 
     @property
     def nbytes(self) -> int:
-        """Of the values and their scales, without padding."""
+        """Bytes of the values and their scales, without padding."""
         scale = 0 if self.weight.scale is None else self.weight.scale.itemsize
         return self.numel() * self.weight.data.itemsize + self.shape[0] * scale
 
@@ -99,7 +99,7 @@ class PackedBias:
 
     @property
     def nbytes(self) -> int:
-        """Of fp32 values."""
+        """Bytes of fp32 values."""
         return self.numel() * torch.float32.itemsize
 
     def numel(self) -> int:

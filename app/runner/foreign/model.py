@@ -42,7 +42,7 @@ class _Way(enum.Enum):
     """Behind what it keeps, one token at a time: some models with recurrent state forget it over more. So a prompt
     waits until its end is there, and is read in one piece, as by transformers' own loop."""
     AGAIN = enum.auto()
-    """From the first token on: it keeps nothing."""
+    """Sequences are computed from the first token on: the model keeps nothing."""
 
 
 @dataclass(slots=True)
