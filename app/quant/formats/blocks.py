@@ -16,13 +16,12 @@ from torch import Tensor
 from app.kernels.backend import Backend
 from app.kernels.blocks.layout import GROUP, LAYOUTS, WHOLE
 from app.kernels.blocks.pack import allocate_blocks, holds, new_block_weight, pack_blocks, pack_rows
-from app.kernels.linear.pack import pack_bias
 from app.kernels.types import ActFormat
 from app.quant.destination import Destination
 from app.quant.experts import ExpertsBias
 from app.quant.formats import WeightFormat
 from app.quant.formats.base import NewExperts, NewTable, NewWeight, Site, Storage
-from app.quant.formats.packed import PACKED_INT8
+from app.quant.formats.packed import PACKED_INT8, PackedBias
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class NewBlockWeight:
 
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes, if there is one."""
-        return None if self.weight.bias is None else BlockBias(self, start, stop)
+        return None if self.weight.bias is None else PackedBias(self.weight, start, stop, self.buffers)
 
     def allocate(self) -> None:
         """Gives the weight its memory: no more types can be declared."""
@@ -97,31 +96,6 @@ class BlockRows:
         """Quantises floating rows, of which no type was declared."""
         self._new.allocate()
         pack_rows(self._new.weight, self._start, source)
-
-    def buffers(self) -> Iterator[Tensor]:
-        """See :class:`app.quant.destination.Kept`."""
-        return self._new.buffers()
-
-
-class BlockBias:
-    """The bias of some rows of a weight in blocks."""
-
-    def __init__(self, new: NewBlockWeight, start: int, stop: int) -> None:
-        self._new, self._start = new, start
-        self.shape = (stop - start,)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of fp32 values."""
-        return self.numel() * torch.float32.itemsize
-
-    def numel(self) -> int:
-        """Elements of the bias."""
-        return self.shape[0]
-
-    def copy_(self, source: Tensor, /) -> None:
-        """Stores the bias in the packed order of rows."""
-        pack_bias(self._new.weight, self._start, source)
 
     def buffers(self) -> Iterator[Tensor]:
         """See :class:`app.quant.destination.Kept`."""

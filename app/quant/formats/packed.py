@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from app.kernels.backend import Backend
 from app.kernels.linear.pack import new_packed_weight, new_packed_weights, pack_bias, pack_rows
-from app.kernels.types import ActFormat, PackedExperts, PackedWeight
+from app.kernels.types import ActFormat, NativeWeight, PackedExperts, PackedWeight
 from app.quant.destination import Destination
 from app.quant.experts import NO_BIAS, ExpertsBias
 from app.quant.formats import WeightFormat
@@ -31,7 +32,7 @@ class NewPackedWeight:
 
     def bias(self, start: int, stop: int) -> Destination | None:
         """Where their bias goes, if there is one."""
-        return None if self.weight.bias is None else PackedBias(self.weight, start, stop)
+        return _bias(self.weight, start, stop)
 
 
 class NewPackedExperts:
@@ -53,13 +54,11 @@ class NewPackedExperts:
 
     def gate_up_bias(self, expert: int, start: int, stop: int) -> Destination | None:
         """Where the bias of those rows of its gate and up projection goes, if there is one."""
-        weight = self.weight.gate_up[expert]
-        return None if weight.bias is None else PackedBias(weight, start, stop)
+        return _bias(self.weight.gate_up[expert], start, stop)
 
     def down_bias(self, expert: int) -> Destination | None:
         """Where the bias of its down projection goes, if there is one."""
-        weight = self.weight.down[expert]
-        return None if weight.bias is None else PackedBias(weight, 0, self.weight.width)
+        return _bias(self.weight.down[expert], 0, self.weight.width)
 
 
 class PackedRows:
@@ -90,10 +89,14 @@ class PackedRows:
 
 
 class PackedBias:
-    """The bias of some rows of a packed weight."""
+    """The bias of some rows of a weight that native kernels read.
 
-    def __init__(self, weight: PackedWeight, start: int, stop: int) -> None:
-        self.weight = weight
+    Args:
+        buffers: gives all buffers of the weight, see :class:`app.quant.destination.Kept`.
+    """
+
+    def __init__(self, weight: NativeWeight, start: int, stop: int, buffers: Callable[[], Iterator[Tensor]]) -> None:
+        self.weight, self.buffers = weight, buffers
         self._start = start
         self.shape = (stop - start,)
 
@@ -110,9 +113,9 @@ class PackedBias:
         """Stores the bias in the packed order of rows."""
         pack_bias(self.weight, self._start, source)
 
-    def buffers(self) -> Iterator[Tensor]:
-        """See :class:`app.quant.destination.Kept`."""
-        return _buffers(self.weight)
+
+def _bias(weight: PackedWeight, start: int, stop: int) -> PackedBias | None:
+    return None if weight.bias is None else PackedBias(weight, start, stop, partial(_buffers, weight))
 
 
 def _buffers(weight: PackedWeight) -> Iterator[Tensor]:
